@@ -1,0 +1,1 @@
+//! Health, the query API and the page.

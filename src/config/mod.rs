@@ -1,0 +1,1 @@
+//! Loads configuration: files, `--set`, environment; strict, with line numbers.

@@ -1,0 +1,1 @@
+//! Forwards the journal to OTLP backends.

@@ -1,0 +1,1 @@
+//! The durable journal between the receiver and the readers.

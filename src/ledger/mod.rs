@@ -1,0 +1,1 @@
+//! Materialises one row per execution in SQL.

@@ -1,0 +1,18 @@
+//! spanledger: a sidecar that receives OTLP, keeps it in a durable journal, and turns the journal into
+//! forwarded traces, Prometheus metrics and SQL rows.
+//!
+//! Every request is validated, written to the journal and only then acknowledged. Three kinds of readers, each with a
+//! position of its own, follow the journal: [`forward`], [`meter`] and [`ledger`].
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod api;
+pub mod config;
+pub mod forward;
+pub mod journal;
+pub mod ledger;
+pub mod listen;
+pub mod meter;
+pub mod otlp;
+pub mod receive;
+pub mod rules;
+pub mod telemetry;

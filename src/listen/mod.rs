@@ -1,0 +1,1 @@
+//! Listeners shared by every server: sockets, TLS, authentication, limits.

@@ -1,0 +1,1 @@
+//! Derived metrics: series store, checkpoint, exposition.

@@ -1,0 +1,1 @@
+//! OTLP on the wire: a borrowing walk over protobuf bytes, JSON, encodings, answers.

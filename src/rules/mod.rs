@@ -1,0 +1,1 @@
+//! The metric catalogue and users' rules, compiled to a matcher.

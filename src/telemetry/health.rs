@@ -1,0 +1,201 @@
+//! Health means progress: a process is alive while the loop of every stage has turned within [`STALLED_AFTER`].
+//!
+//! # Invariants
+//!
+//! * A stage that panics drops its [`Heartbeat`]; a heartbeat dropped before [`Heartbeat::finish`] makes the process
+//!   not alive at once. No stage dies silently.
+//! * Waiting for work and waiting in backoff are turning: a stage beats at least every [`BEAT_EVERY`] while it waits.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A stage whose loop has not turned for this long makes the process not alive.
+pub const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// How often a waiting stage beats.
+pub const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+struct Stage {
+    name: String,
+    last_beat: Instant,
+    ended: Ended,
+    degraded: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Running,
+    Finished,
+    Died,
+}
+
+/// The registry of stages, shared by the stages and the health listener.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    stages: Arc<Mutex<Vec<Stage>>>,
+}
+
+/// What the health listener says of one stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageReport {
+    /// The stage's name: `journal`, `meter`, `ledger`, `otlp`, ...
+    pub name: String,
+    /// Time since the loop last turned.
+    pub age: Duration,
+    /// Whether the stage counts as alive.
+    pub alive: bool,
+    /// Why the stage's destination is degraded, if it is.
+    pub degraded: Option<String>,
+}
+
+impl Health {
+    /// Registers a stage that is alive as of now.
+    pub fn stage(&self, name: impl Into<String>) -> Heartbeat {
+        let mut stages = self.lock();
+        stages.push(Stage { name: name.into(), last_beat: Instant::now(), ended: Ended::Running, degraded: None });
+        Heartbeat { health: self.clone(), index: stages.len() - 1 }
+    }
+
+    /// The state of every stage as of `now`.
+    pub fn report(&self, now: Instant) -> Vec<StageReport> {
+        let report = |stage: &Stage| {
+            let age = now.saturating_duration_since(stage.last_beat);
+            StageReport {
+                name: stage.name.clone(),
+                age,
+                alive: match stage.ended {
+                    Ended::Running => age < STALLED_AFTER,
+                    Ended::Finished => true,
+                    Ended::Died => false,
+                },
+                degraded: stage.degraded.clone(),
+            }
+        };
+        self.lock().iter().map(report).collect()
+    }
+
+    /// Whether every stage is alive as of `now`.
+    pub fn is_alive(&self, now: Instant) -> bool {
+        self.report(now).iter().all(|stage| stage.alive)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Stage>> {
+        // The data stays consistent whatever a panicking holder did: every update is a single assignment.
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, index: usize, change: impl FnOnce(&mut Stage)) {
+        if let Some(stage) = self.lock().get_mut(index) {
+            change(stage);
+        }
+    }
+}
+
+/// Held by a stage; see the module documentation.
+#[derive(Debug)]
+pub struct Heartbeat {
+    health: Health,
+    index: usize,
+}
+
+impl Heartbeat {
+    /// The stage's loop has turned.
+    pub fn beat(&self) {
+        self.health.update(self.index, |stage| stage.last_beat = Instant::now());
+    }
+
+    /// The stage ends as planned (shutdown).
+    pub fn finish(self) {
+        self.health.update(self.index, |stage| stage.ended = Ended::Finished);
+    }
+
+    /// A handle to say that the stage's destination is degraded.
+    pub fn status(&self) -> StageStatus {
+        StageStatus { health: self.health.clone(), index: self.index }
+    }
+
+    /// Waits for `work`, beating meanwhile, so that waiting counts as turning.
+    pub async fn while_waiting<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.beat();
+            if let Ok(output) = tokio::time::timeout(BEAT_EVERY, &mut work).await {
+                self.beat();
+                return output;
+            }
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.health.update(self.index, |stage| {
+            if stage.ended == Ended::Running {
+                stage.ended = Ended::Died;
+            }
+        });
+    }
+}
+
+/// Says whether the destination of a stage (a backend, the database) works. A degraded destination does not make the
+/// process unready: its data waits in the journal.
+#[derive(Debug, Clone)]
+pub struct StageStatus {
+    health: Health,
+    index: usize,
+}
+
+impl StageStatus {
+    /// The destination does not work; `reason` names it and what to do.
+    pub fn set_degraded(&self, reason: impl Into<String>) {
+        let reason = reason.into();
+        self.health.update(self.index, |stage| stage.degraded = Some(reason));
+    }
+
+    /// The destination works.
+    pub fn clear(&self) {
+        self.health.update(self.index, |stage| stage.degraded = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_that_stops_turning_makes_the_process_not_alive_after_thirty_seconds() {
+        let health = Health::default();
+        let heartbeat = health.stage("ledger");
+        let start = Instant::now();
+        assert!(health.is_alive(start + STALLED_AFTER - Duration::from_secs(1)));
+        assert!(!health.is_alive(start + STALLED_AFTER + Duration::from_secs(1)));
+        heartbeat.finish();
+        assert!(health.is_alive(start + STALLED_AFTER * 2));
+    }
+
+    #[test]
+    fn a_stage_that_panics_makes_the_process_not_alive_at_once() {
+        let health = Health::default();
+        let heartbeat = health.stage("meter");
+        let outcome = std::thread::spawn(move || {
+            heartbeat.beat();
+            panic!("a stage that dies");
+        })
+        .join();
+        assert!(outcome.is_err());
+        assert!(!health.is_alive(Instant::now()));
+    }
+
+    #[test]
+    fn a_degraded_destination_is_named_and_does_not_make_the_process_not_alive() {
+        let health = Health::default();
+        let heartbeat = health.stage("exporter otlp");
+        let status = heartbeat.status();
+        status.set_degraded("connection refused");
+        assert!(health.is_alive(Instant::now()));
+        assert_eq!(health.report(Instant::now())[0].degraded.as_deref(), Some("connection refused"));
+        status.clear();
+        assert_eq!(health.report(Instant::now())[0].degraded, None);
+    }
+}

@@ -1,0 +1,8 @@
+//! The program's own metrics, logs and health.
+//!
+//! Own metrics go through the [`metrics`] facade under names that begin with `spanledger_`; rooms keep their handles in
+//! a struct, because the macros hash the labels at every call.
+
+pub mod health;
+
+pub use health::{Health, Heartbeat, StageStatus};
