@@ -53,8 +53,16 @@ impl Health {
     /// Registers a stage that is alive as of now.
     pub fn stage(&self, name: impl Into<String>) -> Heartbeat {
         let mut stages = self.lock();
-        stages.push(Stage { name: name.into(), last_beat: Instant::now(), ended: Ended::Running, degraded: None });
-        Heartbeat { health: self.clone(), index: stages.len() - 1 }
+        stages.push(Stage {
+            name: name.into(),
+            last_beat: Instant::now(),
+            ended: Ended::Running,
+            degraded: None,
+        });
+        Heartbeat {
+            health: self.clone(),
+            index: stages.len() - 1,
+        }
     }
 
     /// The state of every stage as of `now`.
@@ -112,7 +120,10 @@ impl Heartbeat {
 
     /// A handle to say that the stage's destination is degraded.
     pub fn status(&self) -> StageStatus {
-        StageStatus { health: self.health.clone(), index: self.index }
+        StageStatus {
+            health: self.health.clone(),
+            index: self.index,
+        }
     }
 
     /// Waits for `work`, beating meanwhile, so that waiting counts as turning.
@@ -194,7 +205,10 @@ mod tests {
         let status = heartbeat.status();
         status.set_degraded("connection refused");
         assert!(health.is_alive(Instant::now()));
-        assert_eq!(health.report(Instant::now())[0].degraded.as_deref(), Some("connection refused"));
+        assert_eq!(
+            health.report(Instant::now())[0].degraded.as_deref(),
+            Some("connection refused")
+        );
         status.clear();
         assert_eq!(health.report(Instant::now())[0].degraded, None);
     }

@@ -1,0 +1,213 @@
+//! The record of what was read, as an example file, as a reference, as the effective configuration.
+
+use super::section::{KeyRecord, RecordOf};
+use super::yaml::{Node, Value};
+
+/// What stands in place of a secret.
+const REDACTED: &str = "[redacted]";
+
+/// `config.example.yaml`: every key with its default and meaning. Sections named in `commented` are commented out.
+pub fn example(header: &str, records: &[KeyRecord], commented: &[&str]) -> String {
+    let mut out = String::from(header);
+    for record in records {
+        let top = record.path.first().map_or("", String::as_str);
+        let prefix = if commented.contains(&top) { "# " } else { "" };
+        let indent = "  ".repeat(record.path.len().saturating_sub(1));
+        let key = record.path.last().map_or("", String::as_str);
+        if record.path.len() == 1 {
+            out.push('\n');
+        }
+        let (value, note) = match &record.of {
+            RecordOf::Section => (String::new(), record.meaning.to_owned()),
+            RecordOf::Setting { default, .. } => (format!(" {}", quoted_default(default)), record.meaning.to_owned()),
+        };
+        let line = format!("{prefix}{indent}{key}:{}", value.trim_end());
+        if note.is_empty() {
+            out.push_str(&line);
+        } else {
+            out.push_str(&format!("{line:<72} # {note}"));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// A default that YAML would read otherwise than as one value is quoted.
+fn quoted_default(default: &str) -> String {
+    if default.contains("${") {
+        format!("\"{default}\"")
+    } else {
+        default.to_owned()
+    }
+}
+
+/// The table of `docs/configuration.md`.
+pub fn reference(records: &[KeyRecord]) -> String {
+    let mut out = String::new();
+    for record in records {
+        let path = record.path.join(".");
+        match &record.of {
+            RecordOf::Section if record.path.len() == 1 => {
+                out.push_str(&format!("\n## `{path}`\n\n{}\n\n", record.meaning));
+                out.push_str("| key | kind | default | meaning |\n|---|---|---|---|\n");
+            }
+            RecordOf::Section => {}
+            RecordOf::Setting { kind, default, .. } => {
+                if record.path.len() == 1 {
+                    out.push_str(&format!("\n## `{path}`\n\n"));
+                    out.push_str("| key | kind | default | meaning |\n|---|---|---|---|\n");
+                }
+                let default = if default.is_empty() {
+                    String::new()
+                } else {
+                    format!("`{default}`")
+                };
+                out.push_str(&format!("| `{path}` | {kind} | {default} | {} |\n", record.meaning));
+            }
+        }
+    }
+    out
+}
+
+/// The effective configuration as YAML, secrets redacted.
+pub fn effective(records: &[KeyRecord]) -> String {
+    let mut out = String::new();
+    for record in records {
+        let indent = "  ".repeat(record.path.len().saturating_sub(1));
+        let key = key_text(record.path.last().map_or("", String::as_str));
+        match &record.of {
+            RecordOf::Section => {
+                let empty = !records
+                    .iter()
+                    .any(|other| other.path.len() > record.path.len() && other.path.starts_with(&record.path));
+                out.push_str(&format!("{indent}{key}:{}\n", if empty { " {}" } else { "" }));
+            }
+            RecordOf::Setting { value, secret, .. } => {
+                let value = if *secret { redacted(value) } else { value.clone() };
+                out.push_str(&format!("{indent}{key}: {}\n", inline(&value)));
+            }
+        }
+    }
+    out
+}
+
+/// Hides every text below `node`, keeping the shape and the keys.
+fn redacted(node: &Node) -> Node {
+    let value = match &node.value {
+        Value::Null => Value::Null,
+        Value::Scalar { text, .. } if text.is_empty() => node.value.clone(),
+        Value::Scalar { text, .. } => Value::Scalar {
+            text: without_credentials(text),
+            quoted: true,
+        },
+        Value::Sequence(items) => Value::Sequence(items.iter().map(redacted).collect()),
+        Value::Mapping(entries) => {
+            let hide = |entry: &super::yaml::Entry| super::yaml::Entry {
+                value: redacted(&entry.value),
+                ..entry.clone()
+            };
+            Value::Mapping(entries.iter().map(hide).collect())
+        }
+    };
+    Node {
+        value,
+        at: node.at.clone(),
+    }
+}
+
+/// Of a URL only the user and password are a secret.
+fn without_credentials(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return if text.starts_with("sqlite:") {
+            text.to_owned()
+        } else {
+            REDACTED.to_owned()
+        };
+    };
+    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(authority_end);
+    // A query may hold a password too (`?password=`, `?sslpassword=`).
+    let path = if path.to_ascii_lowercase().contains("password") {
+        REDACTED
+    } else {
+        path
+    };
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:{REDACTED}@{host}{path}")
+        }
+        None => format!("{scheme}://{authority}{path}"),
+    }
+}
+
+fn inline(node: &Node) -> String {
+    match &node.value {
+        Value::Null => String::new(),
+        Value::Scalar { text, quoted } => scalar_text(text, *quoted),
+        Value::Sequence(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+        Value::Mapping(entries) => {
+            let pair = |entry: &super::yaml::Entry| format!("{}: {}", key_text(&entry.key), inline(&entry.value));
+            format!("{{{}}}", entries.iter().map(pair).collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn key_text(key: &str) -> String {
+    let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+    if plain { key.to_owned() } else { json_text(key) }
+}
+
+fn scalar_text(text: &str, quoted: bool) -> String {
+    let plain = !quoted
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c))
+        && !text.is_empty()
+        && !text.starts_with('-');
+    if plain {
+        text.to_owned()
+    } else {
+        json_text(&text.replace('$', "$$"))
+    }
+}
+
+/// A JSON string is a YAML double-quoted scalar.
+fn json_text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_url_the_password_is_hidden_and_of_anything_else_all() {
+        assert_eq!(
+            without_credentials("postgres://u:p@h:5432/d"),
+            "postgres://u:[redacted]@h:5432/d"
+        );
+        assert_eq!(
+            without_credentials("postgres://u:p@ss@h/d"),
+            "postgres://u:[redacted]@h/d"
+        );
+        assert_eq!(
+            without_credentials("postgres://h/d?password=x"),
+            "postgres://h[redacted]"
+        );
+        assert_eq!(without_credentials("sqlite:./x.db"), "sqlite:./x.db");
+        assert_eq!(without_credentials("token"), REDACTED);
+    }
+
+    #[test]
+    fn a_printed_text_reads_back_as_the_same_text() {
+        for text in ["plain", "with: colon", "a\"b\\c", "$5", "line\nbreak", "- dash", ""] {
+            let printed = format!("key: {}", scalar_text(text, false));
+            let node = super::super::yaml::parse("p", &printed).unwrap();
+            let environment = super::super::expand::tests::Fixed(&[]);
+            let node = super::super::expand::expand(node, &environment, &mut Default::default()).unwrap();
+            let Value::Scalar { text: back, .. } = &node.get("key").unwrap().value else {
+                panic!("{printed}")
+            };
+            assert_eq!(back, text);
+        }
+    }
+}
