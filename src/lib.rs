@@ -6,7 +6,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod forward;
 pub mod journal;
 pub mod ledger;

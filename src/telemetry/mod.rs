@@ -4,5 +4,9 @@
 //! a struct, because the macros hash the labels at every call.
 
 pub mod health;
+pub mod logs;
+pub mod own;
 
 pub use health::{Health, Heartbeat, StageStatus};
+pub use logs::{LogControl, LogFormat, LogOptions};
+pub use own::OwnMetrics;
