@@ -1,0 +1,323 @@
+//! One connection: what it is doing, and when it has to end.
+//!
+//! hyper's own header time-out also runs between requests, so it cannot tell a slow attacker from an exporter that
+//! sends once a minute over a kept connection. Here the stream itself notes when bytes arrive and when a write is not
+//! taken, requests note when they begin and end, and one timer per connection judges from that. A request costs two
+//! clock readings and no timer.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Limits;
+
+/// How long a peer may take to close after it was told to.
+const CLOSING_GRACE: Duration = Duration::from_secs(5);
+
+/// The first bytes of an HTTP/2 connection.
+const HTTP2_PREFACE: &[u8] = b"PRI ";
+
+/// What a connection is doing. Times are milliseconds since it began; 0 means never.
+pub(super) struct Activity {
+    began: Instant,
+    /// Cancelled to have the connection closed when its begun requests are answered.
+    pub(super) close: CancellationToken,
+    in_flight: AtomicUsize,
+    /// When the last request ended, or the connection began.
+    quiet_since: AtomicU64,
+    /// When the first byte since then arrived.
+    heard_at: AtomicU64,
+    /// Since when the peer has not taken what is written to it.
+    write_stalled_at: AtomicU64,
+    http2: AtomicBool,
+}
+
+/// Counts one request as in flight while it lives.
+pub(super) struct InFlight(Arc<Activity>);
+
+/// What is to be done with a connection now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing; judge again after this time.
+    Leave(Duration),
+    /// It was idle for long: say goodbye.
+    Close,
+    /// The peer misbehaves: cut.
+    Cut,
+}
+
+impl Activity {
+    pub(super) fn new(close: CancellationToken) -> Arc<Activity> {
+        Arc::new(Activity {
+            began: Instant::now(),
+            close,
+            in_flight: AtomicUsize::new(0),
+            quiet_since: AtomicU64::new(0),
+            heard_at: AtomicU64::new(0),
+            write_stalled_at: AtomicU64::new(0),
+            http2: AtomicBool::new(false),
+        })
+    }
+
+    /// A request has begun.
+    pub(super) fn begin(self: &Arc<Activity>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
+    }
+
+    /// Since when no request is in flight, for the choice of a connection to close; `None` while one is.
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
+        let since = Duration::from_millis(self.quiet_since.load(Ordering::Relaxed));
+        (!self.is_busy()).then(|| self.began + since)
+    }
+
+    pub(super) fn judge(&self, limits: &Limits) -> Verdict {
+        self.judge_at(self.now(), limits)
+    }
+
+    fn judge_at(&self, now: u64, limits: &Limits) -> Verdict {
+        let passed = |since: u64| Duration::from_millis(now.saturating_sub(since));
+        let write_stalled_at = self.write_stalled_at.load(Ordering::Relaxed);
+        if write_stalled_at != 0 && passed(write_stalled_at) >= limits.write_timeout {
+            return Verdict::Cut;
+        }
+        if self.is_busy() {
+            return Verdict::Leave(limits.header_timeout.min(limits.write_timeout));
+        }
+        let http2 = self.http2.load(Ordering::Relaxed);
+        let quiet_since = self.quiet_since.load(Ordering::Relaxed);
+        let heard_at = self.heard_at.load(Ordering::Relaxed);
+        // Over HTTP/2, bytes without a request are pings and window updates; a partial head is bounded by its size.
+        let head_began = if heard_at != 0 && !http2 {
+            Some(heard_at)
+        } else if quiet_since == 0 && heard_at == 0 {
+            Some(0)
+        } else {
+            None
+        };
+        if head_began.is_some_and(|began| passed(began) >= limits.header_timeout) {
+            return Verdict::Cut;
+        }
+        let idle = passed(quiet_since);
+        if idle >= limits.idle_timeout {
+            return Verdict::Close;
+        }
+        Verdict::Leave(
+            (limits.idle_timeout - idle)
+                .min(limits.header_timeout)
+                .max(Duration::from_millis(1)),
+        )
+    }
+
+    /// Milliseconds since the beginning, never 0.
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64 + 1
+    }
+
+    fn heard(&self, bytes: &[u8]) {
+        if self.heard_at.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        if self.quiet_since.load(Ordering::Relaxed) == 0 && bytes.starts_with(HTTP2_PREFACE) {
+            self.http2.store(true, Ordering::Relaxed);
+        }
+        self.heard_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn wrote(&self, taken: bool) {
+        let stalled = self.write_stalled_at.load(Ordering::Relaxed) != 0;
+        if taken == stalled {
+            self.write_stalled_at
+                .store(if taken { 0 } else { self.now() }, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let activity = &self.0;
+        if activity.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            activity.heard_at.store(0, Ordering::Relaxed);
+            activity.quiet_since.store(activity.now(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A stream that notes in its connection's [`Activity`] what happens on it.
+pub(super) struct Watched<T> {
+    stream: T,
+    activity: Arc<Activity>,
+}
+
+impl<T> Watched<T> {
+    pub(super) fn new(stream: T, activity: Arc<Activity>) -> Watched<T> {
+        Watched { stream, activity }
+    }
+
+    fn note_write<R>(&self, written: Poll<R>) -> Poll<R> {
+        self.activity.wrote(written.is_ready());
+        written
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if polled.is_ready() && buffer.filled().len() > before {
+            self.activity.heard(&buffer.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_write(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note_write(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.note_write(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Drives a connection to its end: its own, or (`None`) the one that its [`Activity`] and `limits` demand.
+/// `close` has it begin no further request and end when the begun ones are answered.
+pub(super) async fn drive<C: Future>(
+    connection: C,
+    close: impl Fn(Pin<&mut C>),
+    activity: &Activity,
+    limits: &Limits,
+) -> Option<C::Output> {
+    let mut connection = std::pin::pin!(connection);
+    let mut timer = std::pin::pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            outcome = connection.as_mut() => return Some(outcome),
+            () = activity.close.cancelled(), if !closing => {
+                closing = true;
+                close(connection.as_mut());
+                timer.as_mut().reset(Instant::now() + CLOSING_GRACE);
+            }
+            () = timer.as_mut() => match activity.judge(limits) {
+                Verdict::Cut => return None,
+                // The peer was told to close and has nothing in flight.
+                _ if closing && !activity.is_busy() => return None,
+                Verdict::Close => activity.close.cancel(),
+                Verdict::Leave(pause) => timer.as_mut().reset(Instant::now() + pause),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1000;
+
+    fn activity() -> Arc<Activity> {
+        Activity::new(CancellationToken::new())
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(600),
+            write_timeout: Duration::from_secs(30),
+            ..Limits::default()
+        }
+    }
+
+    fn verdict(activity: &Activity, second: u64) -> Verdict {
+        activity.judge_at(second * SECOND, &limits())
+    }
+
+    #[test]
+    fn a_connection_that_never_says_anything_is_cut_after_the_header_timeout() {
+        let activity = activity();
+        assert!(matches!(verdict(&activity, 9), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 10), Verdict::Cut);
+    }
+
+    #[test]
+    fn a_head_that_does_not_end_is_cut_counted_from_its_own_first_byte() {
+        let activity = activity();
+        drop(activity.begin());
+        assert!(matches!(verdict(&activity, 300), Verdict::Leave(_)));
+        activity.heard_at.store(300 * SECOND, Ordering::Relaxed);
+        assert!(matches!(verdict(&activity, 309), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 310), Verdict::Cut);
+    }
+
+    #[test]
+    fn a_kept_connection_without_requests_is_closed_after_the_idle_timeout_not_the_header_timeout() {
+        let activity = activity();
+        activity.heard(b"POST /v1/traces HTTP/1.1\r\n");
+        drop(activity.begin());
+        assert!(matches!(verdict(&activity, 599), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 601), Verdict::Close);
+    }
+
+    #[test]
+    fn an_http2_connection_may_be_idle_from_its_beginning_and_pings_do_not_count_as_heads() {
+        let activity = activity();
+        activity.heard(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        assert!(matches!(verdict(&activity, 300), Verdict::Leave(_)));
+        drop(activity.begin());
+        activity.heard(b"a ping");
+        assert!(matches!(verdict(&activity, 300), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 601), Verdict::Close);
+    }
+
+    #[test]
+    fn a_busy_connection_is_left_alone_unless_its_peer_does_not_read() {
+        let activity = activity();
+        let request = activity.begin();
+        assert!(matches!(verdict(&activity, 10_000), Verdict::Leave(_)));
+        assert_eq!(activity.quiet_since(), None);
+        activity.wrote(false);
+        assert!(matches!(verdict(&activity, 29), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 31), Verdict::Cut);
+        activity.wrote(true);
+        assert!(matches!(verdict(&activity, 31), Verdict::Leave(_)));
+        drop(request);
+        assert!(activity.quiet_since().is_some());
+    }
+}

@@ -1,0 +1,335 @@
+//! The accept loop: connections in, connections out, drain.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use metrics::{Counter, Gauge};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Activity, Watched, drive};
+use super::socket::Stream;
+use super::{Auth, Body, Limits, Listener, Refuse};
+
+/// How often the certificate files are looked at.
+const LOOK_AT_CERTIFICATES_EVERY: Duration = Duration::from_secs(10);
+
+/// The pause after an accept that failed for want of resources.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a lasting shortage is logged.
+const LOG_SHORTAGE_EVERY: Duration = Duration::from_secs(10);
+
+/// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what a
+/// connection can make us hold before the service reads it.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Streams that a peer may open and reset again before it is cut off (rapid reset).
+const MAX_RESET_STREAMS: usize = 64;
+
+pub(super) async fn serve<S, F, B>(listener: Listener, service: Arc<S>, shutdown: CancellationToken)
+where
+    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Into<Body> + 'static,
+{
+    let Listener {
+        name,
+        socket,
+        address: _,
+        tls,
+        auth,
+        limits,
+        refuse,
+    } = listener;
+    let server = Arc::new(Server {
+        service,
+        http: http_builder(&limits),
+        keep_alive: keep_alive_hint(limits.idle_timeout),
+        auth,
+        refuse,
+        meters: Meters::new(name),
+        open: Open::default(),
+        limits,
+    });
+    let reloader = tls.as_ref().map(super::Tls::reloader);
+    let mut certificates = tokio::time::interval(LOOK_AT_CERTIFICATES_EVERY);
+    certificates.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut shortage_logged: Option<Instant> = None;
+    let mut connections = JoinSet::new();
+
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = socket.accept() => match accepted {
+                Ok(stream) => {
+                    if let Some(place) = server.open.place(&server, &shutdown) {
+                        let acceptor = tls.as_ref().map(super::Tls::acceptor);
+                        connections.spawn(server.clone().connection(stream, acceptor, place));
+                    }
+                }
+                Err(error) if concerns_one_connection(&error) => {
+                    tracing::debug!(listener = name, %error, "a connection ended before it was accepted");
+                }
+                Err(error) => {
+                    // Out of file descriptors or memory: make room, and do not spin on a socket that stays readable.
+                    server.meters.shortages.increment(1);
+                    server.open.close_longest_idle();
+                    if shortage_logged.is_none_or(|at| at.elapsed() >= LOG_SHORTAGE_EVERY) {
+                        shortage_logged = Some(Instant::now());
+                        tracing::warn!(listener = name, %error, "cannot accept connections; raise the limit of open files");
+                    }
+                    tokio::time::sleep(SHORTAGE_PAUSE).await;
+                }
+            },
+            _ = certificates.tick(), if reloader.is_some() => {
+                if let Some(reloader) = &reloader {
+                    reloader.reload_if_changed();
+                }
+            }
+        }
+    }
+
+    // Connections listen to children of the shutdown token: they are closing already.
+    drop(socket);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(server.limits.drain_timeout, drained)
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            listener = name,
+            connections = connections.len(),
+            "requests not answered in time are cut off"
+        );
+        connections.shutdown().await;
+    }
+}
+
+struct Server<S> {
+    service: Arc<S>,
+    http: auto::Builder<TokioExecutor>,
+    keep_alive: HeaderValue,
+    auth: Auth,
+    refuse: Refuse,
+    limits: Limits,
+    meters: Meters,
+    open: Open,
+}
+
+impl<S, F, B> Server<S>
+where
+    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Into<Body> + 'static,
+{
+    async fn connection(self: Arc<Self>, stream: Stream, tls: Option<tokio_rustls::TlsAcceptor>, place: Place<S>) {
+        let stream = match tls {
+            None => stream,
+            Some(acceptor) => {
+                let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream));
+                match handshake.await {
+                    Ok(Ok(stream)) => Stream::Tls(Box::new(stream)),
+                    Ok(Err(error)) => {
+                        self.meters.failed_handshakes.increment(1);
+                        tracing::debug!(listener = self.meters.name, %error, "TLS handshake failed");
+                        return;
+                    }
+                    Err(_) => {
+                        self.meters.failed_handshakes.increment(1);
+                        return;
+                    }
+                }
+            }
+        };
+        let activity = &place.activity;
+        let io = TokioIo::new(Watched::new(stream, activity.clone()));
+        let service = service_fn(|request| self.answer(request, activity));
+        let connection = self.http.serve_connection(io, service);
+        let outcome = drive(connection, |it| it.graceful_shutdown(), activity, &self.limits).await;
+        match outcome {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::debug!(listener = self.meters.name, %error, "connection failed"),
+            None => self.meters.cut.increment(1),
+        }
+    }
+
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        activity: &Arc<Activity>,
+    ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<S, F, B> {
+        let in_flight = activity.begin();
+        let keep_alive = (request.version() == Version::HTTP_11).then(|| self.keep_alive.clone());
+        let answer = match self.auth.admit(&request) {
+            Ok(caller) => {
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
+                }
+                Ok((self.service)(request))
+            }
+            Err(refusal) => {
+                self.meters.unauthorized.increment(1);
+                Err((self.refuse)(&request, &refusal))
+            }
+        };
+        async move {
+            let (mut head, body) = match answer {
+                Ok(answer) => {
+                    let (head, body) = answer.await.into_parts();
+                    (head, body.into())
+                }
+                Err(refusal) => refusal.into_parts(),
+            };
+            if let Some(keep_alive) = keep_alive {
+                head.headers.insert("keep-alive", keep_alive);
+            }
+            Ok(Response::from_parts(head, body.holding(in_flight)))
+        }
+    }
+}
+
+fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // No header time-out of hyper's own: it would also run between requests. `Activity` does better.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(limits.max_headers);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(limits.max_header_bytes)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(MAX_RESET_STREAMS);
+    builder
+}
+
+fn keep_alive_hint(idle_timeout: Duration) -> HeaderValue {
+    HeaderValue::try_from(format!("timeout={}", idle_timeout.as_secs().max(1)))
+        .unwrap_or_else(|_| HeaderValue::from_static("timeout=1"))
+}
+
+/// Whether accept failed because of the connection that was to be accepted, so that the next one may well succeed.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, InvalidInput, NotConnected,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | InvalidInput | NotConnected
+    )
+}
+
+/// The open connections.
+#[derive(Default)]
+struct Open {
+    connections: Mutex<HashMap<u64, Arc<Activity>>>,
+    next: AtomicU64,
+}
+
+impl Open {
+    /// A place for one more connection. When all are taken, the connection that was idle longest is closed for it;
+    /// when none is idle there is no place.
+    fn place<S>(&self, server: &Arc<Server<S>>, shutdown: &CancellationToken) -> Option<Place<S>> {
+        if self.lock().len() >= server.limits.max_connections && !self.close_longest_idle() {
+            server.meters.refused.increment(1);
+            return None;
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let activity = Activity::new(shutdown.child_token());
+        self.lock().insert(id, activity.clone());
+        server.meters.accepted.increment(1);
+        server.meters.open.increment(1.0);
+        Some(Place {
+            server: server.clone(),
+            id,
+            activity,
+        })
+    }
+
+    fn close_longest_idle(&self) -> bool {
+        let mut connections = self.lock();
+        let longest = connections
+            .iter()
+            .filter_map(|(id, activity)| Some((*id, activity.quiet_since()?)))
+            .min_by_key(|&(_, since)| since);
+        let activity = longest.and_then(|(id, _)| connections.remove(&id));
+        drop(connections);
+        activity.inspect(|activity| activity.close.cancel()).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Activity>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one open connection, given back when dropped.
+struct Place<S> {
+    server: Arc<Server<S>>,
+    id: u64,
+    activity: Arc<Activity>,
+}
+
+impl<S> Drop for Place<S> {
+    fn drop(&mut self) {
+        self.server.open.lock().remove(&self.id);
+        self.server.meters.open.decrement(1.0);
+    }
+}
+
+struct Meters {
+    name: &'static str,
+    open: Gauge,
+    accepted: Counter,
+    refused: Counter,
+    cut: Counter,
+    shortages: Counter,
+    failed_handshakes: Counter,
+    unauthorized: Counter,
+}
+
+impl Meters {
+    fn new(name: &'static str) -> Meters {
+        metrics::describe_gauge!("spanledger_listener_connections", "Open connections.");
+        metrics::describe_counter!(
+            "spanledger_listener_connections_accepted_total",
+            "Connections accepted."
+        );
+        metrics::describe_counter!(
+            "spanledger_listener_connections_failed_total",
+            "Connections that were not served to their end, by reason."
+        );
+        metrics::describe_counter!(
+            "spanledger_listener_unauthorized_total",
+            "Requests without valid credentials."
+        );
+        let failed = |reason: &'static str| metrics::counter!("spanledger_listener_connections_failed_total", "listener" => name, "reason" => reason);
+        Meters {
+            name,
+            open: metrics::gauge!("spanledger_listener_connections", "listener" => name),
+            accepted: metrics::counter!("spanledger_listener_connections_accepted_total", "listener" => name),
+            refused: failed("too_many"),
+            cut: failed("timeout"),
+            shortages: failed("shortage"),
+            failed_handshakes: failed("tls_handshake"),
+            unauthorized: metrics::counter!("spanledger_listener_unauthorized_total", "listener" => name),
+        }
+    }
+}
