@@ -1,0 +1,271 @@
+//! Content encodings, undone within a limit and applied.
+//!
+//! Invariants:
+//! * What comes out is never larger than the limit, and memory grows with what really comes out, not with what a header
+//!   promises: a bomb costs what the limit allows and no more.
+//! * A body is one stream from its first to its last byte. gzip members and zstd frames may follow one another; anything
+//!   else behind the end is an error, since it would be lost silently.
+
+use std::cell::RefCell;
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
+
+use super::Encoding;
+
+/// Why a body could not be decompressed.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// It is larger than allowed. Raise the receiver's size limit if it should not be.
+    #[error("the body is larger than {limit} bytes (max_recv_msg_size_mib, max_request_body_size)")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// It is not what its content encoding says.
+    #[error("the body is not valid {encoding}: {reason}")]
+    Broken {
+        /// The encoding that was announced.
+        encoding: Encoding,
+        /// What the decoder said.
+        reason: String,
+    },
+}
+
+/// Undoes `encoding`. At most `limit` bytes come out; identity is passed on without a copy.
+pub fn decompress(encoding: Encoding, body: &Bytes, limit: usize) -> Result<Bytes, DecodeError> {
+    let decoded = match encoding {
+        Encoding::Identity if body.len() <= limit => return Ok(body.clone()),
+        Encoding::Identity => Err(Failure::TooLarge),
+        Encoding::Gzip => gunzip(body, limit),
+        Encoding::Deflate => inflate(body, limit),
+        Encoding::Zstd => unzstd(body, limit),
+    };
+    match decoded {
+        Ok(decoded) => Ok(Bytes::from(decoded)),
+        Err(Failure::TooLarge) => Err(DecodeError::TooLarge { limit }),
+        Err(Failure::Broken(reason)) => Err(DecodeError::Broken { encoding, reason }),
+    }
+}
+
+/// Applies `encoding`, at the fast end of its levels: the link to the next hop is seldom slower than our processor.
+pub fn compress(encoding: Encoding, body: &[u8]) -> Bytes {
+    let compressed = match encoding {
+        Encoding::Identity => return Bytes::copy_from_slice(body),
+        Encoding::Gzip => read_all(
+            flate2::read::GzEncoder::new(body, flate2::Compression::fast()),
+            body.len() / 4,
+        ),
+        Encoding::Deflate => read_all(
+            flate2::read::ZlibEncoder::new(body, flate2::Compression::fast()),
+            body.len() / 4,
+        ),
+        Encoding::Zstd => zstd::bulk::compress(body, 1),
+    };
+    // Compressing memory into memory has no way to fail.
+    Bytes::from(compressed.unwrap_or_default())
+}
+
+fn read_all(mut from: impl Read, guess: usize) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(guess);
+    from.read_to_end(&mut out)?;
+    Ok(out)
+}
+
+enum Failure {
+    TooLarge,
+    Broken(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Broken(error.to_string())
+    }
+}
+
+/// Room for the first part of the output: telemetry shrinks to a fifth or less. More is added as it is needed.
+fn first_room(body: &[u8], limit: usize) -> usize {
+    body.len().saturating_mul(6).clamp(256, limit.max(256))
+}
+
+fn read_within(from: &mut impl Read, body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut out = Vec::with_capacity(first_room(body, limit));
+    from.take(limit as u64 + 1).read_to_end(&mut out)?;
+    if out.len() > limit {
+        Err(Failure::TooLarge)
+    } else {
+        Ok(out)
+    }
+}
+
+fn gunzip(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    if body.is_empty() {
+        return Err(Failure::Broken("it is empty".into()));
+    }
+    read_within(&mut flate2::bufread::MultiGzDecoder::new(body), body, limit)
+}
+
+fn inflate(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut decoder = flate2::bufread::ZlibDecoder::new(body);
+    let out = read_within(&mut decoder, body, limit)?;
+    if decoder.total_in() < body.len() as u64 {
+        return Err(Failure::Broken("bytes follow its end".into()));
+    }
+    Ok(out)
+}
+
+/// The window that every zstd decoder has to support (RFC 8878, section 3.1.1.1.2).
+const SMALLEST_WINDOW_LOG: u32 = 23;
+/// A context that has grown beyond this is not kept for the next body.
+const LARGEST_KEPT_CONTEXT: usize = 1 << 20;
+
+thread_local! {
+    /// Setting up a context costs more than decoding a small body.
+    static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
+
+fn unzstd(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    if body.is_empty() {
+        return Err(Failure::Broken("it is empty".into()));
+    }
+    let mut context = match ZSTD.take() {
+        Some(context) => context,
+        None => DCtx::try_create().ok_or_else(|| Failure::Broken("no memory for a decoder".into()))?,
+    };
+    let decoded = unzstd_with(&mut context, body, limit);
+    if context.sizeof() <= LARGEST_KEPT_CONTEXT {
+        ZSTD.set(Some(context));
+    }
+    decoded
+}
+
+fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    let broken = |code| Failure::Broken(zstd_safe::get_error_name(code).to_owned());
+    let window_log = limit.max(1).next_power_of_two().ilog2().clamp(SMALLEST_WINDOW_LOG, 30);
+    context
+        .reset(zstd_safe::ResetDirective::SessionAndParameters)
+        .map_err(broken)?;
+    context
+        .set_parameter(DParameter::WindowLogMax(window_log))
+        .map_err(broken)?;
+
+    let mut out = Vec::with_capacity(first_room(body, limit));
+    let mut input = InBuffer::around(body);
+    loop {
+        let written = out.len();
+        let mut output = OutBuffer::around_pos(&mut out, written);
+        let expected = context.decompress_stream(&mut output, &mut input).map_err(broken)?;
+        let frame_is_done = expected == 0;
+        if out.len() > limit {
+            return Err(Failure::TooLarge);
+        }
+        match input.pos() == body.len() {
+            true if frame_is_done => return Ok(out),
+            true if out.len() < out.capacity() => return Err(Failure::Broken("it ends inside a frame".into())),
+            _ if out.len() == out.capacity() => {
+                // One byte more than allowed is enough to know that there is too much.
+                let room = out.capacity().clamp(1, (limit + 1).saturating_sub(out.len()).max(1));
+                out.reserve_exact(room);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPRESSED: [Encoding; 3] = [Encoding::Gzip, Encoding::Zstd, Encoding::Deflate];
+
+    fn text(length: usize) -> Vec<u8> {
+        (0..length)
+            .map(|index| b"the same words over and over, "[index % 30] ^ (index / 4000) as u8)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_compressed_comes_back_whatever_its_size() {
+        for encoding in Encoding::ALL {
+            for length in [0, 1, 300, 65_536, 1_000_000] {
+                let body = text(length);
+                let packed = compress(encoding, &body);
+                assert_eq!(
+                    decompress(encoding, &packed, length).unwrap(),
+                    body,
+                    "{encoding} {length}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn one_byte_over_the_limit_is_too_large() {
+        for encoding in Encoding::ALL {
+            for length in [1, 300, 65_536, 1_000_000] {
+                let packed = compress(encoding, &text(length));
+                let refused = decompress(encoding, &packed, length - 1);
+                assert!(
+                    matches!(refused, Err(DecodeError::TooLarge { .. })),
+                    "{encoding} {length}: {refused:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        for encoding in COMPRESSED {
+            let bomb = compress(encoding, &vec![0; 64 << 20]);
+            assert!(bomb.len() < 1 << 20);
+            assert!(matches!(
+                decompress(encoding, &bomb, 1 << 20),
+                Err(DecodeError::TooLarge { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn members_and_frames_in_a_row_are_one_body() {
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let parts = [
+                compress(encoding, b"one "),
+                compress(encoding, b""),
+                compress(encoding, b"body"),
+            ]
+            .concat();
+            assert_eq!(decompress(encoding, &parts.into(), 100).unwrap(), "one body");
+        }
+    }
+
+    #[test]
+    fn an_empty_body_a_cut_body_and_bytes_behind_the_end_are_broken() {
+        for encoding in COMPRESSED {
+            let whole = compress(encoding, &text(5000));
+            for end in [0, 1, whole.len() / 2, whole.len() - 1] {
+                let refused = decompress(encoding, &whole.slice(..end), 1 << 20);
+                assert!(
+                    matches!(refused, Err(DecodeError::Broken { .. })),
+                    "{encoding} cut at {end}: {refused:?}"
+                );
+            }
+            let longer = [&whole[..], b"garbage"].concat().into();
+            let refused = decompress(encoding, &longer, 1 << 20);
+            assert!(
+                matches!(refused, Err(DecodeError::Broken { .. })),
+                "{encoding}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_body_does_not_harm_the_next_one() {
+        let good = compress(Encoding::Zstd, b"good");
+        for _ in 0..3 {
+            assert!(decompress(Encoding::Zstd, &Bytes::from_static(b"no frame at all"), 100).is_err());
+            assert!(decompress(Encoding::Zstd, &good.slice(..good.len() - 1), 100).is_err());
+            assert_eq!(decompress(Encoding::Zstd, &good, 100).unwrap(), "good");
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The walk over an `ExportTraceServiceRequest` (opentelemetry-proto `collector/trace/v1`, `trace/v1`).
+//!
+//! [`TraceRequest::parse`] checks everything once; after that the request is bytes, and iterating costs no allocation
+//! and cannot fail. [`ResourceSpans`] and [`ScopeSpans`] are views whose getters look through the message each time, as
+//! their fields may come before or after the (large) repeated ones: ask once per message, not once per span.
+//! [`Span`] is decoded in a single pass that steps over attributes, events and links.
+
+use bytes::Bytes;
+
+use super::check::{self, Malformed};
+use super::value::{Attributes, Fields, Text};
+use super::wire::{self, Broken, Cursor, MAX_DEPTH};
+
+/// A checked trace request: the bytes as they were received.
+#[derive(Clone, Debug)]
+pub struct TraceRequest(Bytes);
+
+/// What [`TraceRequest::parse`] found.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The request, without the rejected spans. The very bytes that were received if none was rejected.
+    pub request: TraceRequest,
+    /// How many spans it has.
+    pub spans: u32,
+    /// How many spans were cut out, because their trace id or span id is all zero or has the wrong length.
+    pub rejected: u32,
+}
+
+impl TraceRequest {
+    /// Checks everything once: structure, nesting, UTF-8 of every string. Spans with an invalid trace id or span id are
+    /// cut out; all other bytes stay as they are, fields unknown to us included.
+    pub fn parse(body: Bytes) -> Result<Checked, Malformed> {
+        let found = check::trace_request(&body)?;
+        let request = match found.rejected {
+            0 => TraceRequest(body),
+            _ => TraceRequest(without_rejected(&body)),
+        };
+        Ok(Checked {
+            request,
+            spans: found.items - found.rejected,
+            rejected: found.rejected,
+        })
+    }
+
+    /// Bytes that were checked before, and protected since.
+    pub const fn trusted(body: Bytes) -> TraceRequest {
+        TraceRequest(body)
+    }
+
+    /// The protobuf bytes.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The resources of the request.
+    pub fn resource_spans(&self) -> ResourceSpansIter<'_> {
+        ResourceSpansIter(Fields::direct(&self.0, 1))
+    }
+
+    /// Counts the spans, without decoding them.
+    pub fn span_count(&self) -> usize {
+        self.resource_spans()
+            .flat_map(|resource| resource.scope_spans())
+            .map(|scope| scope.span_count())
+            .sum()
+    }
+}
+
+macro_rules! message_iterator {
+    ($(#[$doc:meta])* $name:ident yields $item:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub struct $name<'a>(Fields<'a>);
+
+        impl<'a> Iterator for $name<'a> {
+            type Item = $item<'a>;
+
+            #[inline(always)]
+            fn next(&mut self) -> Option<$item<'a>> {
+                self.0.next().map($item::decode)
+            }
+        }
+    };
+}
+
+message_iterator! {
+    /// The resources of a request.
+    ResourceSpansIter yields ResourceSpans
+}
+message_iterator! {
+    /// The instrumentation scopes of a resource.
+    ScopeSpansIter yields ScopeSpans
+}
+message_iterator! {
+    /// The spans of a scope.
+    Spans yields Span
+}
+message_iterator! {
+    /// The events of a span.
+    Events yields Event
+}
+
+/// The spans of one resource.
+#[derive(Clone, Copy)]
+pub struct ResourceSpans<'a>(&'a [u8]);
+
+impl<'a> ResourceSpans<'a> {
+    const RESOURCE: u8 = 1;
+    const SCOPE_SPANS: u8 = 2;
+    const SCHEMA_URL: u32 = wire::delimited(3);
+
+    const fn decode(bytes: &'a [u8]) -> ResourceSpans<'a> {
+        ResourceSpans(bytes)
+    }
+
+    /// The attributes of the resource.
+    pub const fn resource(&self) -> Attributes<'a> {
+        Attributes(Fields::nested(self.0, Self::RESOURCE, 1))
+    }
+
+    /// The scopes with their spans.
+    pub const fn scope_spans(&self) -> ScopeSpansIter<'a> {
+        ScopeSpansIter(Fields::direct(self.0, Self::SCOPE_SPANS))
+    }
+
+    /// The schema URL of the resource.
+    pub fn schema_url(&self) -> Text<'a> {
+        last_text(self.0, Self::SCHEMA_URL)
+    }
+
+    /// The protobuf bytes of this message.
+    pub const fn raw(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+/// The spans of one instrumentation scope.
+#[derive(Clone, Copy)]
+pub struct ScopeSpans<'a>(&'a [u8]);
+
+/// An instrumentation scope.
+#[derive(Clone, Copy)]
+pub struct Scope<'a> {
+    /// Name of the instrumenting library.
+    pub name: Text<'a>,
+    /// Its version.
+    pub version: Text<'a>,
+    /// Its attributes.
+    pub attributes: Attributes<'a>,
+}
+
+impl<'a> ScopeSpans<'a> {
+    const SCOPE: u8 = 1;
+    const SPANS: u8 = 2;
+    const SCHEMA_URL: u32 = wire::delimited(3);
+
+    const fn decode(bytes: &'a [u8]) -> ScopeSpans<'a> {
+        ScopeSpans(bytes)
+    }
+
+    /// Name, version and attributes of the scope, in one look through the message.
+    pub fn scope(&self) -> Scope<'a> {
+        const NAME: u32 = wire::delimited(1);
+        const VERSION: u32 = wire::delimited(2);
+        let mut scope = Scope {
+            name: Text::default(),
+            version: Text::default(),
+            attributes: self.scope_attributes(),
+        };
+        let mut pieces = Fields::direct(self.0, Self::SCOPE);
+        while let Some(piece) = pieces.next() {
+            let mut cursor = Cursor::new(piece);
+            // An error ends the message early: what came before it counts.
+            let _ended_early = (|| {
+                while !cursor.is_done() {
+                    let key = cursor.key()?;
+                    match key.raw() {
+                        NAME => scope.name = Text::new(cursor.slice()?),
+                        VERSION => scope.version = Text::new(cursor.slice()?),
+                        _ => cursor.skip(key, MAX_DEPTH)?,
+                    }
+                }
+                Ok::<(), Broken>(())
+            })();
+        }
+        scope
+    }
+
+    /// Name of the instrumenting library.
+    pub fn scope_name(&self) -> Text<'a> {
+        self.scope().name
+    }
+
+    /// Version of the instrumenting library.
+    pub fn scope_version(&self) -> Text<'a> {
+        self.scope().version
+    }
+
+    /// Attributes of the scope.
+    pub const fn scope_attributes(&self) -> Attributes<'a> {
+        Attributes(Fields::nested(self.0, Self::SCOPE, 3))
+    }
+
+    /// The schema URL of the spans.
+    pub fn schema_url(&self) -> Text<'a> {
+        last_text(self.0, Self::SCHEMA_URL)
+    }
+
+    /// The spans.
+    pub const fn spans(&self) -> Spans<'a> {
+        Spans(Fields::direct(self.0, Self::SPANS))
+    }
+
+    /// Counts the spans, without decoding them.
+    pub fn span_count(&self) -> usize {
+        let mut spans = Fields::direct(self.0, Self::SPANS);
+        std::iter::from_fn(|| spans.next()).count()
+    }
+
+    /// The protobuf bytes of this message.
+    pub const fn raw(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+/// The last occurrence of a string field.
+fn last_text(message: &[u8], wanted: u32) -> Text<'_> {
+    let mut cursor = Cursor::new(message);
+    let mut text = Text::default();
+    let _ended_early = (|| {
+        while !cursor.is_done() {
+            let key = cursor.key()?;
+            match key.raw() == wanted {
+                true => text = Text::new(cursor.slice()?),
+                false => cursor.skip(key, MAX_DEPTH)?,
+            }
+        }
+        Ok::<(), Broken>(())
+    })();
+    text
+}
+
+/// One span, decoded as far as a single pass over its own fields goes.
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    raw: &'a [u8],
+    trace_id: &'a [u8],
+    span_id: &'a [u8],
+    parent_span_id: &'a [u8],
+    trace_state: &'a [u8],
+    name: &'a [u8],
+    status_message: &'a [u8],
+    /// From the first attribute to the end of the last one: usually nothing else is in between.
+    attributes: &'a [u8],
+    /// From the first event to the end of the last one.
+    events: &'a [u8],
+    start_unix_nano: u64,
+    end_unix_nano: u64,
+    kind: i32,
+    status_code: i32,
+}
+
+impl<'a> Span<'a> {
+    const TRACE_ID: u32 = wire::delimited(1);
+    const SPAN_ID: u32 = wire::delimited(2);
+    const TRACE_STATE: u32 = wire::delimited(3);
+    const PARENT_SPAN_ID: u32 = wire::delimited(4);
+    const NAME: u32 = wire::delimited(5);
+    const KIND: u32 = wire::varint(6);
+    const START: u32 = wire::fixed64(7);
+    const END: u32 = wire::fixed64(8);
+    const ATTRIBUTES: u32 = wire::delimited(9);
+    const EVENTS: u32 = wire::delimited(11);
+    const STATUS: u32 = wire::delimited(15);
+
+    #[inline(always)]
+    fn decode(raw: &'a [u8]) -> Span<'a> {
+        let mut span = Span {
+            raw,
+            trace_id: &[],
+            span_id: &[],
+            parent_span_id: &[],
+            trace_state: &[],
+            name: &[],
+            status_message: &[],
+            attributes: &[],
+            events: &[],
+            start_unix_nano: 0,
+            end_unix_nano: 0,
+            kind: 0,
+            status_code: 0,
+        };
+        // An error ends the message early: what came before it counts.
+        let _ended_early = span.read(Cursor::new(raw));
+        span
+    }
+
+    #[inline(always)]
+    fn read(&mut self, mut cursor: Cursor<'a>) -> Result<(), Broken> {
+        let mut attributes = Extent::default();
+        let mut events = Extent::default();
+        let result = (|| {
+            while !cursor.is_done() {
+                let at = cursor.position();
+                let key = cursor.key()?;
+                match key.raw() {
+                    Self::ATTRIBUTES => {
+                        cursor.slice()?;
+                        attributes.include(at, cursor.position());
+                    }
+                    Self::TRACE_ID => self.trace_id = cursor.slice()?,
+                    Self::SPAN_ID => self.span_id = cursor.slice()?,
+                    Self::TRACE_STATE => self.trace_state = cursor.slice()?,
+                    Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
+                    Self::NAME => self.name = cursor.slice()?,
+                    Self::KIND => self.kind = cursor.varint()? as i32,
+                    Self::START => self.start_unix_nano = cursor.fixed64()?,
+                    Self::END => self.end_unix_nano = cursor.fixed64()?,
+                    Self::EVENTS => {
+                        cursor.slice()?;
+                        events.include(at, cursor.position());
+                    }
+                    Self::STATUS => self.read_status(Cursor::new(cursor.slice()?))?,
+                    _ => cursor.skip(key, MAX_DEPTH)?,
+                }
+            }
+            Ok(())
+        })();
+        self.attributes = cursor.between(attributes.begin, attributes.end);
+        self.events = cursor.between(events.begin, events.end);
+        result
+    }
+
+    #[inline(always)]
+    fn read_status(&mut self, mut cursor: Cursor<'a>) -> Result<(), Broken> {
+        const MESSAGE: u32 = wire::delimited(2);
+        const CODE: u32 = wire::varint(3);
+        while !cursor.is_done() {
+            let key = cursor.key()?;
+            match key.raw() {
+                MESSAGE => self.status_message = cursor.slice()?,
+                CODE => self.status_code = cursor.varint()? as i32,
+                _ => cursor.skip(key, MAX_DEPTH)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// 16 bytes, not all zero, in a request that was checked.
+    pub const fn trace_id(&self) -> &'a [u8] {
+        self.trace_id
+    }
+
+    /// 8 bytes, not all zero, in a request that was checked.
+    pub const fn span_id(&self) -> &'a [u8] {
+        self.span_id
+    }
+
+    /// Empty for a root span; not checked.
+    pub const fn parent_span_id(&self) -> &'a [u8] {
+        self.parent_span_id
+    }
+
+    /// The `tracestate` header of W3C trace context.
+    pub const fn trace_state(&self) -> Text<'a> {
+        Text::new(self.trace_state)
+    }
+
+    /// The name of the operation.
+    pub const fn name(&self) -> Text<'a> {
+        Text::new(self.name)
+    }
+
+    /// `SpanKind` as its number.
+    pub const fn kind(&self) -> i32 {
+        self.kind
+    }
+
+    /// Start in nanoseconds since 1970; 0 if the sender gave none.
+    pub const fn start_unix_nano(&self) -> u64 {
+        self.start_unix_nano
+    }
+
+    /// End in nanoseconds since 1970; may lie before the start.
+    pub const fn end_unix_nano(&self) -> u64 {
+        self.end_unix_nano
+    }
+
+    /// The attributes.
+    #[inline(always)]
+    pub const fn attributes(&self) -> Attributes<'a> {
+        Attributes(Fields::direct(self.attributes, 9))
+    }
+
+    /// The events, such as exceptions.
+    pub const fn events(&self) -> Events<'a> {
+        Events(Fields::direct(self.events, 11))
+    }
+
+    /// 0 unset, 1 ok, 2 error.
+    pub const fn status_code(&self) -> i32 {
+        self.status_code
+    }
+
+    /// The text that goes with the status.
+    pub const fn status_message(&self) -> Text<'a> {
+        Text::new(self.status_message)
+    }
+
+    /// The protobuf bytes of this span.
+    pub const fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
+    /// Both ids have the right length and are not all zero (trace.proto: such ids are invalid).
+    #[inline(always)]
+    pub fn has_valid_ids(&self) -> bool {
+        check::is_valid_trace_id(self.trace_id) && check::is_valid_span_id(self.span_id)
+    }
+}
+
+/// From the first to the last occurrence of a field.
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    begin: usize,
+    end: usize,
+}
+
+impl Extent {
+    #[inline(always)]
+    fn include(&mut self, begin: usize, end: usize) {
+        if self.end == 0 {
+            self.begin = begin;
+        }
+        self.end = end;
+    }
+}
+
+/// Something that happened during a span.
+#[derive(Clone, Copy)]
+pub struct Event<'a> {
+    name: &'a [u8],
+    time_unix_nano: u64,
+    raw: &'a [u8],
+}
+
+impl<'a> Event<'a> {
+    fn decode(raw: &'a [u8]) -> Event<'a> {
+        const TIME: u32 = wire::fixed64(1);
+        const NAME: u32 = wire::delimited(2);
+        let mut event = Event {
+            name: &[],
+            time_unix_nano: 0,
+            raw,
+        };
+        let mut cursor = Cursor::new(raw);
+        let _ended_early = (|| {
+            while !cursor.is_done() {
+                let key = cursor.key()?;
+                match key.raw() {
+                    TIME => event.time_unix_nano = cursor.fixed64()?,
+                    NAME => event.name = cursor.slice()?,
+                    _ => cursor.skip(key, MAX_DEPTH)?,
+                }
+            }
+            Ok::<(), Broken>(())
+        })();
+        event
+    }
+
+    /// The name; `exception` for exceptions.
+    pub const fn name(&self) -> Text<'a> {
+        Text::new(self.name)
+    }
+
+    /// When, in nanoseconds since 1970.
+    pub const fn time_unix_nano(&self) -> u64 {
+        self.time_unix_nano
+    }
+
+    /// The attributes.
+    pub const fn attributes(&self) -> Attributes<'a> {
+        Attributes(Fields::direct(self.raw, 3))
+    }
+}
+
+/// Copies a checked request without the spans whose ids are invalid. Only the lengths of the messages around them
+/// change; everything else is copied as it is, in its order.
+fn without_rejected(body: &[u8]) -> Bytes {
+    /// The fields that lead from the request to a span.
+    const PATH: [u32; 3] = [1, ResourceSpans::SCOPE_SPANS as u32, ScopeSpans::SPANS as u32];
+
+    fn copy(message: &[u8], path: &[u32], out: &mut Vec<u8>) -> Result<(), Broken> {
+        let Some((&field, inner)) = path.split_first() else {
+            return Ok(());
+        };
+        let mut cursor = Cursor::new(message);
+        while !cursor.is_done() {
+            let begin = cursor.position();
+            let key = cursor.key()?;
+            if key.raw() != wire::delimited(field) {
+                cursor.skip(key, MAX_DEPTH)?;
+                out.extend_from_slice(cursor.between(begin, cursor.position()));
+                continue;
+            }
+            let contents = cursor.slice()?;
+            if !inner.is_empty() {
+                let room = wire::varint_len(contents.len() as u64);
+                let pending = wire::Pending::begin(out, field, room);
+                copy(contents, inner, out)?;
+                pending.finish(out);
+            } else if Span::decode(contents).has_valid_ids() {
+                out.extend_from_slice(cursor.between(begin, cursor.position()));
+            }
+        }
+        Ok(())
+    }
+
+    let mut out = Vec::with_capacity(body.len());
+    // The bytes have passed the check, so there is no error to come; were there one, the spans before it would stand.
+    let _no_error = copy(body, &PATH, &mut out);
+    Bytes::from(out)
+}
