@@ -14,6 +14,7 @@
 
 pub mod encoding;
 pub mod opaque;
+pub mod status;
 pub mod trace;
 pub mod value;
 pub mod wire;
