@@ -1,0 +1,504 @@
+//! The journal without threads and clocks: its state, and the way of a request into it.
+//!
+//! Operations of one append: [`Core::begin`] reserves a sequence and a place under the lock, [`Core::write`] writes outside
+//! of it on the calling thread, [`Core::finish`] notes the outcome. Syncing is in `sync.rs`, changing segments in `rotate.rs`.
+//!
+//! Invariants (checked by [`State::check`] in tests):
+//! * `durable <= written < next`; readers see nothing beyond `durable`.
+//! * `pending` is ordered by sequence: first what was reserved in the active segment, then what is parked.
+//! * Everything reserved is in the active segment, and a segment is entirely durable (or cut) before the next one begins.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::completion::{Completion, Durable};
+use super::dedup::{Dedup, Digest, Remembered};
+use super::disk::Disk;
+use super::error::AppendError;
+use super::failpoint::{self, Point};
+use super::identity::Identity;
+use super::meters::Meters;
+use super::options::Settings;
+use super::record::{self, HEADER, Header, span_of};
+use super::segment::{Mark, Segment, Summary, lock};
+use super::tail::Tail;
+use super::{Appended, Entry};
+
+/// The segment that is written to.
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    /// Where the next record goes.
+    pub(super) offset: u64,
+    /// Of what is durable in it: grows with each sync.
+    pub(super) durable: Summary,
+    /// The first sequence that was refused here. Nothing is appended any more; what is before it is still synced.
+    pub(super) cut: Option<u64>,
+}
+
+/// A segment that nothing is written to any more.
+#[derive(Clone)]
+pub(super) struct Sealed {
+    pub(super) segment: Arc<Segment>,
+    pub(super) summary: Summary,
+}
+
+impl Sealed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.summary.records == 0
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.segment.writers.load(Ordering::Acquire) == 0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waits in memory for the next segment.
+    Parked,
+    Writing,
+    Written,
+}
+
+/// A request on its way to the disk.
+pub(super) struct Slot {
+    pub(super) sequence: u64,
+    pub(super) end: u64,
+    pub(super) phase: Phase,
+    pub(super) received_at: u64,
+    pub(super) digest: Option<Digest>,
+    pub(super) completion: Arc<Completion>,
+}
+
+/// A request that came while there was no segment to write it to.
+pub(super) struct Parked {
+    pub(super) sequence: u64,
+    pub(super) entry: Entry,
+}
+
+/// What one reader has told.
+pub(super) struct ReaderState {
+    pub(super) name: String,
+    pub(super) may_skip: bool,
+    pub(super) taken: bool,
+    /// The first sequence it still needs. `None`: it has not resumed, so everything.
+    pub(super) passed: Option<u64>,
+    /// The next sequence that it is going to be handed.
+    pub(super) cursor: u64,
+    /// It was moved on to here, because there was no room.
+    pub(super) skip_to: u64,
+}
+
+/// Whether there is a segment to write to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Condition {
+    Writable,
+    Full {
+        retry_at: u64,
+        backoff: u64,
+    },
+    Failing {
+        retry_at: u64,
+        backoff: u64,
+        reason: Arc<str>,
+    },
+}
+
+/// Everything under the lock.
+pub(super) struct State {
+    pub(super) active: Option<Active>,
+    /// Oldest first.
+    pub(super) sealed: VecDeque<Sealed>,
+    pub(super) pending: VecDeque<Slot>,
+    pub(super) parked: VecDeque<Parked>,
+    pub(super) parked_bytes: u64,
+    /// The next sequence to give out.
+    pub(super) next: u64,
+    /// Everything up to here is written.
+    pub(super) written: u64,
+    /// Everything valid up to here is on the disk.
+    pub(super) durable: u64,
+    /// Newest durable record that holds data, for the header of the next segment.
+    pub(super) last_summary: Summary,
+    pub(super) dedup: Dedup,
+    pub(super) readers: Vec<ReaderState>,
+    pub(super) condition: Condition,
+    /// To be answered once the next segment says that they are not valid, or cannot say so.
+    pub(super) refused: Vec<(Arc<Completion>, AppendError)>,
+    pub(super) incarnation: u64,
+    pub(super) next_number: u32,
+    /// Length of all segment files.
+    pub(super) file_bytes: u64,
+    /// For the estimate of when the journal is full: bytes appended since it was opened.
+    pub(super) appended_bytes: u64,
+    pub(super) inflow: super::budget::Inflow,
+    pub(super) last_sync: u64,
+    pub(super) closing: bool,
+    pub(super) closed: bool,
+    /// The sync thread sleeps and wants to be woken.
+    pub(super) is_idle: bool,
+}
+
+/// See the module.
+pub(super) struct Core {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) identity: Identity,
+    pub(super) settings: Settings,
+    pub(super) state: Mutex<State>,
+    pub(super) work: Condvar,
+    /// Taken while `state` is held, never the other way round.
+    pub(super) tail: Mutex<Tail>,
+    pub(super) watermark: watch::Sender<u64>,
+    pub(super) meters: Meters,
+    /// Holds the lock on the directory.
+    pub(super) _lock: Box<dyn Send + Sync>,
+}
+
+/// A place in the active segment, to be written and finished by the caller.
+pub(super) struct Reservation {
+    pub(super) segment: Arc<Segment>,
+    pub(super) offset: u64,
+    pub(super) sequence: u64,
+    pub(super) completion: Arc<Completion>,
+    durable: u64,
+}
+
+/// What [`Core::begin`] decided.
+pub(super) enum Begun {
+    /// Answered, or waiting for somebody else.
+    Done(Appended),
+    Write(Reservation),
+}
+
+impl Core {
+    /// The whole append, as the receiver calls it.
+    pub(super) fn append(&self, entry: Entry) -> Result<Appended, AppendError> {
+        let reservation = match self.begin(&entry)? {
+            Begun::Done(appended) => return Ok(appended),
+            Begun::Write(reservation) => reservation,
+        };
+        let rejected = entry.rejected;
+        let outcome = self.write(&reservation, &entry);
+        Ok(Appended {
+            duplicate: false,
+            rejected,
+            durable: self.finish(reservation, outcome),
+        })
+    }
+
+    pub(super) fn duplicate_of(&self, digest: &Digest, now: u64) -> Option<Appended> {
+        let state = lock(&self.state);
+        let known = state.dedup.find(digest, now)?;
+        self.meters.dedup_hits.increment(1);
+        Some(state.repeat(known, self.settings.interval.is_some()))
+    }
+
+    /// Reserves a place, or finds that the request is known, or that there is none.
+    pub(super) fn begin(&self, entry: &Entry) -> Result<Begun, AppendError> {
+        let span = span_of(entry.body.len());
+        if span > self.settings.largest_record {
+            return Err(AppendError::TooLarge);
+        }
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if let Some(known) = entry
+            .digest
+            .and_then(|digest| state.dedup.find(&digest, entry.received_at))
+        {
+            self.meters.dedup_hits.increment(1);
+            return Ok(Begun::Done(state.repeat(known, self.settings.interval.is_some())));
+        }
+        if state.closing {
+            return Err(AppendError::Closed);
+        }
+        state.refusal(entry.received_at).map_or(Ok(()), Err)?;
+
+        let completion = Arc::new(Completion::default());
+        let fits = state.parked.is_empty()
+            && state
+                .active
+                .as_ref()
+                .is_some_and(|active| active.cut.is_none() && active.offset + span <= active.segment.size);
+        if !fits && state.parked_bytes + span > self.settings.parked_bytes && !state.parked.is_empty() {
+            return Err(AppendError::Full {
+                retry_after: Duration::from_secs(1),
+            });
+        }
+        let sequence = state.next;
+        state.next += 1;
+        state.appended_bytes += span;
+        if let Some(digest) = entry.digest {
+            let known = Remembered {
+                sequence,
+                received_at: entry.received_at,
+                rejected: entry.rejected,
+            };
+            let evicted = state.dedup.evicted_early;
+            state.dedup.insert(digest, known, entry.received_at);
+            self.meters.dedup_evicted.increment(state.dedup.evicted_early - evicted);
+        }
+        state.pending.push_back(Slot {
+            sequence,
+            end: 0,
+            phase: Phase::Parked,
+            received_at: entry.received_at,
+            digest: entry.digest,
+            completion: Arc::clone(&completion),
+        });
+        if fits && let Some(reservation) = self.reserve(state, sequence, span, entry) {
+            return Ok(Begun::Write(reservation));
+        }
+        state.parked.push_back(Parked {
+            sequence,
+            entry: entry.clone(),
+        });
+        state.parked_bytes += span;
+        self.wake(state);
+        let durable = Durable::later(completion);
+        Ok(Begun::Done(Appended {
+            duplicate: false,
+            rejected: entry.rejected,
+            durable,
+        }))
+    }
+
+    /// Gives a pending request its place in the active segment. Parked requests are reserved before any newer one.
+    pub(super) fn reserve(&self, state: &mut State, sequence: u64, span: u64, entry: &Entry) -> Option<Reservation> {
+        let durable = state.durable;
+        let index = state.slot(sequence)?;
+        let active = state.active.as_mut()?;
+        let slot = &mut state.pending[index];
+        let offset = active.offset;
+        active.offset += span;
+        slot.phase = Phase::Writing;
+        slot.end = active.offset;
+        active.segment.writers.fetch_add(1, Ordering::AcqRel);
+        active.segment.note(Mark {
+            sequence,
+            offset,
+            received_at: entry.received_at,
+        });
+        let decoded = (entry.decoded.as_ptr() != entry.body.as_ptr()).then(|| entry.decoded.clone());
+        let header = Self::header(entry, sequence, durable, 0);
+        lock(&self.tail).push(header.into_record(entry.body.clone(), decoded));
+        let segment = Arc::clone(&active.segment);
+        Some(Reservation {
+            segment,
+            offset,
+            sequence,
+            completion: Arc::clone(&slot.completion),
+            durable,
+        })
+    }
+
+    fn header(entry: &Entry, sequence: u64, durable: u64, body_crc: u32) -> Header {
+        Header {
+            length: entry.body.len() as u32,
+            body_crc,
+            sequence,
+            received_at: entry.received_at,
+            durable,
+            items: entry.items,
+            rejected: entry.rejected,
+            signal: entry.signal,
+            encoding: entry.encoding,
+            digest: entry.digest,
+        }
+    }
+
+    /// Writes header and body with one call and without copying the body. No lock is held.
+    pub(super) fn write(&self, reservation: &Reservation, entry: &Entry) -> io::Result<()> {
+        failpoint::hit(Point::BeforeWrite);
+        let segment = &reservation.segment;
+        let body_crc = record::body_crc(segment.seed, &entry.body);
+        let header = Self::header(entry, reservation.sequence, reservation.durable, body_crc).encode(segment.seed);
+        debug_assert_eq!(header.len(), HEADER);
+        segment.file.write_at(&[&header, &entry.body], reservation.offset)?;
+        failpoint::hit(Point::AfterWrite);
+        Ok(())
+    }
+
+    /// Notes what became of the write. A failed one ends the segment in front of it.
+    pub(super) fn finish(&self, reservation: Reservation, outcome: io::Result<()>) -> Durable {
+        let mut answered = Vec::new();
+        {
+            let mut guard = lock(&self.state);
+            let state = &mut *guard;
+            reservation.segment.writers.fetch_sub(1, Ordering::AcqRel);
+            match outcome {
+                Ok(()) => {
+                    if let Some(index) = state.slot(reservation.sequence) {
+                        state.pending[index].phase = Phase::Written;
+                    }
+                    let before = state.written;
+                    state.advance_written();
+                    if self.settings.interval.is_some() {
+                        let written = state.written;
+                        let from = state.pending.partition_point(|slot| slot.sequence <= before);
+                        let newly = state
+                            .pending
+                            .iter()
+                            .skip(from)
+                            .take_while(|slot| slot.sequence <= written);
+                        answered.extend(newly.map(|slot| Arc::clone(&slot.completion)));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "writing to the journal failed: the segment is given up from here on");
+                    self.meters.failed_writes.increment(1);
+                    self.cut(state, reservation.sequence, &error);
+                }
+            }
+            self.wake(state);
+        }
+        for completion in answered {
+            completion.complete(Ok(()));
+        }
+        Durable::later(reservation.completion)
+    }
+
+    /// Gives the active segment up from `first` on: later requests in it are refused, once the next segment is there to say so.
+    pub(super) fn cut(&self, state: &mut State, first: u64, error: &io::Error) {
+        let Some(active) = state.active.as_mut() else { return };
+        if active.cut.is_some_and(|cut| cut <= first) || first < active.segment.header.first {
+            return;
+        }
+        active.cut = Some(first);
+        let reason = AppendError::Failed(error.to_string().into());
+        let parked_from = state.pending.partition_point(|slot| slot.phase != Phase::Parked);
+        let from = state
+            .pending
+            .partition_point(|slot| slot.sequence < first)
+            .min(parked_from);
+        for slot in state.pending.drain(from..parked_from) {
+            if let Some(digest) = &slot.digest {
+                state.dedup.forget(digest, slot.sequence);
+            }
+            self.meters.refused.increment(1);
+            state.refused.push((slot.completion, reason.clone()));
+        }
+        lock(&self.tail).refuse_from(first);
+        state.written = state.written.min(first - 1).max(state.durable);
+    }
+
+    /// Wakes the sync thread, if it sleeps: waking it again and again would cost a system call each time.
+    pub(super) fn wake(&self, state: &mut State) {
+        if state.is_idle {
+            state.is_idle = false;
+            self.work.notify_all();
+        }
+    }
+}
+
+impl State {
+    /// Index of a pending request.
+    pub(super) fn slot(&self, sequence: u64) -> Option<usize> {
+        self.pending.binary_search_by_key(&sequence, |slot| slot.sequence).ok()
+    }
+
+    fn advance_written(&mut self) {
+        let from = self.pending.partition_point(|slot| slot.sequence <= self.written);
+        for slot in self
+            .pending
+            .iter()
+            .skip(from)
+            .take_while(|slot| slot.phase == Phase::Written)
+        {
+            self.written = slot.sequence;
+        }
+    }
+
+    /// The answer for a request that is known: as the first one's, and not before it.
+    fn repeat(&self, known: Remembered, answers_when_written: bool) -> Appended {
+        let safe = if answers_when_written {
+            self.written
+        } else {
+            self.durable
+        };
+        let waiting = (known.sequence > safe).then(|| self.slot(known.sequence)).flatten();
+        let durable = waiting.map_or_else(Durable::now, |index| {
+            Durable::later(Arc::clone(&self.pending[index].completion))
+        });
+        Appended {
+            duplicate: true,
+            rejected: known.rejected,
+            durable,
+        }
+    }
+
+    /// Why nothing can be appended now.
+    pub(super) fn refusal(&self, now: u64) -> Option<AppendError> {
+        match &self.condition {
+            Condition::Writable => None,
+            Condition::Full { retry_at, .. } => {
+                let wait = Duration::from_nanos(retry_at.saturating_sub(now));
+                Some(AppendError::Full {
+                    retry_after: wait.clamp(Duration::from_secs(1), Duration::from_secs(30)),
+                })
+            }
+            Condition::Failing { reason, .. } => Some(AppendError::Failed(Arc::clone(reason))),
+        }
+    }
+
+    /// First sequence that is still kept, or the next one.
+    pub(super) fn oldest(&self) -> u64 {
+        let sealed = self
+            .sealed
+            .iter()
+            .find(|sealed| !sealed.is_empty())
+            .map(|sealed| sealed.summary.first);
+        let active = self
+            .active
+            .as_ref()
+            .filter(|active| active.durable.records > 0)
+            .map(|active| active.durable.first);
+        sealed.or(active).unwrap_or(self.durable + 1)
+    }
+
+    /// See the module.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        assert!(
+            self.durable <= self.written && self.written < self.next,
+            "watermarks out of order"
+        );
+        let sequences: Vec<u64> = self.pending.iter().map(|slot| slot.sequence).collect();
+        assert!(sequences.is_sorted_by(|a, b| a < b), "pending out of order");
+        assert!(
+            sequences.first().is_none_or(|first| *first > self.durable),
+            "a durable request is still pending"
+        );
+        let parked = self
+            .pending
+            .iter()
+            .filter(|slot| slot.phase == Phase::Parked)
+            .map(|slot| slot.sequence);
+        assert!(
+            parked.eq(self.parked.iter().map(|parked| parked.sequence)),
+            "parked requests disagree"
+        );
+        let phases: Vec<bool> = self.pending.iter().map(|slot| slot.phase == Phase::Parked).collect();
+        assert!(phases.is_sorted(), "a parked request in front of a reserved one");
+        let incarnations: Vec<u64> = self
+            .sealed
+            .iter()
+            .map(|sealed| sealed.segment.header.incarnation)
+            .collect();
+        assert!(incarnations.is_sorted_by(|a, b| a < b), "segments out of order");
+        let mut bytes: u64 = self.sealed.iter().map(|sealed| sealed.segment.size).sum();
+        bytes += self.active.as_ref().map_or(0, |active| active.segment.size);
+        assert_eq!(bytes, self.file_bytes, "file sizes do not add up");
+    }
+}
+
+/// Bytes of an entry's body, for parking.
+pub(super) fn entry_span(entry: &Entry) -> u64 {
+    let body: &Bytes = &entry.body;
+    span_of(body.len())
+}

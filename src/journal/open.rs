@@ -1,0 +1,110 @@
+//! Making a core from what recovery found.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+
+use tokio::sync::watch;
+
+use super::budget::Inflow;
+use super::core::{Condition, Core, ReaderState, Sealed, State};
+use super::disk::Disk;
+use super::error::JournalError;
+use super::meters::Meters;
+use super::options::Settings;
+use super::recovery::{Recovered, Recovery, recover};
+use super::segment::Summary;
+use super::tail::Tail;
+
+impl Core {
+    /// Opens the journal and begins a segment, if there is room for one.
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        locked: Box<dyn Send + Sync>,
+        settings: Settings,
+        now: u64,
+        random: &[u8; 48],
+    ) -> Result<(Self, Recovery), JournalError> {
+        let recovered = recover(&*disk, &settings, now, random, true)?;
+        let (core, report) = Self::assemble(disk, locked, settings, recovered);
+        core.meters.lost.increment(report.lost_records);
+        core.rotate(now);
+        Ok((core, report))
+    }
+
+    /// Without beginning anything: for looking.
+    pub(super) fn assemble(
+        disk: Arc<dyn Disk>,
+        locked: Box<dyn Send + Sync>,
+        settings: Settings,
+        recovered: Recovered,
+    ) -> (Self, Recovery) {
+        let Recovered {
+            identity,
+            first,
+            sealed,
+            dedup,
+            incarnation,
+            next_number,
+            report,
+        } = recovered;
+        let sealed: VecDeque<Sealed> = sealed
+            .into_iter()
+            .map(|(segment, summary)| Sealed {
+                segment: Arc::new(segment),
+                summary,
+            })
+            .collect();
+        let last_summary = sealed
+            .iter()
+            .rev()
+            .find(|sealed| !sealed.is_empty())
+            .map(|sealed| sealed.summary);
+        // What the newest segment says was valid before it counts even when nothing of that is left.
+        let valid_before = sealed.back().map_or(0, |sealed| sealed.segment.header.valid_before);
+        let durable = last_summary.map_or(0, |summary| summary.last).max(valid_before);
+        let readers = settings.readers.iter().map(|name| ReaderState {
+            name: name.clone(),
+            may_skip: settings.may_skip.contains(name),
+            taken: false,
+            passed: None,
+            cursor: 0,
+            skip_to: 0,
+        });
+        let state = State {
+            active: None,
+            file_bytes: sealed.iter().map(|sealed| sealed.segment.size).sum(),
+            sealed,
+            pending: VecDeque::new(),
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+            next: first,
+            written: durable,
+            durable,
+            last_summary: last_summary.unwrap_or(Summary::default()),
+            dedup,
+            readers: readers.collect(),
+            condition: Condition::Writable,
+            refused: Vec::new(),
+            incarnation,
+            next_number,
+            appended_bytes: 0,
+            inflow: Inflow::default(),
+            last_sync: 0,
+            closing: false,
+            closed: false,
+            is_idle: false,
+        };
+        let core = Self {
+            disk,
+            identity,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            tail: Mutex::new(Tail::new(settings.tail_bytes, durable + 1)),
+            watermark: watch::Sender::new(durable),
+            meters: Meters::new(&settings.readers),
+            settings,
+            _lock: locked,
+        };
+        (core, report)
+    }
+}

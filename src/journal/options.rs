@@ -1,0 +1,152 @@
+//! What the journal is opened with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::dedup::Dedup;
+use super::error::JournalError;
+use super::record::span_of;
+use super::segment::DATA_START;
+
+const MIB: u64 = 1 << 20;
+/// Below this a journal could not hold a few segments.
+const SMALLEST: u64 = 4 * MIB;
+
+/// When an append is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// When it is on the disk.
+    Always,
+    /// When it is written; the disk is synced this often. A power failure may lose as much.
+    Interval(Duration),
+}
+
+/// What gives way when there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// New requests are refused until a reader has moved on.
+    Refuse,
+    /// The readers named in [`Options::may_skip`] are moved over the oldest records, which is counted.
+    SkipForwarding,
+}
+
+/// What the journal is opened with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// One directory per process (`journal.directory`).
+    pub directory: PathBuf,
+    /// All files together stay below this (`journal.max_size`).
+    pub max_size: u64,
+    /// What every reader has passed is kept this long, while there is room (`journal.retain`).
+    pub retain: Duration,
+    /// `journal.fsync`.
+    pub fsync: Fsync,
+    /// `journal.when_full`.
+    pub when_full: WhenFull,
+    /// How long a request is remembered (`journal.dedup.max_age`). Zero: not at all.
+    pub dedup_max_age: Duration,
+    /// How many requests are remembered (`journal.dedup.max_entries`). Zero: none. A small journal remembers fewer: the table, when
+    /// it has to be written to disk, takes at most a sixteenth of `max_size`.
+    pub dedup_max_entries: usize,
+    /// Names of the readers. A reader pins what it has not passed, and everything until it has resumed; a name that is not here
+    /// pins nothing.
+    pub readers: Vec<String>,
+    /// Those of [`Options::readers`] that [`WhenFull::SkipForwarding`] may move on.
+    pub may_skip: Vec<String>,
+    /// Bytes of the newest records that are kept in memory for readers that keep up.
+    pub tail_bytes: usize,
+    /// The journal never takes the last bytes of the file system.
+    pub free_disk_floor: u64,
+    /// Bytes per segment file; `None`: a thirty-second of `max_size`, between 1 and 64 MiB.
+    pub segment_size: Option<u64>,
+}
+
+impl Options {
+    /// The defaults of `config.yaml`, for a directory.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            max_size: 2048 * MIB,
+            retain: Duration::from_secs(3600),
+            fsync: Fsync::Always,
+            when_full: WhenFull::Refuse,
+            dedup_max_age: Duration::from_secs(600),
+            dedup_max_entries: 262_144,
+            readers: Vec::new(),
+            may_skip: Vec::new(),
+            tail_bytes: 8 << 20,
+            free_disk_floor: 64 * MIB,
+            segment_size: None,
+        }
+    }
+}
+
+/// Options in the units of the core.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// For segment files; what `max_size` leaves beside the dedup snapshot and its successor while it is replaced.
+    pub(super) segment_bytes: u64,
+    pub(super) segment_size: u64,
+    /// Largest record, header included.
+    pub(super) largest_record: u64,
+    /// Requests that arrive while a segment is being changed wait in memory, at most this much.
+    pub(super) parked_bytes: u64,
+    pub(super) retain: u64,
+    pub(super) interval: Option<u64>,
+    pub(super) skip_forwarding: bool,
+    pub(super) dedup_max_age: u64,
+    pub(super) dedup_max_entries: usize,
+    pub(super) readers: Vec<String>,
+    pub(super) may_skip: Vec<String>,
+    pub(super) tail_bytes: usize,
+    pub(super) free_disk_floor: u64,
+}
+
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Settings {
+    pub(super) fn new(options: &Options) -> Result<Self, JournalError> {
+        if options.segment_size.is_none() && options.max_size < SMALLEST {
+            return Err(JournalError::Setting(
+                "journal.max_size must be at least 4MiB".to_owned(),
+            ));
+        }
+        if let Some(name) = options.may_skip.iter().find(|name| !options.readers.contains(name)) {
+            return Err(JournalError::UnknownReader(name.clone()));
+        }
+        let segment_size = options
+            .segment_size
+            .unwrap_or((options.max_size / 32).clamp(MIB, 64 * MIB));
+        let entry = 36;
+        let dedup_max_entries = options.dedup_max_entries.min((options.max_size / 16 / entry) as usize);
+        let dedup_max_age = nanos(options.dedup_max_age);
+        let snapshot = Dedup::new(dedup_max_age, dedup_max_entries).snapshot_limit();
+        let segment_bytes = options
+            .max_size
+            .saturating_sub(2 * snapshot)
+            .max(2 * (segment_size + DATA_START));
+        Ok(Self {
+            segment_bytes,
+            segment_size,
+            largest_record: (options.max_size / 4)
+                .min(u64::from(u32::MAX))
+                .max(segment_size / 2)
+                .max(span_of(0)),
+            parked_bytes: segment_size.max(16 * MIB),
+            retain: nanos(options.retain),
+            interval: match options.fsync {
+                Fsync::Always => None,
+                Fsync::Interval(interval) => Some(nanos(interval)),
+            },
+            skip_forwarding: options.when_full == WhenFull::SkipForwarding,
+            dedup_max_age,
+            dedup_max_entries,
+            readers: options.readers.clone(),
+            may_skip: options.may_skip.clone(),
+            tail_bytes: options.tail_bytes,
+            free_disk_floor: options.free_disk_floor,
+        })
+    }
+}

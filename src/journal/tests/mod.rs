@@ -1,0 +1,34 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod behaviour;
+
+use bytes::Bytes;
+
+use super::*;
+
+/// Options for small journals in tests.
+pub(super) fn options(directory: &std::path::Path) -> Options {
+    Options {
+        free_disk_floor: 0,
+        max_size: 8 << 20,
+        ..Options::new(directory)
+    }
+}
+
+pub(super) fn entry(body: impl Into<Bytes>) -> Entry {
+    let body = body.into();
+    Entry {
+        signal: Signal::Traces,
+        encoding: Encoding::Identity,
+        received_at: now(),
+        items: 1,
+        rejected: 0,
+        digest: None,
+        decoded: body.clone(),
+        body,
+    }
+}
+
+pub(super) fn bodies(records: &[Record]) -> Vec<Bytes> {
+    records.iter().map(|record| record.body.clone()).collect()
+}
