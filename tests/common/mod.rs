@@ -1,0 +1,69 @@
+//! What the end-to-end tests share: the real program as a process, senders over every protocol, a sink, and readers for
+//! what the program shows the world (its log, `/metrics`, the SQLite table). Nothing here knows how the program works
+//! inside; everything is written from what its documentation promises.
+
+pub mod http;
+pub mod load;
+pub mod program;
+pub mod prometheus;
+pub mod rows;
+pub mod scenario;
+pub mod script;
+pub mod send;
+pub mod sink;
+pub mod spans;
+
+use std::future::Future;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long anything that must happen may take. Generous, because it is only ever waited out by a failing test.
+pub const DEADLINE: Duration = Duration::from_secs(45);
+
+/// Tries until it succeeds, and says what was still wrong if it never does.
+pub async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let began = Instant::now();
+    loop {
+        let wrong = match attempt().await {
+            Ok(result) => return result,
+            Err(wrong) => wrong,
+        };
+        assert!(
+            began.elapsed() < DEADLINE,
+            "{what}: not within {DEADLINE:?}; at last: {wrong}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The random numbers of one test. The seed is printed, and taken from `SPANLEDGER_TEST_SEED` to see a failure again.
+pub fn random(test: &str) -> fastrand::Rng {
+    let seed = match std::env::var("SPANLEDGER_TEST_SEED") {
+        Ok(given) => given.parse().expect("SPANLEDGER_TEST_SEED is a number"),
+        Err(_) => fastrand::u64(..),
+    };
+    println!("{test}: SPANLEDGER_TEST_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// Now, in whole milliseconds since 1970, less the given time.
+pub fn unix_ms_ago(ago: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from((now - ago).as_millis()).unwrap()
+}
+
+/// A TCP port for a process that has to be found again after a restart. It lies below the range from which the kernel
+/// takes ports for outgoing connections, so that nothing else on the machine gets it in between.
+pub fn fixed_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 1_000).unwrap() * 20;
+    loop {
+        let port = 11_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Reads `code_exec_logs` from the SQLite file, beside the program that writes it.
+
+use super::eventually;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
+use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// One row with all its columns.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row {
+    pub id: String,
+    pub code_agent_id: Option<String>,
+    pub workflow_execution_id: Option<String>,
+    pub node_id: Option<String>,
+    pub runtime: String,
+    pub language: String,
+    pub duration_ms: Option<i64>,
+    pub memory_mb: Option<i64>,
+    pub exit_code: Option<i64>,
+    pub success: bool,
+    pub error_message: Option<String>,
+    pub tokens_used: Option<i64>,
+    pub validation_passed: Option<bool>,
+    pub organization_id: Option<String>,
+    pub workspace_id: Option<String>,
+    pub user_id: Option<String>,
+    /// Microseconds since 1970, UTC.
+    pub created_at: i64,
+}
+
+/// The columns in their order.
+pub const COLUMNS: [&str; 17] = [
+    "id",
+    "code_agent_id",
+    "workflow_execution_id",
+    "node_id",
+    "runtime",
+    "language",
+    "duration_ms",
+    "memory_mb",
+    "exit_code",
+    "success",
+    "error_message",
+    "tokens_used",
+    "validation_passed",
+    "organization_id",
+    "workspace_id",
+    "user_id",
+    "created_at",
+];
+
+/// Opens the file for reading only.
+pub async fn open(database: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(database).read_only(true);
+    options.disable_statement_logging().connect().await
+}
+
+/// All rows by id.
+pub async fn read(database: &Path) -> Result<Vec<Row>, sqlx::Error> {
+    let mut connection = open(database).await?;
+    let query = format!("SELECT {} FROM code_exec_logs ORDER BY id", COLUMNS.join(", "));
+    let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+        .fetch_all(&mut connection)
+        .await?;
+    connection.close().await?;
+    rows.iter().map(row).collect()
+}
+
+fn row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
+    Ok(Row {
+        id: row.try_get("id")?,
+        code_agent_id: row.try_get("code_agent_id")?,
+        workflow_execution_id: row.try_get("workflow_execution_id")?,
+        node_id: row.try_get("node_id")?,
+        runtime: row.try_get("runtime")?,
+        language: row.try_get("language")?,
+        duration_ms: row.try_get("duration_ms")?,
+        memory_mb: row.try_get("memory_mb")?,
+        exit_code: row.try_get("exit_code")?,
+        success: row.try_get("success")?,
+        error_message: row.try_get("error_message")?,
+        tokens_used: row.try_get("tokens_used")?,
+        validation_passed: row.try_get("validation_passed")?,
+        organization_id: row.try_get("organization_id")?,
+        workspace_id: row.try_get("workspace_id")?,
+        user_id: row.try_get("user_id")?,
+        created_at: row
+            .try_get_unchecked::<chrono::NaiveDateTime, _>("created_at")?
+            .and_utc()
+            .timestamp_micros(),
+    })
+}
+
+/// Waits until there are as many rows as expected, and returns them.
+pub async fn wait(database: &Path, count: usize) -> Vec<Row> {
+    eventually(&format!("{count} rows"), || async {
+        let rows = read(database).await.map_err(|error| error.to_string())?;
+        if rows.len() >= count {
+            Ok(rows)
+        } else {
+            Err(format!("{} rows", rows.len()))
+        }
+    })
+    .await
+}
+
+/// The differences between rows as they are and rows as they should be, by id.
+pub fn difference(found: &[Row], expected: &[Row]) -> Vec<String> {
+    let by_id: BTreeMap<_, _> = found.iter().map(|row| (&row.id, row)).collect();
+    let expected: BTreeMap<_, _> = expected.iter().map(|row| (&row.id, row)).collect();
+    let mut wrong = Vec::new();
+    for (id, row) in &expected {
+        match by_id.get(id) {
+            None => wrong.push(format!("missing: {row:?}")),
+            Some(other) if other != row => wrong.push(format!("found    {other:?}\nexpected {row:?}")),
+            Some(_) => {}
+        }
+    }
+    let unexpected = by_id.iter().filter(|(id, _)| !expected.contains_key(*id));
+    wrong.extend(unexpected.map(|(_, row)| format!("unexpected: {row:?}")));
+    wrong
+}

@@ -1,0 +1,184 @@
+//! The official SDKs as senders, and the official protobuf package as a sink: the scripts under `tests/sdk`.
+
+use super::DEADLINE;
+use super::program::Program;
+use super::scenario::{self, Ids, Scenario};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
+
+fn installed(path: &str) -> PathBuf {
+    let path = Path::new(SDK).join(path);
+    assert!(
+        path.exists(),
+        "{} is not there: scripts/test.sh --install-only installs it",
+        path.display()
+    );
+    path
+}
+
+fn python(script: &str) -> Command {
+    let mut command = Command::new(installed(".venv/bin/python"));
+    command.arg(Path::new(SDK).join(script));
+    command
+}
+
+/// Emits the scenario through the SDK for Python.
+pub async fn send_from_python(scenario: &Scenario, protocol: &str, endpoint: &str, compression: &str) -> Ids {
+    let mut command = python("send.py");
+    command.args([
+        "--protocol",
+        protocol,
+        "--endpoint",
+        endpoint,
+        "--scenario",
+        scenario::FILE,
+    ]);
+    command.args([
+        "--base-unix-ms",
+        &scenario.base_unix_ms.to_string(),
+        "--compression",
+        compression,
+    ]);
+    send(command, scenario).await
+}
+
+/// Emits the scenario through the SDK for Node.js, as OTLP/JSON.
+pub async fn send_from_node(scenario: &Scenario, endpoint: &str) -> Ids {
+    installed("node/node_modules/@opentelemetry/exporter-trace-otlp-http");
+    let mut command = Command::new("node");
+    command.arg(Path::new(SDK).join("node/send.mjs"));
+    command.args([endpoint, scenario::FILE, &scenario.base_unix_ms.to_string()]);
+    send(command, scenario).await
+}
+
+async fn send(mut command: Command, scenario: &Scenario) -> Ids {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_") || name.ends_with("_proxy")) {
+        command.env_remove(name);
+    }
+    let (status, output) = Program::start(&mut command).ended().await;
+    assert!(
+        status.success(),
+        "the SDK was not told that everything was accepted:\n{output}"
+    );
+    let ids: Ids = output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .map(|line| {
+            let text = |key: &str| line[key].as_str().unwrap().to_owned();
+            (text("key"), format!("{}-{}", text("trace_id"), text("span_id")))
+        })
+        .collect();
+    assert_eq!(ids.len(), scenario.span_count(), "{output}");
+    ids
+}
+
+/// A sink in a process of its own, written with the official protobuf package.
+pub struct PythonSink {
+    process: Option<Program>,
+    port: u16,
+    record: PathBuf,
+}
+
+/// A request as the Python sink saw it.
+pub struct Seen {
+    /// Headers, with lower-case names.
+    pub headers: Value,
+    /// The body without its content encoding.
+    pub body: Bytes,
+    /// Every ResourceSpans, encoded again by the official package.
+    pub resource_spans: Vec<Bytes>,
+    /// `<trace id>-<span id>` of every span.
+    pub spans: Vec<String>,
+}
+
+impl PythonSink {
+    /// A sink that is not there yet, and the file it will write to.
+    pub fn away(record: PathBuf) -> PythonSink {
+        PythonSink {
+            process: None,
+            port: super::fixed_port(),
+            record,
+        }
+    }
+
+    /// What an exporter is configured with.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the process and waits until it accepts connections.
+    pub async fn come_back(&mut self) {
+        let mut command = python("sink.py");
+        command.args([
+            "--port",
+            &self.port.to_string(),
+            "--record",
+            self.record.to_str().unwrap(),
+        ]);
+        let process = Program::start(&mut command);
+        process
+            .output("the word `ready`", |line| (line == "ready").then_some(()))
+            .await;
+        self.process = Some(process);
+    }
+
+    /// Kills the process.
+    pub fn go_away(&mut self) {
+        self.process.take().expect("it runs").kill();
+    }
+
+    /// Everything it has recorded so far; panics when something was no trace request.
+    pub fn seen(&self) -> Vec<Seen> {
+        let text = std::fs::read_to_string(&self.record).unwrap_or_default();
+        // The last line may be half written by a sink that was killed: its sender has no answer and sends again.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let bytes = |value: &Value| Bytes::from(BASE64.decode(value.as_str().unwrap()).unwrap());
+        whole
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .map(|line| {
+                assert_eq!(
+                    line["error"],
+                    Value::Null,
+                    "the Python sink got something else than a trace request"
+                );
+                Seen {
+                    headers: line["headers"].clone(),
+                    body: bytes(&line["body"]),
+                    resource_spans: line["resource_spans"].as_array().unwrap().iter().map(bytes).collect(),
+                    spans: line["spans"]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .map(|span| format!("{}-{}", span[0].as_str().unwrap(), span[1].as_str().unwrap()))
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// Waits until all these spans were seen at least once.
+    pub async fn wait_for_spans(&self, ids: &[String]) {
+        let began = std::time::Instant::now();
+        loop {
+            let seen: std::collections::BTreeSet<String> =
+                self.seen().into_iter().flat_map(|each| each.spans).collect();
+            let missing: Vec<&String> = ids.iter().filter(|id| !seen.contains(*id)).collect();
+            if missing.is_empty() {
+                return;
+            }
+            assert!(
+                began.elapsed() < DEADLINE,
+                "the Python sink has not seen {} spans: {missing:?}",
+                missing.len()
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}

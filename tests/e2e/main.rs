@@ -1,0 +1,16 @@
+//! End-to-end tests: the real program, started as users start it, judged by what it promises in its documentation.
+//!
+//! `scripts/test.sh` installs what they need and runs them with everything else. They are one binary, so that it is
+//! linked once and its tests share both cores.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod duplicates;
+mod end_to_end;
+mod kill_loop;
+mod operate;
+mod real_sdks;
+mod sink_python;
