@@ -6,10 +6,15 @@
 //! * [`model`]: what a rule says, as plain data; [`named`]: the notions that the program derives itself.
 //! * [`semantics`] and [`signal`]: what spans mean; shared with the rows, so that rows and metrics cannot disagree.
 //! * `read` and `print`: rules from and to YAML; [`check`]: names.
+//! * `compile` and [`matcher`]: all rules as one program over a span, which reads its attributes once and allocates
+//!   nothing.
 //!
 //! This room knows no clock, no files but rules files, and no sockets.
 
 pub mod check;
+mod compile;
+pub(crate) mod keys;
+pub mod matcher;
 pub mod model;
 pub mod named;
 mod print;
@@ -295,5 +300,7 @@ fn digest(parts: &[&str]) -> RuleDigest {
     bytes
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

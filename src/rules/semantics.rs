@@ -85,6 +85,27 @@ pub const ERROR_TYPE: &str = "error.type";
 /// See [`ERROR_TYPE`].
 pub const ERROR_KIND: &str = "error_kind";
 
+/// A span with one of these attributes, even an empty one, is a tool call; the first that is given names the tool.
+pub const TOOL_IDS: [&str; 3] = ["tool_id", "tool.id", "runtime.tool_id"];
+
+/// Names the tool on spans whose [`GEN_AI_OPERATION`] is [`GEN_AI_EXECUTE_TOOL`].
+pub const GEN_AI_TOOL_NAME: &str = "gen_ai.tool.name";
+/// See [`GEN_AI_TOOL_NAME`].
+pub const GEN_AI_OPERATION: &str = "gen_ai.operation.name";
+/// See [`GEN_AI_TOOL_NAME`].
+pub const GEN_AI_EXECUTE_TOOL: &str = "execute_tool";
+
+/// How a tool call ended, in the words of the sender.
+pub const TOOL_OUTCOME: &str = "outcome";
+
+/// The signal that ended the process of a tool.
+pub const TOOL_SIGNAL: &str = "signal";
+
+/// The name of an exception event, and the attribute of its message.
+pub const EXCEPTION_EVENT: &str = "exception";
+/// See [`EXCEPTION_EVENT`].
+pub const EXCEPTION_MESSAGE: &str = "exception.message";
+
 /// Whether these ids are those of the second span of a run: the router executing what another span already stands for.
 pub fn is_second_span(workflow_id: Option<&str>, node_id: Option<&str>) -> bool {
     workflow_id == Some("runtime-router") && node_id == Some("code-execution")
@@ -295,10 +316,17 @@ fn contains_ignoring_case(text: &str, needle: &str) -> bool {
 
 /// Milliseconds between two times of a span, or nothing if either is missing. A clock that went backwards gives 0.
 pub fn duration_ms(start_unix_nano: u64, end_unix_nano: u64) -> Option<f64> {
-    if start_unix_nano == 0 || end_unix_nano == 0 {
-        return None;
-    }
-    Some(end_unix_nano.saturating_sub(start_unix_nano) as f64 / 1e6)
+    duration_nanos(start_unix_nano, end_unix_nano).map(|nanos| nanos / 1e6)
+}
+
+/// The same in seconds.
+pub fn duration_seconds(start_unix_nano: u64, end_unix_nano: u64) -> Option<f64> {
+    duration_nanos(start_unix_nano, end_unix_nano).map(|nanos| nanos / 1e9)
+}
+
+fn duration_nanos(start_unix_nano: u64, end_unix_nano: u64) -> Option<f64> {
+    let both = start_unix_nano != 0 && end_unix_nano != 0;
+    both.then(|| end_unix_nano.saturating_sub(start_unix_nano) as f64)
 }
 
 #[cfg(test)]

@@ -3,19 +3,26 @@
 /// The name of a signal from any of its usual spellings: `killed`, `signal: killed`, `KILL`, `sigkill`, `9`. Another
 /// text is returned as it is.
 pub fn signal_name(text: &str) -> &str {
+    known_signal(text).unwrap_or(text)
+}
+
+/// The name of a signal, if the text is one of its usual spellings.
+pub fn known_signal(text: &str) -> Option<&'static str> {
     let text = text.trim();
     let text = text.strip_suffix("(core dumped)").map_or(text, str::trim_end);
     let bare = ["signal: ", "signal "]
         .iter()
-        .find_map(|prefix| text.strip_prefix(prefix))
-        .unwrap_or(text);
-    let means = |(number, name, description): &&(u8, &'static str, &str)| {
-        name.eq_ignore_ascii_case(bare)
-            || name.trim_start_matches("SIG").eq_ignore_ascii_case(bare)
-            || description.eq_ignore_ascii_case(bare)
-            || bare.parse() == Ok(*number)
+        .find_map(|prefix| text.strip_prefix(prefix));
+    let bare = bare.unwrap_or(text);
+    let number = bare.parse::<u8>().ok();
+    let means = |(signal, name, description): &&(u8, &'static str, &str)| {
+        let short = name.trim_start_matches("SIG");
+        [*name, short, *description]
+            .iter()
+            .any(|word| word.eq_ignore_ascii_case(bare))
+            || number == Some(*signal)
     };
-    SIGNALS.iter().find(means).map_or(text, |(_, name, _)| *name)
+    SIGNALS.iter().find(means).map(|(_, name, _)| *name)
 }
 
 /// Number on Linux, name, description.

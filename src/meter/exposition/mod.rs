@@ -1,0 +1,245 @@
+//! The text of a scrape: Prometheus text 0.0.4 and OpenMetrics 1.0.
+//!
+//! Families come in the order of the catalogue, series in the order of their labels, so that two scrapes of the same
+//! values are the same text. A family without series still has its `# HELP` and `# TYPE`: both formats allow that, and
+//! it shows what there is to ask for.
+
+mod negotiate;
+mod number;
+mod own;
+
+use std::fmt::Write as _;
+
+use crate::rules::check::OVERFLOW_LABEL;
+use crate::rules::matcher::label_values;
+
+pub use negotiate::ExpositionFormat;
+pub(super) use own::append_own;
+
+use super::store::{Description, Exemplar, FamilySnapshot, OVERFLOW_KEY};
+use number::{write_bound, write_float, write_integer, write_seconds};
+
+/// Renders all families. The caller appends other families, and `# EOF` in OpenMetrics.
+pub(super) fn render(families: &[FamilySnapshot], format: ExpositionFormat, out: &mut String) {
+    let mut labels = String::new();
+    for family in families {
+        let description = &family.description;
+        let name = match format {
+            ExpositionFormat::Text => description.name.as_str(),
+            ExpositionFormat::OpenMetrics => family_name(&description.name, description.is_counter),
+        };
+        let kind = if description.is_counter { "counter" } else { "histogram" };
+        write_header(name, kind, &description.help, format, out);
+        let bounds: Vec<String> = bounds(description, format);
+        for series in &family.directory.order {
+            let series = *series as usize;
+            labels.clear();
+            write_labels(description, &family.directory.keys[series], &mut labels);
+            let rendered = Series {
+                name,
+                labels: &labels,
+                sum: family.cells.sums[series],
+                created: family.directory.created[series],
+                format,
+            };
+            let stride = description.stride();
+            let cells = series * stride.max(1)..(series + 1) * stride.max(1);
+            // Without exemplars, in the text format, the list is empty.
+            let exemplars = family.cells.exemplars.get(cells.clone()).unwrap_or_default();
+            if description.is_counter {
+                rendered.counter(exemplars, out);
+            } else {
+                rendered.histogram(&bounds, &family.cells.counts[cells], exemplars, out);
+            }
+        }
+    }
+}
+
+/// In OpenMetrics, `_total` belongs to the sample of a counter and not to the family.
+fn family_name(name: &str, is_counter: bool) -> &str {
+    match name.strip_suffix("_total") {
+        Some(family) if is_counter => family,
+        _ => name,
+    }
+}
+
+/// `# HELP`, `# TYPE` and, where it is valid, `# UNIT`, in the order that each format recommends.
+fn write_header(name: &str, kind: &str, help: &str, format: ExpositionFormat, out: &mut String) {
+    // Writing to a String cannot fail.
+    match format {
+        ExpositionFormat::Text => {
+            let _ = write!(out, "# HELP {name} ");
+            escape(help, false, out);
+            let _ = write!(out, "\n# TYPE {name} {kind}\n");
+        }
+        ExpositionFormat::OpenMetrics => {
+            let _ = writeln!(out, "# TYPE {name} {kind}");
+            if let Some(unit) = unit(name) {
+                let _ = writeln!(out, "# UNIT {name} {unit}");
+            }
+            let _ = write!(out, "# HELP {name} ");
+            escape(help, true, out);
+            out.push('\n');
+        }
+    }
+}
+
+/// The unit that a name ends in, if it is one of the base units.
+fn unit(name: &str) -> Option<&'static str> {
+    ["seconds", "bytes"]
+        .into_iter()
+        .find(|unit| name.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_')))
+}
+
+/// The `le` values of all buckets.
+fn bounds(description: &Description, format: ExpositionFormat) -> Vec<String> {
+    if description.is_counter {
+        return Vec::new();
+    }
+    let bound = |bound: &f64| {
+        let mut text = String::new();
+        match format {
+            ExpositionFormat::Text => write_float(*bound, &mut text),
+            ExpositionFormat::OpenMetrics => write_bound(*bound, &mut text),
+        }
+        text
+    };
+    description
+        .buckets
+        .iter()
+        .map(bound)
+        .chain(["+Inf".to_owned()])
+        .collect()
+}
+
+/// `a="x",b="y"`, without braces.
+fn write_labels(description: &Description, key: &[u8], out: &mut String) {
+    if key == OVERFLOW_KEY {
+        let _ = write!(out, "{OVERFLOW_LABEL}=\"true\"");
+        return;
+    }
+    let own = description.labels.iter().map(String::as_str).zip(label_values(key));
+    let constant = description
+        .const_labels
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in own.chain(constant) {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.push_str(name);
+        out.push_str("=\"");
+        escape(value, true, out);
+        out.push('"');
+    }
+}
+
+/// Escapes a label value, or a help text; quotes are left alone in the help texts of the Prometheus format.
+fn escape(text: &str, quotes: bool, out: &mut String) {
+    if !text.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
+        out.push_str(text);
+        return;
+    }
+    for character in text.chars() {
+        match character {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '"' if quotes => out.push_str("\\\""),
+            other => out.push(other),
+        }
+    }
+}
+
+/// One series, about to be rendered.
+struct Series<'a> {
+    name: &'a str,
+    labels: &'a str,
+    sum: f64,
+    created: u64,
+    format: ExpositionFormat,
+}
+
+impl Series<'_> {
+    fn counter(&self, exemplars: &[Exemplar], out: &mut String) {
+        let suffix = match self.format {
+            ExpositionFormat::Text => "",
+            ExpositionFormat::OpenMetrics => "_total",
+        };
+        self.sample(suffix, out);
+        write_float(self.sum, out);
+        self.exemplar(exemplars.first(), out);
+        out.push('\n');
+        self.created(out);
+    }
+
+    fn histogram(&self, bounds: &[String], counts: &[u64], exemplars: &[Exemplar], out: &mut String) {
+        let mut count = 0;
+        for (index, (bound, in_bucket)) in bounds.iter().zip(counts).enumerate() {
+            count += in_bucket;
+            out.push_str(self.name);
+            out.push_str("_bucket{");
+            out.push_str(self.labels);
+            out.push_str(if self.labels.is_empty() { "le=\"" } else { ",le=\"" });
+            out.push_str(bound);
+            out.push_str("\"} ");
+            write_integer(count, out);
+            self.exemplar(exemplars.get(index), out);
+            out.push('\n');
+        }
+        self.sample("_sum", out);
+        write_float(self.sum, out);
+        out.push('\n');
+        self.sample("_count", out);
+        write_integer(count, out);
+        out.push('\n');
+        self.created(out);
+    }
+
+    /// Name and labels, up to the value.
+    fn sample(&self, suffix: &str, out: &mut String) {
+        out.push_str(self.name);
+        out.push_str(suffix);
+        if !self.labels.is_empty() {
+            out.push('{');
+            out.push_str(self.labels);
+            out.push('}');
+        }
+        out.push(' ');
+    }
+
+    fn created(&self, out: &mut String) {
+        if self.format == ExpositionFormat::OpenMetrics {
+            self.sample("_created", out);
+            write_seconds(self.created, out);
+            out.push('\n');
+        }
+    }
+
+    fn exemplar(&self, exemplar: Option<&Exemplar>, out: &mut String) {
+        let Some(exemplar) = exemplar.filter(|exemplar| exemplar.time_unix_nano > 0) else {
+            return;
+        };
+        if self.format == ExpositionFormat::Text {
+            return;
+        }
+        out.push_str(" # {trace_id=\"");
+        write_hex(&exemplar.trace_id, out);
+        out.push_str("\",span_id=\"");
+        write_hex(&exemplar.span_id, out);
+        out.push_str("\"} ");
+        write_float(exemplar.value, out);
+        out.push(' ');
+        write_seconds(exemplar.time_unix_nano, out);
+    }
+}
+
+fn write_hex(bytes: &[u8], out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        out.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+}
+
+#[cfg(test)]
+mod tests;

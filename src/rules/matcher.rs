@@ -1,0 +1,632 @@
+//! Runs the rules over spans: what each span adds to which series.
+//!
+//! # Invariants
+//!
+//! * The attributes of a span, a scope and a resource are read once, whatever the number of rules.
+//! * Nothing is allocated per span once the [`Workspace`] has grown to the size of the catalogue.
+//! * What is yielded depends on the spans and the catalogue alone, and comes in the order of the spans: counting the
+//!   same requests again gives the same sums to the last bit.
+
+use std::cell::Cell;
+use std::io::Write as _;
+
+use crate::otlp::trace::{ResourceSpans, ScopeSpans, Span, TraceRequest};
+use crate::otlp::{AnyValue, Attributes, Text};
+
+use super::Catalogue;
+use super::compile::{
+    CompiledLabel, CompiledRule, Cond, Expected, LabelProgram, LabelSet, Operand, Program, Value, compile,
+};
+use super::keys::{KeyTable, hash};
+use super::model::Conversion;
+use super::named::Named;
+use super::semantics::{self, Executor, Outcome, Run, SpanStatus, ToolCall};
+use super::signal::{known_signal, signal_name};
+
+/// Values of labels are cut to this many bytes, at the end of a character.
+pub const MAX_LABEL_BYTES: usize = 256;
+
+/// Numbers above this are not taken: adding one to a sum would swallow later ones.
+pub const MAX_VALUE: f64 = 9_007_199_254_740_992.0;
+
+/// What one span adds to one series.
+#[derive(Debug, Clone, Copy)]
+pub struct Observation<'a> {
+    /// Index of the rule in [`Catalogue::rules`].
+    pub rule: usize,
+    /// The values of the labels in the order of [`Catalogue::series_labels`]; see [`label_values`].
+    pub key: &'a [u8],
+    /// Hash of `key`, by the seed of the matcher.
+    pub hash: u64,
+    /// What is added or observed: finite, not negative.
+    pub value: f64,
+    /// The span.
+    pub trace_id: &'a [u8],
+    /// The span.
+    pub span_id: &'a [u8],
+    /// When the span ended.
+    pub end_unix_nano: u64,
+}
+
+/// The values of the labels that a key holds.
+pub fn label_values(key: &[u8]) -> impl Iterator<Item = &str> {
+    let mut rest = key;
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first_chunk::<2>()?;
+        let (value, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        rest = tail;
+        Some(std::str::from_utf8(value).unwrap_or_default())
+    })
+}
+
+/// A compiled catalogue.
+#[derive(Debug)]
+pub struct Matcher {
+    program: Program,
+    seed: u64,
+}
+
+/// Memory that a matcher uses again from request to request.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    slots: Vec<AnyValue<'static>>,
+    bits: Bits,
+    keys: KeyBuffer,
+}
+
+/// Which slots are filled, and which name the span has.
+#[derive(Debug, Default)]
+struct Bits {
+    resource: Vec<u64>,
+    scope: Vec<u64>,
+    span: Vec<u64>,
+}
+
+impl Matcher {
+    /// Compiles a catalogue. `seed` is for the hashes of keys, and should be random.
+    pub fn new(catalogue: &Catalogue, seed: u64) -> Self {
+        Self {
+            program: compile(catalogue),
+            seed,
+        }
+    }
+
+    /// The hash of a key, as observations carry it.
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        hash(self.seed, key)
+    }
+
+    /// Tells `sink` what the spans of `request` add, in their order.
+    pub fn observe(&self, request: &TraceRequest, workspace: &mut Workspace, sink: &mut impl FnMut(Observation<'_>)) {
+        let mut slots: Vec<AnyValue<'_>> = std::mem::take(&mut workspace.slots);
+        slots.resize(self.program.slots, AnyValue::Empty);
+        let mut pass = Pass {
+            matcher: self,
+            slots,
+            bits: &mut workspace.bits,
+            keys: &mut workspace.keys,
+        };
+        for resource in request.resource_spans() {
+            pass.resource(&resource, sink);
+        }
+        workspace.slots = recycle(pass.slots);
+    }
+}
+
+/// Gives a vector back the lifetime it had, without its contents. Collecting in place keeps the allocation.
+fn recycle(mut slots: Vec<AnyValue<'_>>) -> Vec<AnyValue<'static>> {
+    slots.clear();
+    slots.into_iter().map(|_| AnyValue::Empty).collect()
+}
+
+/// One pass over a request.
+struct Pass<'p, 'a> {
+    matcher: &'p Matcher,
+    slots: Vec<AnyValue<'a>>,
+    bits: &'p mut Bits,
+    keys: &'p mut KeyBuffer,
+}
+
+impl<'a> Pass<'_, 'a> {
+    fn resource(&mut self, resource: &ResourceSpans<'a>, sink: &mut impl FnMut(Observation<'_>)) {
+        let program = &self.matcher.program;
+        self.bits.resource.clear();
+        self.bits.resource.resize(program.words, 0);
+        if !program.resource_keys.is_empty() {
+            fill(
+                &program.resource_keys,
+                resource.resource(),
+                &mut self.slots,
+                &mut self.bits.resource,
+            );
+        }
+        for scope in resource.scope_spans() {
+            self.scope(&scope, sink);
+        }
+    }
+
+    fn scope(&mut self, scope: &ScopeSpans<'a>, sink: &mut impl FnMut(Observation<'_>)) {
+        let program = &self.matcher.program;
+        self.bits.scope.clone_from(&self.bits.resource);
+        if !program.scope_keys.is_empty() {
+            fill(
+                &program.scope_keys,
+                scope.scope_attributes(),
+                &mut self.slots,
+                &mut self.bits.scope,
+            );
+        }
+        let scope_name = scope.scope_name();
+        for span in scope.spans() {
+            self.span(&span, scope_name, sink);
+        }
+    }
+
+    fn span(&mut self, span: &Span<'a>, scope_name: Text<'a>, sink: &mut impl FnMut(Observation<'_>)) {
+        let program = &self.matcher.program;
+        let bits = &mut self.bits.span;
+        bits.clone_from(&self.bits.scope);
+        if let Some(bit) = program.names.get(span.name().as_bytes()) {
+            set(bits, bit);
+        }
+        if program.attributes_wake || is_awake(program.wake.as_deref(), bits) {
+            fill(&program.span_keys, span.attributes(), &mut self.slots, bits);
+        }
+        if !is_awake(program.wake.as_deref(), bits) {
+            return;
+        }
+        self.keys.next_span();
+        let view = View {
+            program,
+            slots: &self.slots,
+            bits,
+            span,
+            scope_name,
+            outcomes: Default::default(),
+            tool_outcome: Cell::new(None),
+        };
+        for group in &program.groups {
+            if is_awake(group.wake.as_deref(), bits) && view.holds(&group.condition) {
+                for rule in &group.rules {
+                    view.apply(rule, self.matcher.seed, self.keys, sink);
+                }
+            }
+        }
+    }
+}
+
+fn fill<'a>(keys: &KeyTable, attributes: Attributes<'a>, slots: &mut [AnyValue<'a>], bits: &mut [u64]) {
+    for entry in attributes.entries() {
+        let Some(slot) = keys.get(entry.key().as_bytes()) else {
+            continue;
+        };
+        let value = entry.value();
+        // An attribute without a value is as good as none; but it takes back an earlier one of the same key.
+        if value.is_empty() {
+            unset(bits, slot);
+        } else {
+            set(bits, slot);
+        }
+        slots[slot as usize] = value;
+    }
+}
+
+fn set(bits: &mut [u64], bit: u32) {
+    bits[bit as usize / 64] |= 1 << (bit % 64);
+}
+
+fn unset(bits: &mut [u64], bit: u32) {
+    bits[bit as usize / 64] &= !(1 << (bit % 64));
+}
+
+fn is_set(bits: &[u64], bit: u32) -> bool {
+    bits[bit as usize / 64] >> (bit % 64) & 1 == 1
+}
+
+fn is_awake(wake: Option<&[u64]>, bits: &[u64]) -> bool {
+    wake.is_none_or(|wake| wake.iter().zip(bits).any(|(wake, on)| wake & on != 0))
+}
+
+/// A value as labels and comparisons see it.
+#[derive(Debug, Clone, Copy)]
+enum Datum<'a> {
+    Text(&'a [u8]),
+    Bool(bool),
+    Int(i64),
+    Double(f64),
+    /// A list, a map or bytes: there, but neither text nor number.
+    Other,
+}
+
+impl<'a> Datum<'a> {
+    fn from_value(value: AnyValue<'a>) -> Option<Self> {
+        match value {
+            AnyValue::Empty => None,
+            AnyValue::Text(text) => Some(Datum::Text(text.as_bytes())),
+            AnyValue::Bool(value) => Some(Datum::Bool(value)),
+            AnyValue::Int(value) => Some(Datum::Int(value)),
+            AnyValue::Double(value) => Some(Datum::Double(value)),
+            AnyValue::Array(_) | AnyValue::Map(_) | AnyValue::Bytes(_) => Some(Datum::Other),
+        }
+    }
+
+    fn is(&self, expected: &Expected) -> bool {
+        match self {
+            Datum::Text(text) => **text == *expected.text,
+            Datum::Bool(true) => *expected.text == *b"true",
+            Datum::Bool(false) => *expected.text == *b"false",
+            Datum::Int(value) => expected.int == Some(*value),
+            Datum::Double(value) => expected.double == Some(*value),
+            Datum::Other => false,
+        }
+    }
+}
+
+/// A span with its attributes in slots.
+struct View<'v, 'a> {
+    program: &'v Program,
+    slots: &'v [AnyValue<'a>],
+    bits: &'v [u64],
+    span: &'v Span<'a>,
+    scope_name: Text<'a>,
+    outcomes: [Cell<Option<Outcome>>; Executor::ALL.len()],
+    tool_outcome: Cell<Option<Outcome>>,
+}
+
+impl<'a> View<'_, 'a> {
+    fn apply(&self, rule: &CompiledRule, seed: u64, keys: &mut KeyBuffer, sink: &mut impl FnMut(Observation<'_>)) {
+        for part in &rule.parts {
+            let Some(value) = self.number(&part.value) else {
+                continue;
+            };
+            let labels = keys.labels(rule.label_set, seed, self);
+            let (key, hash) = keys.with_suffix(labels, &part.suffix, seed);
+            sink(Observation {
+                rule: rule.rule,
+                key,
+                hash,
+                value,
+                trace_id: self.span.trace_id(),
+                span_id: self.span.span_id(),
+                end_unix_nano: self.span.end_unix_nano(),
+            });
+        }
+    }
+
+    fn slot(&self, slot: u32) -> Option<AnyValue<'a>> {
+        is_set(self.bits, slot).then(|| self.slots[slot as usize])
+    }
+
+    /// The text in a slot; an empty one is missing.
+    fn text(&self, slot: u32) -> Option<&'a str> {
+        self.slot(slot)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    fn datum(&self, operand: Operand) -> Option<Datum<'a>> {
+        let named = match operand {
+            Operand::Slot(slot) => return Datum::from_value(self.slot(slot)?),
+            Operand::Named(named) => named,
+        };
+        let text = match named {
+            Named::SpanName => return Some(Datum::Text(self.span.name().as_bytes())),
+            Named::ScopeName => return Some(Datum::Text(self.scope_name.as_bytes())),
+            Named::ToolId => return self.tool_id(),
+            Named::ExecutionSpan => return Some(Datum::Bool(self.is_execution_span())),
+            Named::ToolSpan => return Some(Datum::Bool(self.is_tool_span())),
+            Named::DurationMs | Named::DurationSeconds => return self.duration(named).map(Datum::Double),
+            Named::SpanKind => semantics::span_kind(self.span.kind()),
+            Named::SpanStatus => self.status().as_str(),
+            Named::Outcome(executor) => self.outcome(executor).as_str(),
+            Named::ToolOutcome => self.tool_outcome().as_str(),
+            Named::ExitStatus if self.datum_is_given(Operand::Slot(self.program.named.signal)) => "signal",
+            Named::ExitStatus => "exit",
+        };
+        Some(Datum::Text(text.as_bytes()))
+    }
+
+    /// Whether there is a value other than the empty text.
+    fn datum_is_given(&self, operand: Operand) -> bool {
+        match self.datum(operand) {
+            None => false,
+            Some(Datum::Text(text)) => !text.is_empty(),
+            // A predicate exists when it holds; an attribute that says `false` exists.
+            Some(Datum::Bool(holds)) => matches!(operand, Operand::Slot(_)) || holds,
+            Some(_) => true,
+        }
+    }
+
+    fn holds(&self, condition: &Cond) -> bool {
+        match condition {
+            Cond::All(parts) => parts.iter().all(|part| self.holds(part)),
+            Cond::Any(parts) => parts.iter().any(|part| self.holds(part)),
+            Cond::Not(inner) => !self.holds(inner),
+            Cond::NameIs(bit) => is_set(self.bits, *bit),
+            Cond::Exists(operand) => self.datum_is_given(*operand),
+            Cond::OneOf(operand, values) => {
+                let datum = self.datum(*operand);
+                datum.is_some_and(|datum| values.iter().any(|value| datum.is(value)))
+            }
+            Cond::StartsWith(operand, prefix) => {
+                matches!(self.datum(*operand), Some(Datum::Text(text)) if text.starts_with(prefix))
+            }
+            Cond::AtLeast(operand, bound) => self.operand_number(*operand).is_some_and(|number| number >= *bound),
+            Cond::Below(operand, bound) => self.operand_number(*operand).is_some_and(|number| number < *bound),
+        }
+    }
+
+    fn number(&self, value: &Value) -> Option<f64> {
+        let number = match value {
+            Value::Constant(number) => *number,
+            Value::Operand(operand) => self.operand_number(*operand)?,
+            Value::FirstOf(values) => values.iter().find_map(|value| self.number(value))?,
+            Value::SumOf(values) => {
+                let given = values.iter().filter_map(|value| self.number(value));
+                given.fold(None, |sum, number| Some(sum.unwrap_or(0.0) + number))?
+            }
+            Value::Scaled(inner, factor) => self.number(inner)? * factor,
+        };
+        // Adding 0 turns the negative zero into the positive one.
+        (0.0..=MAX_VALUE).contains(&number).then_some(number + 0.0)
+    }
+
+    fn operand_number(&self, operand: Operand) -> Option<f64> {
+        match operand {
+            Operand::Slot(slot) => self.slot(slot)?.as_f64().filter(|number| number.is_finite()),
+            Operand::Named(named) => self.duration(named),
+        }
+    }
+
+    fn duration(&self, named: Named) -> Option<f64> {
+        let (start, end) = (self.span.start_unix_nano(), self.span.end_unix_nano());
+        match named {
+            Named::DurationMs => semantics::duration_ms(start, end),
+            Named::DurationSeconds => semantics::duration_seconds(start, end),
+            _ => None,
+        }
+    }
+
+    fn status(&self) -> SpanStatus {
+        SpanStatus::from_code(self.span.status_code())
+    }
+
+    fn is_execution_span(&self) -> bool {
+        let named = &self.program.named;
+        let has_mark = named.execution_marks.iter().any(|slot| is_set(self.bits, *slot));
+        semantics::is_execution_span(has_mark, self.text(named.workflow_id), self.text(named.node_id))
+    }
+
+    fn is_tool_span(&self) -> bool {
+        let named = &self.program.named;
+        named.tool_ids.iter().any(|slot| is_set(self.bits, *slot)) || self.gen_ai_tool().is_some()
+    }
+
+    fn gen_ai_tool(&self) -> Option<AnyValue<'a>> {
+        let named = &self.program.named;
+        let tool = self.slot(named.gen_ai_tool)?;
+        (self.text(named.gen_ai_operation)? == semantics::GEN_AI_EXECUTE_TOOL).then_some(tool)
+    }
+
+    fn tool_id(&self) -> Option<Datum<'a>> {
+        let given = |datum: &Datum<'_>| !matches!(datum, Datum::Text(text) if text.is_empty());
+        let own = self.program.named.tool_ids.iter().filter_map(|slot| self.slot(*slot));
+        let mut all = own.chain(self.gen_ai_tool()).filter_map(Datum::from_value);
+        all.find(given)
+    }
+
+    fn tool_outcome(&self) -> Outcome {
+        cached(&self.tool_outcome, || {
+            let named = &self.program.named;
+            let call = ToolCall {
+                outcome: self.text(named.outcome),
+                error_kind: self.text(named.error_kind),
+                error_type: self.text(named.error_type),
+                status: self.status(),
+            };
+            call.outcome()
+        })
+    }
+
+    fn outcome(&self, executor: Executor) -> Outcome {
+        cached(&self.outcomes[executor as usize], || {
+            let named = &self.program.named;
+            let slots = &named.runs[executor as usize];
+            let number = |slot| self.operand_number(Operand::Slot(slot));
+            let (has_exception, exception_timed_out) = self.exceptions();
+            let run = Run {
+                success: self.slot(slots.success).and_then(|value| value.as_bool()),
+                has_error: self.slot(slots.has_error).and_then(|value| value.as_bool()),
+                exit_code: self.slot(slots.exit_code).and_then(|value| value.as_i64()),
+                duration_ms: number(slots.duration_ms).or_else(|| self.duration(Named::DurationMs)),
+                timeout_ms: number(slots.timeout_ms),
+                error_type: self.text(named.error_type),
+                error_kind: self.text(named.error_kind),
+                status: self.status(),
+                status_message: self.span.status_message().as_str(),
+                has_exception,
+                exception_timed_out,
+            };
+            run.outcome()
+        })
+    }
+
+    /// Whether there is an exception event, and whether one says that it timed out.
+    fn exceptions(&self) -> (bool, bool) {
+        let mut found = (false, false);
+        for event in self
+            .span
+            .events()
+            .filter(|event| event.name() == semantics::EXCEPTION_EVENT)
+        {
+            let message = event.attributes().get(semantics::EXCEPTION_MESSAGE);
+            let says_so = message
+                .and_then(|message| message.as_str())
+                .is_some_and(semantics::says_timed_out);
+            found = (true, found.1 || says_so);
+        }
+        found
+    }
+}
+
+fn cached(cell: &Cell<Option<Outcome>>, compute: impl FnOnce() -> Outcome) -> Outcome {
+    cell.get().unwrap_or_else(|| {
+        let outcome = compute();
+        cell.set(Some(outcome));
+        outcome
+    })
+}
+
+/// The keys made for one span: one per label set, shared by all rules that have it.
+#[derive(Debug, Default)]
+struct KeyBuffer {
+    bytes: Vec<u8>,
+    made: Vec<Made>,
+    /// Tells keys of this span from those of earlier ones.
+    span: u64,
+}
+
+/// A key in [`KeyBuffer::bytes`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Made {
+    span: u64,
+    begin: usize,
+    end: usize,
+    hash: u64,
+}
+
+impl KeyBuffer {
+    fn next_span(&mut self) {
+        self.span += 1;
+        self.bytes.clear();
+    }
+
+    /// The key of a label set.
+    fn labels(&mut self, label_set: usize, seed: u64, view: &View<'_, '_>) -> Made {
+        if self.made.len() <= label_set {
+            self.made.resize(label_set + 1, Made::default());
+        }
+        if self.made[label_set].span != self.span {
+            let begin = self.bytes.len();
+            write_labels(&view.program.label_sets[label_set], view, &mut self.bytes);
+            let hash = hash(seed, &self.bytes[begin..]);
+            self.made[label_set] = Made {
+                span: self.span,
+                begin,
+                end: self.bytes.len(),
+                hash,
+            };
+        }
+        self.made[label_set]
+    }
+
+    fn with_suffix(&mut self, labels: Made, suffix: &[u8], seed: u64) -> (&[u8], u64) {
+        if suffix.is_empty() {
+            return (&self.bytes[labels.begin..labels.end], labels.hash);
+        }
+        let begin = self.bytes.len();
+        self.bytes.extend_from_within(labels.begin..labels.end);
+        self.bytes.extend_from_slice(suffix);
+        let key = &self.bytes[begin..];
+        (key, hash(seed, key))
+    }
+}
+
+fn write_labels(set: &LabelSet, view: &View<'_, '_>, bytes: &mut Vec<u8>) {
+    for label in &set.labels {
+        match label {
+            CompiledLabel::Constant(encoded) => bytes.extend_from_slice(encoded),
+            CompiledLabel::Read(program) => {
+                let begin = bytes.len();
+                bytes.extend_from_slice(&[0; 2]);
+                write_label(program, view, bytes);
+                cut(bytes, begin + 2);
+                let length = (bytes.len() - begin - 2) as u16;
+                bytes[begin..begin + 2].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn write_label(program: &LabelProgram, view: &View<'_, '_>, bytes: &mut Vec<u8>) {
+    let begin = bytes.len();
+    let given = program.operands.iter().any(|operand| {
+        view.datum(*operand)
+            .is_some_and(|datum| write_datum(datum, program.conversion, bytes))
+    });
+    if !given {
+        bytes.extend_from_slice(&program.missing);
+        return;
+    }
+    if let Some((_, to)) = program.map.iter().find(|(from, _)| **from == bytes[begin..]) {
+        bytes.truncate(begin);
+        bytes.extend_from_slice(to);
+    }
+    if !program.one_of.is_empty() && !program.one_of.iter().any(|allowed| **allowed == bytes[begin..]) {
+        bytes.truncate(begin);
+        bytes.extend_from_slice(&program.disallowed);
+    }
+}
+
+/// Writes a value as the text of a label. Says whether there was one; if not, nothing is written.
+fn write_datum(datum: Datum<'_>, conversion: Conversion, bytes: &mut Vec<u8>) -> bool {
+    let begin = bytes.len();
+    // Writing to a Vec cannot fail.
+    let _ = match (conversion, datum) {
+        (Conversion::Boolean, Datum::Bool(value)) => write!(bytes, "{value}"),
+        (Conversion::Boolean, Datum::Text(text @ (b"true" | b"false"))) => bytes.write_all(text),
+        (Conversion::Boolean, _) => return false,
+        (Conversion::Integer, datum) => match integer(datum) {
+            Some(value) => write!(bytes, "{value}"),
+            None => return false,
+        },
+        (Conversion::Signal, Datum::Text(text)) => {
+            bytes.write_all(signal_name(std::str::from_utf8(text).unwrap_or_default()).as_bytes())
+        }
+        (Conversion::Signal, datum) => match integer(datum) {
+            Some(value) => return write_signal_number(value, bytes),
+            None => return false,
+        },
+        (Conversion::Text, Datum::Text(text)) => bytes.write_all(text),
+        (Conversion::Text, Datum::Bool(value)) => write!(bytes, "{value}"),
+        (Conversion::Text, Datum::Int(value)) => write!(bytes, "{value}"),
+        // A whole double prints like an integer: the same attribute is an int on one span and a double on the next.
+        (Conversion::Text, Datum::Double(value)) => write!(bytes, "{}", value + 0.0),
+        (Conversion::Text, Datum::Other) => return false,
+    };
+    bytes.len() > begin
+}
+
+fn write_signal_number(number: i64, bytes: &mut Vec<u8>) -> bool {
+    let begin = bytes.len();
+    let _ = write!(bytes, "{number}");
+    if let Some(name) = known_signal(std::str::from_utf8(&bytes[begin..]).unwrap_or_default()) {
+        bytes.truncate(begin);
+        bytes.extend_from_slice(name.as_bytes());
+    }
+    true
+}
+
+fn integer(datum: Datum<'_>) -> Option<i64> {
+    const EXACT: f64 = MAX_VALUE;
+    let whole = |value: f64| (value.fract() == 0.0 && value.abs() <= EXACT).then_some(value as i64);
+    match datum {
+        Datum::Int(value) => Some(value),
+        Datum::Double(value) => whole(value),
+        Datum::Text(text) => {
+            let text = std::str::from_utf8(text).ok()?.trim();
+            text.parse().ok().or_else(|| whole(text.parse().ok()?))
+        }
+        Datum::Bool(_) | Datum::Other => None,
+    }
+}
+
+/// Cuts what begins at `begin` to [`MAX_LABEL_BYTES`], at the end of a character.
+fn cut(bytes: &mut Vec<u8>, begin: usize) {
+    if bytes.len() - begin > MAX_LABEL_BYTES {
+        let mut end = begin + MAX_LABEL_BYTES;
+        // Bytes 10xxxxxx continue a character.
+        while end > begin && bytes[end] & 0b1100_0000 == 0b1000_0000 {
+            end -= 1;
+        }
+        bytes.truncate(end);
+    }
+}
