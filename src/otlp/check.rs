@@ -263,7 +263,9 @@ fn extend_path(path: &mut String, mut cursor: Cursor<'_>, message: &Message, pla
         let skipped = cursor.skip(key, MAX_DEPTH);
         let index = seen.get_mut(key.number() as usize);
         if skipped.is_ok() && cursor.position() <= place {
-            index.map(|index| *index += 1);
+            if let Some(index) = index {
+                *index += 1;
+            }
             continue;
         }
         let Some(field) = message.field(key.number()) else {

@@ -13,6 +13,7 @@
 //! transcoder all read that table. Only the walk over spans ([`trace`], [`value`]) is written out by hand, for speed.
 
 pub mod encoding;
+pub mod json;
 pub mod opaque;
 pub mod status;
 pub mod trace;
@@ -22,9 +23,12 @@ pub mod wire;
 mod check;
 mod schema;
 mod signal;
+#[cfg(test)]
+mod tests;
 
 pub use check::Malformed;
 pub use encoding::{DecodeError, compress, decompress};
+pub use json::JsonError;
 pub use signal::{Encoding, Signal};
 pub use trace::{Checked, Event, Events, ResourceSpans, Scope, ScopeSpans, Span, TraceRequest};
 pub use value::{AnyValue, Attributes, Text, Values};

@@ -169,19 +169,14 @@ impl<'a> ScopeSpans<'a> {
         };
         let mut pieces = Fields::direct(self.0, Self::SCOPE);
         while let Some(piece) = pieces.next() {
-            let mut cursor = Cursor::new(piece);
-            // An error ends the message early: what came before it counts.
-            let _ended_early = (|| {
-                while !cursor.is_done() {
-                    let key = cursor.key()?;
-                    match key.raw() {
-                        NAME => scope.name = Text::new(cursor.slice()?),
-                        VERSION => scope.version = Text::new(cursor.slice()?),
-                        _ => cursor.skip(key, MAX_DEPTH)?,
-                    }
+            Cursor::new(piece).for_each_field(|key, cursor| {
+                match key.raw() {
+                    NAME => scope.name = Text::new(cursor.slice()?),
+                    VERSION => scope.version = Text::new(cursor.slice()?),
+                    _ => cursor.skip(key, MAX_DEPTH)?,
                 }
-                Ok::<(), Broken>(())
-            })();
+                Ok(())
+            });
         }
         scope
     }
@@ -225,18 +220,14 @@ impl<'a> ScopeSpans<'a> {
 
 /// The last occurrence of a string field.
 fn last_text(message: &[u8], wanted: u32) -> Text<'_> {
-    let mut cursor = Cursor::new(message);
     let mut text = Text::default();
-    let _ended_early = (|| {
-        while !cursor.is_done() {
-            let key = cursor.key()?;
-            match key.raw() == wanted {
-                true => text = Text::new(cursor.slice()?),
-                false => cursor.skip(key, MAX_DEPTH)?,
-            }
+    Cursor::new(message).for_each_field(|key, cursor| {
+        match key.raw() == wanted {
+            true => text = Text::new(cursor.slice()?),
+            false => cursor.skip(key, MAX_DEPTH)?,
         }
-        Ok::<(), Broken>(())
-    })();
+        Ok(())
+    });
     text
 }
 
@@ -453,18 +444,14 @@ impl<'a> Event<'a> {
             time_unix_nano: 0,
             raw,
         };
-        let mut cursor = Cursor::new(raw);
-        let _ended_early = (|| {
-            while !cursor.is_done() {
-                let key = cursor.key()?;
-                match key.raw() {
-                    TIME => event.time_unix_nano = cursor.fixed64()?,
-                    NAME => event.name = cursor.slice()?,
-                    _ => cursor.skip(key, MAX_DEPTH)?,
-                }
+        Cursor::new(raw).for_each_field(|key, cursor| {
+            match key.raw() {
+                TIME => event.time_unix_nano = cursor.fixed64()?,
+                NAME => event.name = cursor.slice()?,
+                _ => cursor.skip(key, MAX_DEPTH)?,
             }
-            Ok::<(), Broken>(())
-        })();
+            Ok(())
+        });
         event
     }
 

@@ -146,8 +146,7 @@ impl<'a> AnyValue<'a> {
     pub(super) fn decode(bytes: &'a [u8]) -> AnyValue<'a> {
         quick_value(bytes).unwrap_or_else(|| {
             let mut merge = Merge::new(bytes, 0);
-            // An error ends the message early: what came before it counts.
-            let _ended_early = merge.any_value(Cursor::new(bytes), 0, 0);
+            merge.any_value(Cursor::new(bytes), 0, 0);
             merge.value
         })
     }
@@ -219,42 +218,38 @@ impl<'a> Merge<'a> {
 
     /// `begin` and `end`: where this occurrence's contents lie in `outer`, if there is an outer field.
     #[cold]
-    fn any_value(&mut self, mut cursor: Cursor<'a>, begin: usize, end: usize) -> Result<(), Broken> {
-        while !cursor.is_done() {
-            let at = cursor.position();
-            let key = cursor.key()?;
-            self.value = match key.raw() {
-                STRING => AnyValue::Text(Text(cursor.slice()?)),
-                BOOL => AnyValue::Bool(cursor.varint()? != 0),
-                INT => AnyValue::Int(cursor.varint()? as i64),
-                DOUBLE => AnyValue::Double(f64::from_bits(cursor.fixed64()?)),
-                BYTES => AnyValue::Bytes(cursor.slice()?),
+    fn any_value(&mut self, cursor: Cursor<'a>, begin: usize, end: usize) {
+        let mut at = cursor.position();
+        cursor.for_each_field(|key, cursor| {
+            let field = begin + at;
+            match key.raw() {
+                STRING => self.value = AnyValue::Text(Text(cursor.slice()?)),
+                BOOL => self.value = AnyValue::Bool(cursor.varint()? != 0),
+                INT => self.value = AnyValue::Int(cursor.varint()? as i64),
+                DOUBLE => self.value = AnyValue::Double(f64::from_bits(cursor.fixed64()?)),
+                BYTES => self.value = AnyValue::Bytes(cursor.slice()?),
                 STRING_INDEX => {
                     cursor.varint()?;
-                    AnyValue::Empty
+                    self.value = AnyValue::Empty;
                 }
                 ARRAY => {
                     cursor.slice()?;
-                    match self.value {
-                        // The run of arrays goes on: its iterator will come here by itself.
-                        AnyValue::Array(_) => continue,
-                        _ => AnyValue::Array(Values(self.run(5, begin + at, end))),
+                    // If a run of arrays goes on, its iterator will come here by itself.
+                    if !matches!(self.value, AnyValue::Array(_)) {
+                        self.value = AnyValue::Array(Values(self.run(5, field, end)));
                     }
                 }
                 KVLIST => {
                     cursor.slice()?;
-                    match self.value {
-                        AnyValue::Map(_) => continue,
-                        _ => AnyValue::Map(Attributes(self.run(6, begin + at, end))),
+                    if !matches!(self.value, AnyValue::Map(_)) {
+                        self.value = AnyValue::Map(Attributes(self.run(6, field, end)));
                     }
                 }
-                _ => {
-                    cursor.skip(key, MAX_DEPTH)?;
-                    continue;
-                }
-            };
-        }
-        Ok(())
+                _ => cursor.skip(key, MAX_DEPTH)?,
+            }
+            at = cursor.position();
+            Ok(())
+        });
     }
 
     /// The elements of all messages `member` from offset `from` on. If a member of another kind follows, this run is
@@ -384,6 +379,13 @@ impl<'a> Fields<'a> {
 #[derive(Clone, Copy)]
 pub struct Values<'a>(pub(super) Fields<'a>);
 
+impl<'a> Values<'a> {
+    /// The values of an encoded `ArrayValue`.
+    pub const fn of(array_value: &'a [u8]) -> Values<'a> {
+        Values(Fields::direct(array_value, 1))
+    }
+}
+
 impl<'a> Iterator for Values<'a> {
     type Item = AnyValue<'a>;
 
@@ -405,7 +407,12 @@ pub struct Attributes<'a>(pub(super) Fields<'a>);
 
 impl<'a> Attributes<'a> {
     /// No attributes.
-    pub const EMPTY: Attributes<'static> = Attributes(Fields::direct(&[], 1));
+    pub const EMPTY: Attributes<'static> = Attributes::of(&[]);
+
+    /// The entries of an encoded `KeyValueList`.
+    pub const fn of(key_value_list: &'a [u8]) -> Attributes<'a> {
+        Attributes(Fields::direct(key_value_list, 1))
+    }
 
     /// The value of `key`; the last one if the key repeats. Looks at all of them: to find several keys, iterate once.
     pub fn get(self, key: &str) -> Option<AnyValue<'a>> {
@@ -493,22 +500,17 @@ impl<'a> Entry<'a> {
             split: false,
         };
         let mut values = 0;
-        let mut cursor = Cursor::new(bytes);
-        // An error ends the message early: what came before it counts.
-        let _ended_early = (|| {
-            while !cursor.is_done() {
-                let key = cursor.key()?;
-                match key.raw() {
-                    KEY => entry.key = Text(cursor.slice()?),
-                    VALUE => {
-                        entry.value = cursor.slice()?;
-                        values += 1;
-                    }
-                    _ => cursor.skip(key, MAX_DEPTH)?,
+        Cursor::new(bytes).for_each_field(|key, cursor| {
+            match key.raw() {
+                KEY => entry.key = Text(cursor.slice()?),
+                VALUE => {
+                    entry.value = cursor.slice()?;
+                    values += 1;
                 }
+                _ => cursor.skip(key, MAX_DEPTH)?,
             }
-            Ok::<(), Broken>(())
-        })();
+            Ok(())
+        });
         if values > 1 {
             (entry.value, entry.split) = (bytes, true);
         }
@@ -536,19 +538,14 @@ impl<'a> Entry<'a> {
 #[cold]
 fn merged_value(key_value: &[u8]) -> AnyValue<'_> {
     let mut merge = Merge::new(key_value, 2);
-    let mut cursor = Cursor::new(key_value);
-    let _ended_early = (|| {
-        while !cursor.is_done() {
-            let key = cursor.key()?;
-            if key.raw() == VALUE {
-                let contents = cursor.slice()?;
-                let end = cursor.position();
-                merge.any_value(Cursor::new(contents), end - contents.len(), end)?;
-            } else {
-                cursor.skip(key, MAX_DEPTH)?;
-            }
+    Cursor::new(key_value).for_each_field(|key, cursor| {
+        if key.raw() != VALUE {
+            return cursor.skip(key, MAX_DEPTH);
         }
-        Ok::<(), Broken>(())
-    })();
+        let contents = cursor.slice()?;
+        let end = cursor.position();
+        merge.any_value(Cursor::new(contents), end - contents.len(), end);
+        Ok(())
+    });
     merge.value
 }

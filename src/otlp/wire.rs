@@ -285,6 +285,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Hands each field to `read`, which reads or skips its value. For bytes that were checked before: should they be
+    /// damaged all the same, the message ends there, and what came before counts.
+    #[inline(always)]
+    pub fn for_each_field(mut self, mut read: impl FnMut(Key, &mut Cursor<'a>) -> Result<(), Broken>) {
+        while !self.is_done() {
+            let read = self.key().and_then(|key| read(key, &mut self));
+            if read.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Skips the value of `key`; `depth` is how many levels a group may still nest.
     #[inline(always)]
     pub fn skip(&mut self, key: Key, depth: u32) -> Result<(), Broken> {
