@@ -10,6 +10,7 @@ mod common;
 mod bad_input;
 mod duplicates;
 mod end_to_end;
+mod flow;
 mod kill_loop;
 mod operate;
 mod real_sdks;
