@@ -72,18 +72,6 @@ impl Scrape {
         )
     }
 
-    /// Only the metrics whose names begin with one of these.
-    pub fn beginning_with(&self, prefixes: &[&str]) -> Scrape {
-        let wanted = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
-        Scrape(
-            self.0
-                .iter()
-                .filter(|(series, _)| wanted(&series.name))
-                .map(|(s, v)| (s.clone(), *v))
-                .collect(),
-        )
-    }
-
     /// What is not as in the other one; empty when both are equal but for the rounding of sums.
     pub fn difference(&self, expected: &Scrape) -> Vec<String> {
         let mut found = Vec::new();
@@ -160,9 +148,11 @@ fn bound(value: f64) -> String {
 }
 
 /// Upper bounds of the histograms, as documented.
-const BUCKETS: [(&str, &[f64]); 6] = [
+const BUCKETS: [(&str, &[f64]); 16] = [
     ("code_duration_ms", DURATION_MS),
     ("e2b_duration_ms", DURATION_MS),
+    ("wasmedge_execution_time_ms", DURATION_MS),
+    ("bacalhau_duration_ms", DURATION_MS),
     ("code_memory_mb", MEMORY_MB),
     ("e2b_memory_mb", MEMORY_MB),
     (
@@ -170,6 +160,22 @@ const BUCKETS: [(&str, &[f64]); 6] = [
         &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0],
     ),
     ("runtime_tool_output_bytes", &[100.0, 1e3, 1e4, 1e5, 1e6, 1e7]),
+    (
+        "workflow_duration_seconds",
+        &[
+            0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+        ],
+    ),
+    ("node_latency_ms", LATENCY_MS),
+    ("llm_latency_ms", LATENCY_MS),
+    ("agent_latency_ms", LATENCY_MS),
+    ("connector_latency_ms", LATENCY_MS),
+    ("rag_latency_ms", LATENCY_MS),
+    ("agent_iterations", &[1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0]),
+    ("rag_sources_found", &[0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0]),
+];
+const LATENCY_MS: &[f64] = &[
+    5., 10., 25., 50., 100., 250., 500., 1000., 2500., 5000., 10000., 30000., 60000., 120000.,
 ];
 const DURATION_MS: &[f64] = &[
     1., 5., 10., 25., 50., 100., 250., 500., 1000., 2500., 5000., 10000., 30000., 60000., 300000.,

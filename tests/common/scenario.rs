@@ -158,13 +158,6 @@ impl Scenario {
         expected.series()
     }
 
-    /// Of a scrape, the metrics this file says everything about.
-    pub fn checked(&self, scrape: &Scrape) -> Scrape {
-        let prefixes = self.file["checked_prefixes"].as_array().unwrap();
-        let prefixes: Vec<&str> = prefixes.iter().map(|prefix| prefix.as_str().unwrap()).collect();
-        scrape.beginning_with(&prefixes)
-    }
-
     /// How many spans there are.
     pub fn span_count(&self) -> usize {
         self.spans().count()

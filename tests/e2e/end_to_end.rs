@@ -35,7 +35,7 @@ pub async fn check(setup: &Setup, program: &Program, scenario: &Scenario, sent: 
     let series = scenario.series(sent.len());
     program
         .scrape_until("every derived metric with its labels and value", |scrape| {
-            let wrong = scenario.checked(scrape).difference(&series);
+            let wrong = scrape.derived().difference(&series);
             if wrong.is_empty() {
                 Ok(())
             } else {
