@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
 
 use super::connection::InFlight;
 
@@ -154,6 +156,31 @@ impl http_body::Body for Body {
             Content::Stream(stream) => stream.size_hint(),
         }
     }
+}
+
+/// How long a pause in a body counts as "nothing is under way".
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Reads and throws away what a peer is still sending of a request's body: up to `most` bytes, for at most `within`, and
+/// not beyond a pause.
+///
+/// A refusal over HTTP/1.1 that comes while the peer is still sending is lost otherwise: the connection would be closed
+/// with unread bytes in it, the peer sees a reset, and that drops the answer and invites it to send all of it again.
+pub(crate) async fn discard(request: &HeaderMap, body: &mut Incoming, most: usize, within: Duration) {
+    // A peer that asked whether to send at all is not sending.
+    if http_body::Body::is_end_stream(body) || request.contains_key(http::header::EXPECT) {
+        return;
+    }
+    let rest = async {
+        let mut read = 0;
+        while read <= most
+            && let Ok(Some(Ok(frame))) = tokio::time::timeout(PAUSE, body.frame()).await
+        {
+            read += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Whether it ends or the time does, there is nothing left to do.
+    drop(tokio::time::timeout(within, rest).await);
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 pub use auth::{Auth, Caller, Unauthorized};
+pub(crate) use body::discard;
 pub use body::{Body, BoxError};
 pub use socket::{Address, ListenError};
 pub use tls::{TlsError, TlsOptions, TlsReloader};

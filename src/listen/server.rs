@@ -9,13 +9,14 @@ use std::time::Duration;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use metrics::{Counter, Gauge};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::body::discard;
 use super::connection::{Activity, Watched, drive};
 use super::socket::Stream;
 use super::{Auth, Body, Limits, Listener, Refuse};
@@ -28,6 +29,13 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a lasting shortage is logged.
 const LOG_SHORTAGE_EVERY: Duration = Duration::from_secs(10);
+
+/// How much of an unauthorized request's body is read, and for how long, so that its sender gets to read the answer.
+const DISCARD: usize = 1024 * 1024;
+const DISCARD_FOR: Duration = Duration::from_secs(2);
+
+/// What an HTTP/1.1 connection reads at once: also the bound of a request's head.
+const HTTP1_BUFFER: usize = 128 * 1024;
 
 /// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what a
 /// connection can make us hold before the service reads it.
@@ -182,7 +190,7 @@ where
             }
             Err(refusal) => {
                 self.meters.unauthorized.increment(1);
-                Err((self.refuse)(&request, &refusal))
+                Err(((self.refuse)(&request, &refusal), request))
             }
         };
         async move {
@@ -191,7 +199,13 @@ where
                     let (head, body) = answer.await.into_parts();
                     (head, body.into())
                 }
-                Err(refusal) => refusal.into_parts(),
+                Err((refusal, request)) => {
+                    let (head, mut body) = request.into_parts();
+                    if head.version <= Version::HTTP_11 {
+                        discard(&head.headers, &mut body, DISCARD, DISCARD_FOR).await;
+                    }
+                    refusal.into_parts()
+                }
             };
             if let Some(keep_alive) = keep_alive {
                 head.headers.insert("keep-alive", keep_alive);
@@ -206,12 +220,11 @@ fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     // No header time-out of hyper's own: it would also run between requests. `Activity` does better.
     builder
         .http1()
-        .timer(TokioTimer::new())
+        .max_buf_size(HTTP1_BUFFER)
         .header_read_timeout(None)
         .max_headers(limits.max_headers);
     builder
         .http2()
-        .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.max_streams)

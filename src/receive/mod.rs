@@ -1,1 +1,141 @@
 //! OTLP receivers over gRPC and HTTP.
+//!
+//! Two listeners, one [`Intake`]. Requests are told apart by their content type and not by the port they came to, so
+//! that a sender that mixes up 4317 and 4318 is served all the same.
+//!
+//! # Invariants
+//!
+//! * A success answer means that the request is durable in the journal, or that there was nothing in it to keep.
+//! * Every refusal says what is wrong, in the form of the sender's own protocol, and whether to send again: only what
+//!   may succeed later gets a code that senders repeat.
+//! * The bytes of all requests in memory are bounded together ([`ReceiveOptions::max_in_flight_bytes`]), and each one
+//!   is bounded in size before and after decompression, in time, and in the work it makes before it is journalled.
+//! * A sender that goes away before the answer changes nothing: what was appended stays, what was not is forgotten.
+
+mod admission;
+mod collect;
+mod cors;
+mod intake;
+mod meters;
+mod options;
+mod otlp_grpc;
+mod otlp_http;
+mod refusal;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, Request, Response};
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+
+pub use intake::Intake;
+pub use options::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
+
+use crate::journal::Journal;
+use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, TlsReloader, Unauthorized};
+use otlp_grpc::{GrpcService, is_grpc};
+use otlp_http::HttpService;
+
+/// The header, or gRPC metadata, by which forwarded requests name the journals they have been through.
+pub const HOP_HEADER: HeaderName = HeaderName::from_static("spanledger-hop");
+
+/// The OTLP receivers, bound and not yet serving.
+pub struct Receivers {
+    listeners: Vec<Listener>,
+    service: Arc<Service>,
+}
+
+/// Both protocols behind one door.
+struct Service {
+    grpc: GrpcService,
+    http: HttpService,
+}
+
+impl Receivers {
+    /// Binds the configured listeners, named `otlp_grpc` and `otlp_http`. Must be called within a runtime.
+    pub fn bind(options: &ReceiveOptions, journal: Journal) -> Result<Receivers, ListenError> {
+        let intake = Intake::new(journal, options.max_in_flight_bytes);
+        let grpc = options.grpc.clone().unwrap_or_default();
+        let http = options.http.clone().unwrap_or_default();
+        let service = Arc::new(Service {
+            grpc: GrpcService::new(intake.clone(), &grpc, options.read_timeout),
+            http: HttpService::new(intake, &http, options.read_timeout),
+        });
+        let wanted = [
+            options
+                .grpc
+                .is_some()
+                .then_some(("otlp_grpc", "receivers.otlp.protocols.grpc", grpc.endpoint, grpc.tls)),
+            options
+                .http
+                .is_some()
+                .then_some(("otlp_http", "receivers.otlp.protocols.http", http.endpoint, http.tls)),
+        ];
+        let mut listeners = Vec::new();
+        for (name, key, endpoint, tls) in wanted.into_iter().flatten() {
+            let auth = options.auth.clone();
+            let limits = options.limits.clone();
+            let listener = Listener::bind(
+                name,
+                ListenOptions {
+                    endpoint,
+                    key,
+                    tls,
+                    auth,
+                    limits,
+                },
+            )?;
+            let service = service.clone();
+            listeners.push(listener.refusing_with(move |request, refusal| service.refuse(request.headers(), refusal)));
+        }
+        Ok(Receivers { listeners, service })
+    }
+
+    /// Name and address of each listener.
+    pub fn addresses(&self) -> impl Iterator<Item = (&'static str, &Address)> {
+        self.listeners
+            .iter()
+            .map(|listener| (listener.name(), listener.local_addr()))
+    }
+
+    /// Handles to re-read the certificates of the listeners with TLS.
+    pub fn tls_reloaders(&self) -> Vec<TlsReloader> {
+        self.listeners.iter().filter_map(Listener::tls_reloader).collect()
+    }
+
+    /// Serves until `shutdown` is cancelled and what was begun is answered.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let Receivers { listeners, service } = self;
+        let mut serving = tokio::task::JoinSet::new();
+        for listener in listeners {
+            let service = service.clone();
+            serving.spawn(listener.serve(move |request| service.clone().answer(request), shutdown.clone()));
+        }
+        serving.join_all().await;
+    }
+}
+
+impl Service {
+    async fn answer(self: Arc<Service>, request: Request<Incoming>) -> Response<Body> {
+        if is_grpc(request.headers()) {
+            self.grpc.answer(request).await
+        } else {
+            self.http.answer(request).await
+        }
+    }
+
+    fn refuse(&self, headers: &HeaderMap, refusal: &Unauthorized) -> Response<Body> {
+        if is_grpc(headers) {
+            self.grpc.unauthorized(refusal)
+        } else {
+            self.http.unauthorized(headers, refusal)
+        }
+    }
+}
+
+/// What senders are told of spans that were cut out.
+fn rejected_spans_message(rejected: u32) -> String {
+    format!(
+        "{rejected} spans were not stored: their trace id is not 16 bytes or their span id not 8 bytes, or one is all zero"
+    )
+}

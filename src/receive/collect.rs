@@ -1,0 +1,353 @@
+//! Collecting request bodies: never more than the limit and one frame in memory, and no copy that can be avoided.
+//!
+//! The journal keeps the collected bytes for a while. A slice of the connection's read buffer would keep that whole
+//! buffer, which may be a thousand times larger than the slice; therefore small bodies are copied into memory of their
+//! own size, and only a frame that is large itself is kept as it is.
+
+use bytes::{Buf, Bytes};
+use http_body::Body;
+use http_body_util::BodyExt;
+
+use super::admission::Reservation;
+use super::refusal::{Reason, Refusal};
+
+/// A frame of at least this size is kept instead of copied.
+const KEEP_FRAME: usize = 64 * 1024;
+
+/// The most that is allocated because of an announced length alone.
+const TRUST_LENGTH: usize = 4 * 1024 * 1024;
+
+/// The bytes before each gRPC message: a flag and the length.
+const GRPC_PREFIX: usize = 5;
+
+/// How large a body may be, and which configuration key says so.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SizeLimit {
+    pub(super) bytes: usize,
+    pub(super) key: &'static str,
+}
+
+impl SizeLimit {
+    pub(super) fn check(self, bytes: usize) -> Result<(), Refusal> {
+        if bytes > self.bytes {
+            Err(self.exceeded())
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn exceeded(self) -> Refusal {
+        Refusal::too_large(self.bytes, self.key)
+    }
+}
+
+/// One gRPC message, without its prefix.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) compressed: bool,
+    pub(super) bytes: Bytes,
+}
+
+/// The whole body of an HTTP request.
+pub(super) async fn whole_body<B>(body: &mut B, limit: SizeLimit, room: &mut Reservation) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let announced = body
+        .size_hint()
+        .exact()
+        .map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    limit.check(announced.unwrap_or(0))?;
+    let mut collected = Collected::of_length(announced);
+    while let Some(frame) = next_data(body).await? {
+        limit.check(collected.length().saturating_add(frame.len()))?;
+        collected.push(frame, room)?;
+    }
+    Ok(collected.finish())
+}
+
+/// The one message of a unary gRPC request.
+pub(super) async fn one_message<B>(body: &mut B, limit: SizeLimit, room: &mut Reservation) -> Result<Message, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut prefix = [0; GRPC_PREFIX];
+    let mut prefix_read = 0;
+    let mut message: Option<(usize, Collected)> = None;
+    while let Some(mut frame) = next_data(body).await? {
+        let (length, collected) = match &mut message {
+            Some(message) => message,
+            None => {
+                let take = frame.len().min(GRPC_PREFIX - prefix_read);
+                prefix[prefix_read..prefix_read + take].copy_from_slice(&frame[..take]);
+                frame.advance(take);
+                prefix_read += take;
+                if prefix_read < GRPC_PREFIX {
+                    continue;
+                }
+                if prefix[0] > 1 {
+                    return Err(Refusal::malformed(
+                        "the first byte of a gRPC message is neither 0 nor 1",
+                    ));
+                }
+                let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+                limit.check(length)?;
+                message.insert((length, Collected::of_length(Some(length))))
+            }
+        };
+        if collected.length() + frame.len() > *length {
+            return Err(Refusal::malformed(
+                "a unary gRPC request has one message, and this one goes on after it",
+            ));
+        }
+        if !frame.is_empty() {
+            collected.push(frame, room)?;
+        }
+    }
+    match message {
+        Some((length, collected)) if collected.length() == length => Ok(Message {
+            compressed: prefix[0] == 1,
+            bytes: collected.finish(),
+        }),
+        Some((length, collected)) => Err(Refusal::malformed(format!(
+            "the gRPC message ends after {} of {length} bytes",
+            collected.length()
+        ))),
+        None => Err(Refusal::malformed("the gRPC request has no message")),
+    }
+}
+
+/// The next piece of the body; trailers of requests mean nothing here.
+async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    while !body.is_end_stream() {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(error)) => {
+                return Err(Refusal::new(
+                    Reason::Aborted,
+                    format!("the request body did not arrive whole: {error}"),
+                ));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// What has arrived so far.
+enum Collected {
+    Nothing { expected: Option<usize> },
+    Frame(Bytes),
+    Copy(Vec<u8>, Option<usize>),
+}
+
+impl Collected {
+    fn of_length(expected: Option<usize>) -> Collected {
+        Collected::Nothing { expected }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Collected::Nothing { .. } => 0,
+            Collected::Frame(frame) => frame.len(),
+            Collected::Copy(bytes, _) => bytes.len(),
+        }
+    }
+
+    fn push(&mut self, frame: Bytes, room: &mut Reservation) -> Result<(), Refusal> {
+        room.grow(frame.len()).map_err(|_| Refusal::overloaded())?;
+        match self {
+            Collected::Nothing { expected } if frame.len() >= KEEP_FRAME && *expected == Some(frame.len()) => {
+                *self = Collected::Frame(frame);
+            }
+            Collected::Nothing { expected } => {
+                let mut bytes = Vec::with_capacity(expected.unwrap_or(0).min(TRUST_LENGTH).max(frame.len()));
+                bytes.extend_from_slice(&frame);
+                *self = Collected::Copy(bytes, *expected);
+            }
+            Collected::Frame(first) => {
+                let mut bytes = Vec::with_capacity(first.len() + frame.len());
+                bytes.extend_from_slice(first);
+                bytes.extend_from_slice(&frame);
+                *self = Collected::Copy(bytes, None);
+            }
+            Collected::Copy(bytes, expected) => {
+                let needed = bytes.len() + frame.len();
+                if needed > bytes.capacity() {
+                    // Double, but never beyond what the peer announced.
+                    let target = needed.saturating_mul(2).min(expected.unwrap_or(usize::MAX)).max(needed);
+                    bytes.reserve_exact(target - bytes.len());
+                }
+                bytes.extend_from_slice(&frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Bytes {
+        match self {
+            Collected::Nothing { .. } => Bytes::new(),
+            Collected::Frame(frame) => frame,
+            Collected::Copy(mut bytes, _) => {
+                bytes.shrink_to_fit();
+                Bytes::from(bytes)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::admission::Admission;
+    use super::*;
+
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use http_body::{Frame, SizeHint};
+
+    /// A body of given frames, with or without an announced length.
+    struct Frames {
+        frames: VecDeque<Bytes>,
+        announced: Option<u64>,
+    }
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.frames.pop_front().map(|frame| Ok(Frame::data(frame))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            self.announced.map_or_else(SizeHint::default, SizeHint::with_exact)
+        }
+    }
+
+    const LIMIT: SizeLimit = SizeLimit {
+        bytes: 200_000,
+        key: "a.key",
+    };
+
+    fn room(bytes: usize) -> Reservation {
+        Admission::new(bytes, metrics::Gauge::noop()).begin()
+    }
+
+    fn frames(pieces: &[&[u8]], announced: Option<u64>) -> Frames {
+        Frames {
+            frames: pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect(),
+            announced,
+        }
+    }
+
+    async fn http(mut body: Frames) -> Result<Bytes, Refusal> {
+        whole_body(&mut body, LIMIT, &mut room(usize::MAX)).await
+    }
+
+    async fn grpc(pieces: &[&[u8]]) -> Result<Message, Refusal> {
+        one_message(&mut frames(pieces, None), LIMIT, &mut room(usize::MAX)).await
+    }
+
+    fn prefixed(flag: u8, message: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![flag];
+        bytes.extend((message.len() as u32).to_be_bytes());
+        bytes.extend(message);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn bodies_arrive_whole_with_and_without_a_length() {
+        assert_eq!(http(frames(&[], None)).await.unwrap(), Bytes::new());
+        assert_eq!(http(frames(&[b"ab", b"", b"c"], None)).await.unwrap(), "abc");
+        assert_eq!(http(frames(&[b"ab", b"c"], Some(3))).await.unwrap(), "abc");
+        let large = vec![7; 100_000];
+        assert_eq!(http(frames(&[&large, &large], None)).await.unwrap().len(), 200_000);
+    }
+
+    #[tokio::test]
+    async fn a_large_single_frame_is_kept_and_a_small_one_is_copied() {
+        let large = Bytes::from(vec![1; KEEP_FRAME]);
+        let body = Frames {
+            frames: VecDeque::from([large.clone()]),
+            announced: Some(large.len() as u64),
+        };
+        assert_eq!(http(body).await.unwrap().as_ptr(), large.as_ptr());
+        let small = large.slice(..100);
+        let body = Frames {
+            frames: VecDeque::from([small.clone()]),
+            announced: Some(100),
+        };
+        assert_ne!(http(body).await.unwrap().as_ptr(), small.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn too_large_is_seen_from_the_announcement_or_as_soon_as_it_arrives() {
+        let announced = http(frames(&[], Some(200_001))).await.unwrap_err();
+        assert_eq!(announced.reason, Reason::TooLarge);
+        assert!(
+            announced.message.contains("200000 bytes (a.key)"),
+            "{}",
+            announced.message
+        );
+        let piece = vec![0; 150_000];
+        assert_eq!(
+            http(frames(&[&piece, &piece], None)).await.unwrap_err().reason,
+            Reason::TooLarge
+        );
+        let message = prefixed(0, &vec![0; 200_001]);
+        assert_eq!(grpc(&[&message[..5]]).await.unwrap_err().reason, Reason::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn bytes_are_admitted_as_they_arrive() {
+        let mut body = frames(&[&[0; 60], &[0; 60]], Some(120));
+        let refused = whole_body(&mut body, LIMIT, &mut room(100)).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Overloaded);
+        assert!(refused.retry_after.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_grpc_message_is_read_however_it_is_cut_into_frames() {
+        let bytes = prefixed(1, b"message");
+        for cut in 0..=bytes.len() {
+            let message = grpc(&[&bytes[..cut], &bytes[cut..]]).await.unwrap();
+            assert!(message.compressed);
+            assert_eq!(message.bytes, "message", "cut at {cut}");
+        }
+        let single: Vec<&[u8]> = bytes.chunks(1).collect();
+        assert_eq!(grpc(&single).await.unwrap().bytes, "message");
+        assert_eq!(grpc(&[&prefixed(0, b"")]).await.unwrap().bytes, "");
+    }
+
+    #[tokio::test]
+    async fn broken_grpc_framing_is_malformed() {
+        let bytes = prefixed(0, b"message");
+        let mut two = bytes.clone();
+        two.extend(&bytes);
+        let cases: [(&[u8], &str); 5] = [
+            (b"", "no message"),
+            (&bytes[..4], "no message"),
+            (&bytes[..9], "4 of 7 bytes"),
+            (&two, "one message"),
+            (&prefixed(2, b"message"), "neither 0 nor 1"),
+        ];
+        for (bytes, expected) in cases {
+            let refusal = grpc(&[bytes]).await.unwrap_err();
+            assert_eq!(refusal.reason, Reason::Malformed);
+            assert!(refusal.message.contains(expected), "{}", refusal.message);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The one way into the journal: what happens to a request between its last byte and its answer.
+//!
+//! 1. A trace request whose digest is known is answered as the first one was. This comes before any decoding, because
+//!    a re-sent request was decoded already.
+//! 2. The body is decompressed and, if JSON, transcoded; both within the size limit.
+//! 3. The protobuf is checked once. Spans with invalid ids are cut out; anything else that is wrong refuses all of it.
+//! 4. It is appended to the journal on this very thread, and the answer waits for the sync.
+//!
+//! Steps 1 to 4 up to the sync are one synchronous function, so that a sender that goes away can not leave half of it.
+//!
+//! # Large requests
+//!
+//! A small request takes microseconds, less than handing it to another thread would. One that may take milliseconds
+//! (see [`is_heavy`]) runs on the blocking pool, at most one per core at a time, so that the others' requests, health
+//! checks and scrapes are not kept waiting. A small compressed body may be a large one in disguise: it is decompressed
+//! in place up to [`INLINE_INFLATED`], and handed over if that does not suffice.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::GetAll;
+use tokio::sync::Semaphore;
+
+use super::admission::{Admission, Reservation};
+use super::collect::SizeLimit;
+use super::meters::{Meters, Protocol};
+use super::refusal::{Reason, Refusal};
+use crate::journal::{Appended, Digest, Entry, Journal};
+use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress, json, opaque};
+
+/// JSON and compressed bodies from this size on, and plain ones from [`HEAVY_PLAIN`] on, leave the receiving thread.
+const HEAVY_ENCODED: usize = 256 * 1024;
+
+/// See [`HEAVY_ENCODED`].
+const HEAVY_PLAIN: usize = 4 * 1024 * 1024;
+
+/// What is decompressed on the receiving thread at most.
+const INLINE_INFLATED: usize = 4 * 1024 * 1024;
+
+/// Takes requests into the journal. Cheap to clone.
+#[derive(Clone)]
+pub struct Intake {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    journal: Journal,
+    /// Our own id as it stands in `spanledger-hop`.
+    hop: String,
+    admission: Arc<Admission>,
+    heavy: Arc<Semaphore>,
+    meters: Meters,
+}
+
+/// A request as it arrived, whole.
+pub(super) struct Received {
+    pub(super) signal: Signal,
+    pub(super) protocol: Protocol,
+    pub(super) encoding: Encoding,
+    pub(super) body: Bytes,
+    pub(super) limit: SizeLimit,
+    /// The room that `body` takes.
+    pub(super) room: Reservation,
+}
+
+/// What the sender is told of a request that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Spans that were cut out because of their ids.
+    pub(super) rejected: u32,
+}
+
+/// How far [`Shared::store`] came.
+enum Stored {
+    /// Nothing in it is worth keeping: an empty request, or one of which every span is rejected.
+    Nothing {
+        rejected: u32,
+    },
+    Appended {
+        appended: Appended,
+        items: u32,
+    },
+}
+
+enum Stop {
+    Refused(Refusal),
+    /// More work than the receiving thread should do.
+    Heavy,
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Stop {
+        Stop::Refused(refusal)
+    }
+}
+
+impl Intake {
+    /// An intake for `journal` that holds at most `max_in_flight_bytes` of requests in memory.
+    pub fn new(journal: Journal, max_in_flight_bytes: usize) -> Intake {
+        let meters = Meters::new();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = Shared {
+            hop: journal.id().to_string(),
+            journal,
+            admission: Admission::new(max_in_flight_bytes, meters.in_flight_bytes.clone()),
+            heavy: Arc::new(Semaphore::new(cores)),
+            meters,
+        };
+        Intake {
+            shared: Arc::new(shared),
+        }
+    }
+
+    pub(super) fn meters(&self) -> &Meters {
+        &self.shared.meters
+    }
+
+    /// Room for the bytes of one request.
+    pub(super) fn room(&self) -> Reservation {
+        self.shared.admission.begin()
+    }
+
+    /// Refuses a request that this very process has forwarded. `hops`: values of `spanledger-hop`.
+    pub(super) fn check_hops(&self, hops: &GetAll<'_, HeaderValue>) -> Result<(), Refusal> {
+        let is_ours = |hop: &[u8]| hop.trim_ascii().eq_ignore_ascii_case(self.shared.hop.as_bytes());
+        if hops
+            .iter()
+            .any(|hops| hops.as_bytes().split(|&byte| byte == b',').any(is_ours))
+        {
+            return Err(Refusal::new(
+                Reason::Loop,
+                "this request was forwarded by this very process: an exporter leads back to one of its own listeners",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether requests can be taken now, for the gRPC health service.
+    pub(super) fn is_serving(&self) -> bool {
+        self.shared.journal.is_writable().is_ok()
+    }
+
+    /// Takes a request; when this returns success it is durable.
+    pub(super) async fn take(&self, received: Received) -> Result<Taken, Refusal> {
+        let (protocol, signal, bytes) = (received.protocol, received.signal, received.body.len());
+        let meters = self.shared.meters.of(protocol, signal);
+        let (appended, items) = match self.store(received).await.map_err(|refusal| refusal.of_body(bytes))? {
+            Stored::Nothing { rejected } => {
+                meters.accepted(0, rejected, bytes);
+                return Ok(Taken { rejected });
+            }
+            Stored::Appended { appended, items } => (appended, items),
+        };
+        let Appended {
+            duplicate,
+            rejected,
+            durable,
+            ..
+        } = appended;
+        let unanswered = meters.unanswered();
+        let synced = durable.await;
+        unanswered.answered();
+        synced.map_err(|error| Refusal::from(error).of_body(bytes))?;
+        if duplicate {
+            meters.duplicate(bytes);
+        } else {
+            meters.accepted(items, rejected, bytes);
+        }
+        Ok(Taken { rejected })
+    }
+
+    async fn store(&self, mut received: Received) -> Result<Stored, Refusal> {
+        if received.body.is_empty() {
+            return Ok(Stored::Nothing { rejected: 0 });
+        }
+        if !is_heavy(&received) {
+            match self.shared.store(&mut received, INLINE_INFLATED) {
+                Ok(stored) => return Ok(stored),
+                Err(Stop::Refused(refusal)) => return Err(refusal),
+                Err(Stop::Heavy) => {}
+            }
+        }
+        // The turn ends with the work, also when the sender is gone by then. The semaphore is never closed.
+        let turn = self.shared.heavy.clone().acquire_owned().await.ok();
+        let shared = self.shared.clone();
+        let work = move || {
+            let stored = shared.store(&mut received, usize::MAX);
+            drop(turn);
+            stored
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(stored)) => Ok(stored),
+            Ok(Err(Stop::Refused(refusal))) => Err(refusal),
+            Ok(Err(Stop::Heavy)) | Err(_) => Err(Refusal::new(Reason::Internal, "a defect of spanledger; see its log")),
+        }
+    }
+}
+
+fn is_heavy(received: &Received) -> bool {
+    let plain = received.encoding == Encoding::Identity && received.protocol != Protocol::HttpJson;
+    received.body.len() >= if plain { HEAVY_PLAIN } else { HEAVY_ENCODED }
+}
+
+impl Shared {
+    /// Everything up to the sync. `inflated` bounds the work of decompression.
+    fn store(&self, received: &mut Received, inflated: usize) -> Result<Stored, Stop> {
+        let Received { signal, encoding, .. } = *received;
+        let received_at = now_unix_nanos();
+        let digest = (signal == Signal::Traces).then(|| self.journal.digest(signal, encoding, &received.body));
+        if let Some(digest) = &digest
+            && let Some(appended) = self.journal.duplicate_of(digest, received_at)
+        {
+            return Ok(Stored::Appended { appended, items: 0 });
+        }
+        let plain = self.decode(received, inflated)?;
+        let checked = match signal {
+            Signal::Traces => {
+                let checked = TraceRequest::parse(plain.clone()).map_err(Refusal::malformed)?;
+                Checked {
+                    items: checked.spans,
+                    rejected: checked.rejected,
+                    bytes: checked.request.bytes().clone(),
+                }
+            }
+            Signal::Metrics => Checked::whole(opaque::check_metrics(&plain).map_err(Refusal::malformed)?, &plain),
+            Signal::Logs => Checked::whole(opaque::check_logs(&plain).map_err(Refusal::malformed)?, &plain),
+        };
+        if checked.items == 0 {
+            return Ok(Stored::Nothing {
+                rejected: checked.rejected,
+            });
+        }
+        let entry = self.entry(received, digest, received_at, checked);
+        let items = entry.items;
+        let appended = self.journal.append(entry).map_err(Refusal::from)?;
+        Ok(Stored::Appended { appended, items })
+    }
+
+    /// The request as protobuf, neither compressed nor JSON.
+    fn decode(&self, received: &mut Received, inflated: usize) -> Result<Bytes, Stop> {
+        let Received {
+            signal,
+            protocol,
+            encoding,
+            limit,
+            ref body,
+            ref mut room,
+        } = *received;
+        let mut plain = body.clone();
+        if encoding != Encoding::Identity {
+            plain = decompress(encoding, body, limit.bytes.min(inflated)).map_err(|error| match error {
+                DecodeError::TooLarge { .. } if inflated < limit.bytes => Stop::Heavy,
+                DecodeError::TooLarge { .. } => limit.exceeded().into(),
+                broken => Refusal::malformed(broken).into(),
+            })?;
+        }
+        if protocol == Protocol::HttpJson {
+            if plain.len() >= HEAVY_ENCODED && inflated == INLINE_INFLATED {
+                return Err(Stop::Heavy);
+            }
+            plain = json::transcode(signal, &plain).map_err(Refusal::malformed)?;
+        }
+        if protocol == Protocol::HttpJson || encoding != Encoding::Identity {
+            room.grow(plain.len()).map_err(|_| Refusal::overloaded())?;
+        }
+        Ok(plain)
+    }
+
+    /// The journal keeps the body as it was received, unless it was JSON or a part of it was rejected.
+    fn entry(&self, received: &Received, digest: Option<Digest>, received_at: u64, checked: Checked) -> Entry {
+        let as_received = received.protocol != Protocol::HttpJson && checked.rejected == 0;
+        let (encoding, body) = if as_received {
+            (received.encoding, received.body.clone())
+        } else {
+            (Encoding::Identity, checked.bytes.clone())
+        };
+        Entry {
+            signal: received.signal,
+            encoding,
+            received_at,
+            items: checked.items,
+            rejected: checked.rejected,
+            digest,
+            body,
+            decoded: checked.bytes,
+        }
+    }
+}
+
+/// A request that passed its check.
+struct Checked {
+    items: u32,
+    rejected: u32,
+    /// The protobuf without what was rejected.
+    bytes: Bytes,
+}
+
+impl Checked {
+    fn whole(items: u32, bytes: &Bytes) -> Checked {
+        Checked {
+            items,
+            rejected: 0,
+            bytes: bytes.clone(),
+        }
+    }
+}
+
+fn now_unix_nanos() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,264 @@
+//! Sizes: limits before and after decompression, bombs, admission, a full journal, slow bodies.
+
+use crate::fixture::*;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+use spanledger::otlp::{Encoding, compress};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LIMIT: usize = 1 << 20;
+
+/// Both protocols take at most a mebibyte.
+fn limited() -> Fixture {
+    Fixture::with(|options, _| {
+        options.http.as_mut().unwrap().max_request_body_size = LIMIT;
+        options.grpc.as_mut().unwrap().max_recv_msg_size = LIMIT;
+    })
+}
+
+/// A trace request of about this many bytes, that hardly compresses.
+fn large_traces(bytes: usize) -> ExportTraceServiceRequest {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut spans = Vec::new();
+    let mut left = bytes;
+    while left > 0 {
+        let mut span = span("code.execute", 1);
+        span.span_id = random.u64(1..).to_be_bytes().to_vec();
+        span.name = (0..400).map(|_| random.alphanumeric()).collect();
+        left = left.saturating_sub(span.encoded_len() + 3);
+        spans.push(span);
+    }
+    traces_of(spans)
+}
+
+#[tokio::test]
+async fn bodies_over_the_limit_are_refused_before_and_after_decompression_and_the_limit_itself_is_taken() {
+    let mut fixture = limited();
+    let too_large = large_traces(LIMIT + 1000).encode_to_vec();
+    let bomb = compress(Encoding::Gzip, &vec![0; 64 * LIMIT]);
+    assert!(bomb.len() < LIMIT, "{}", bomb.len());
+    for (encoding, body) in [("identity", Bytes::from(too_large.clone())), ("gzip", bomb.clone())] {
+        let headers = [("content-type", PROTOBUF), ("content-encoding", encoding)];
+        let refused = fixture.post("/v1/traces", &headers, body).await;
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{encoding}");
+        let status = refused.protobuf_status();
+        assert_eq!(status.code, 8);
+        assert!(status.message.contains("max_request_body_size"), "{}", status.message);
+        assert!(
+            status.details.is_empty(),
+            "RetryInfo would invite the sender to repeat it"
+        );
+    }
+    for (flag, message) in [(0, &too_large[..]), (1, &bomb[..])] {
+        let refused = fixture
+            .call(GRPC_TRACES, &[("grpc-encoding", "gzip")], flag, message)
+            .await;
+        assert_eq!(refused.grpc_status(), "8");
+        assert!(
+            refused.grpc_message().contains("max_recv_msg_size_mib"),
+            "{}",
+            refused.grpc_message()
+        );
+        assert!(refused.grpc_details().details.is_empty());
+    }
+    assert!(fixture.journalled().is_empty());
+
+    let mut most = large_traces(LIMIT - 10_000);
+    let missing = LIMIT - most.encoded_len() - 8;
+    let mut last = span("", 9);
+    last.name = "x".repeat(missing - span("", 9).encoded_len() - 8);
+    most.resource_spans[0].scope_spans[0].spans.push(last);
+    assert!(
+        (LIMIT - 64..=LIMIT).contains(&most.encoded_len()),
+        "{}",
+        most.encoded_len()
+    );
+    let answer = fixture
+        .post("/v1/traces", &[("content-type", PROTOBUF)], most.encode_to_vec())
+        .await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_chunked_body_over_the_limit_is_refused_while_it_arrives_and_its_sender_gets_the_answer() {
+    let fixture = limited();
+    let mut stream = TcpStream::connect(fixture.http).await.unwrap();
+    let head =
+        "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("{:x}\r\n{}\r\n", 100_000, " ".repeat(100_000));
+    for _ in 0..15 {
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn large_requests_of_every_form_are_taken_whole() {
+    let mut fixture = Fixture::start();
+    let request = large_traces(6 << 20);
+    let plain = Bytes::from(request.encode_to_vec());
+    let headers = [("content-type", PROTOBUF)];
+    assert_eq!(
+        fixture.post("/v1/traces", &headers, plain.clone()).await.status,
+        StatusCode::OK
+    );
+    let kept = fixture.journalled();
+    assert_eq!((kept.len(), kept[0].body.len()), (1, plain.len()));
+    assert_eq!(kept[0].body, plain);
+
+    let gzip = compress(Encoding::Gzip, &plain);
+    assert_eq!(
+        fixture
+            .call(GRPC_TRACES, &[("grpc-encoding", "gzip")], 1, &gzip)
+            .await
+            .grpc_status(),
+        "0"
+    );
+    assert_eq!(fixture.journalled()[0].body, gzip);
+
+    // Small when compressed, too large to be inflated where it was received.
+    let uniform = traces_of(vec![span(&"x".repeat(1000), 1); 6000]).encode_to_vec();
+    let disguised = compress(Encoding::Gzip, &uniform);
+    assert!(disguised.len() < 100_000 && uniform.len() > 4 << 20);
+    assert_eq!(
+        fixture
+            .call(GRPC_TRACES, &[("grpc-encoding", "gzip")], 1, &disguised)
+            .await
+            .grpc_status(),
+        "0"
+    );
+    assert_eq!(fixture.journalled()[0].decoded(), Some(&Bytes::from(uniform)));
+
+    let one_span = JSON_TRACES.find("{\"traceId\"").unwrap()..JSON_TRACES.find("]}]}]}").unwrap();
+    let spans = vec![&JSON_TRACES[one_span.clone()]; 2000].join(",");
+    let json = format!(
+        "{}{spans}{}",
+        &JSON_TRACES[..one_span.start],
+        &JSON_TRACES[one_span.end..]
+    );
+    let answer = fixture.post("/v1/traces", &[("content-type", JSON)], json).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(fixture.journalled()[0].items, 2000);
+}
+
+#[tokio::test]
+async fn beyond_the_bytes_in_flight_senders_are_told_to_try_again_and_then_succeed() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 100_000);
+    let mut slow = TcpStream::connect(fixture.http).await.unwrap();
+    let large = large_traces(80_000).encode_to_vec();
+    let head = format!(
+        "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {}\r\n\r\n",
+        large.len()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    slow.write_all(&large[..79_000]).await.unwrap();
+
+    let other = large_traces(50_000).encode_to_vec();
+    // Until the slow one's bytes have arrived there is room for both; each repetition is a duplicate then.
+    let refused = loop {
+        let answer = fixture
+            .post("/v1/traces", &[("content-type", JSON)], " ".repeat(50_000))
+            .await;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            break answer;
+        }
+    };
+    assert_eq!(refused.headers["retry-after"], "1");
+    let status = refused.json();
+    assert_eq!(status["code"], 14);
+    assert_eq!(status["details"][0]["retryDelay"], "1s");
+    let refused = fixture.call(GRPC_TRACES, &[], 0, &other).await;
+    assert_eq!(refused.grpc_status(), "14");
+    assert_eq!(refused.grpc_details().detail_types(), ["RetryInfo"]);
+
+    slow.write_all(&large[79_000..]).await.unwrap();
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert_eq!(fixture.call(GRPC_TRACES, &[], 0, &other).await.grpc_status(), "0");
+}
+
+#[tokio::test]
+async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 100_000);
+    let mut promising = Vec::new();
+    for _ in 0..10 {
+        let mut stream = TcpStream::connect(fixture.http).await.unwrap();
+        let head =
+            "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        promising.push(stream);
+    }
+    let answer = fixture
+        .post(
+            "/v1/traces",
+            &[("content-type", PROTOBUF)],
+            large_traces(90_000).encode_to_vec(),
+        )
+        .await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_in_time_is_refused() {
+    let fixture = Fixture::with(|options, _| options.read_timeout = Duration::from_millis(20));
+    let mut stream = TcpStream::connect(fixture.http).await.unwrap();
+    let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+}
+
+#[tokio::test]
+async fn a_full_journal_is_unavailable_with_a_time_to_come_again_and_takes_nothing_partly() {
+    let mut fixture = Fixture::with(|_, journal| {
+        journal.max_size = 4 << 20;
+        journal.segment_size = Some(1 << 20);
+        journal.free_disk_floor = 0;
+    });
+    let mut accepted = 0;
+    let refused = loop {
+        let mut request = large_traces(200_000);
+        request.resource_spans[0].schema_url = format!("https://example.com/{accepted}");
+        let answer = fixture
+            .post("/v1/traces", &[("content-type", PROTOBUF)], request.encode_to_vec())
+            .await;
+        if answer.status != StatusCode::OK {
+            break answer;
+        }
+        accepted += 1;
+        assert!(accepted < 1000, "the journal never fills");
+    };
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    let status = refused.protobuf_status();
+    assert_eq!(status.code, 14);
+    assert!(status.message.contains("journal.max_size"), "{}", status.message);
+    assert_eq!(status.detail_types(), ["RetryInfo"]);
+    let refused = fixture
+        .call(GRPC_TRACES, &[], 0, &large_traces(300_000).encode_to_vec())
+        .await;
+    assert_eq!(refused.grpc_status(), "14");
+    assert_eq!(refused.grpc_details().detail_types(), ["RetryInfo"]);
+
+    let mut kept = 0;
+    loop {
+        let batch = fixture.journalled();
+        if batch.is_empty() {
+            break;
+        }
+        kept += batch.len();
+    }
+    assert_eq!(kept, accepted);
+}

@@ -1,0 +1,8 @@
+//! The receivers from outside: what senders see, and what is in the journal afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+mod access;
+mod fixture;
+mod grpc;
+mod http;
+mod large;
