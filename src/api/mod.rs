@@ -1,1 +1,5 @@
-//! Health, the query API and the page.
+//! What is asked of the running program over HTTP: health and readiness, the scrape, questions about executions.
+//!
+//! The functions here make answers; listeners, connections and authentication are the business of [`crate::listen`].
+
+pub mod query;

@@ -1,0 +1,238 @@
+//! Numbers over many rows, from counts per distinct duration.
+//!
+//! The database groups by duration, which is a whole number of milliseconds; what comes back is small and holds
+//! everything: the percentiles below are exact, and the same on both databases because they are made here.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::QueryError;
+use super::database::{Cell, Dialect, Kind};
+
+/// The kinds of what [`columns`] selects.
+pub(super) const KINDS: [Kind; 10] = [
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Integer,
+    Kind::Real,
+    Kind::Integer,
+];
+
+/// What to select, to be grouped by `t.duration_ms` among others.
+pub(super) fn columns(dialect: Dialect) -> String {
+    let integer = |expression: &str| dialect.integer(expression);
+    [
+        integer("t.duration_ms"),
+        integer("count(*)"),
+        integer("count(*) FILTER (WHERE t.success)"),
+        integer(&format!(
+            "count(*) FILTER (WHERE {} = 'timeout')",
+            super::filter::outcome_sql(dialect)
+        )),
+        integer("coalesce(sum(t.tokens_used), 0)"),
+        integer("count(t.memory_mb)"),
+        integer("coalesce(sum(t.memory_mb), 0)"),
+        integer("max(t.memory_mb)"),
+        dialect.real("sum(e.cost_usd)"),
+        integer("count(e.cost_usd)"),
+    ]
+    .join(", ")
+}
+
+/// What is known of some rows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Aggregate {
+    pub(super) count: u64,
+    pub(super) successes: u64,
+    pub(super) timeouts: u64,
+    pub(super) tokens: i64,
+    memory_count: u64,
+    memory_sum: i64,
+    memory_max: Option<i64>,
+    cost: f64,
+    costs: u64,
+    /// How many rows took how long.
+    durations: BTreeMap<i64, u64>,
+}
+
+impl Aggregate {
+    /// Adds what [`columns`] selected.
+    pub(super) fn add(&mut self, cells: &[Cell]) -> Result<(), QueryError> {
+        let whole = |index: usize| cells.get(index).and_then(Cell::integer);
+        let count = |index: usize| whole(index).unwrap_or_default().cast_unsigned();
+        self.count += count(1);
+        self.successes += count(2);
+        self.timeouts += count(3);
+        self.tokens = self.tokens.saturating_add(whole(4).unwrap_or_default());
+        self.memory_count += count(5);
+        self.memory_sum += whole(6).unwrap_or_default();
+        self.memory_max = self.memory_max.max(whole(7));
+        self.cost += cells.get(8).and_then(Cell::real).unwrap_or_default();
+        self.costs += count(9);
+        if let Some(duration) = whole(0) {
+            *self.durations.entry(duration).or_default() += count(1);
+        }
+        Ok(())
+    }
+
+    /// Adds another part of the same rows.
+    pub(super) fn merge(&mut self, other: &Aggregate) {
+        self.count += other.count;
+        self.successes += other.successes;
+        self.timeouts += other.timeouts;
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.memory_count += other.memory_count;
+        self.memory_sum += other.memory_sum;
+        self.memory_max = self.memory_max.max(other.memory_max);
+        self.cost += other.cost;
+        self.costs += other.costs;
+        for (duration, count) in &other.durations {
+            *self.durations.entry(*duration).or_default() += count;
+        }
+    }
+
+    pub(super) fn errors(&self) -> u64 {
+        self.count - self.successes
+    }
+
+    /// From 0 to 1; of no rows, 0.
+    pub(super) fn success_rate(&self) -> f64 {
+        share(self.successes, self.count)
+    }
+
+    /// As the backend computes it: a row without a duration counts as 0.
+    pub(super) fn average_over_all_rows(&self) -> f64 {
+        let sum: f64 = self
+            .durations
+            .iter()
+            .map(|(duration, count)| *duration as f64 * *count as f64)
+            .sum();
+        if self.count == 0 { 0.0 } else { sum / self.count as f64 }
+    }
+
+    fn average_duration(&self) -> Option<f64> {
+        let count: u64 = self.durations.values().sum();
+        let sum: f64 = self
+            .durations
+            .iter()
+            .map(|(duration, count)| *duration as f64 * *count as f64)
+            .sum();
+        (count > 0).then(|| sum / count as f64)
+    }
+
+    pub(super) fn average_memory(&self) -> Option<f64> {
+        (self.memory_count > 0).then(|| self.memory_sum as f64 / self.memory_count as f64)
+    }
+
+    /// The shortest duration that at least `percent` of the rows with a duration do not exceed (the nearest rank,
+    /// `percentile_disc` in PostgreSQL).
+    pub(super) fn percentile(&self, percent: u64) -> Option<i64> {
+        let total: u64 = self.durations.values().sum();
+        let rank = (total * percent).div_ceil(100).max(1);
+        let mut below = 0;
+        for (duration, count) in &self.durations {
+            below += count;
+            if below >= rank {
+                return Some(*duration);
+            }
+        }
+        None
+    }
+
+    /// The backend's own percentile: of the positive durations in order, the one at `floor(n · p)`; of none, 0.
+    pub(super) fn backend_percentile(&self, p: f64) -> i64 {
+        let positive = || self.durations.range(1..);
+        let total: u64 = positive().map(|(_, count)| count).sum();
+        let index = (total as f64 * p).floor() as u64;
+        let mut below = 0;
+        for (duration, count) in positive() {
+            below += count;
+            if below > index.min(total.saturating_sub(1)) {
+                return *duration;
+            }
+        }
+        0
+    }
+
+    /// Everything, as clients see it.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "count": self.count,
+            "successes": self.successes,
+            "errors": self.errors(),
+            "timeouts": self.timeouts,
+            "successRate": self.success_rate(),
+            "errorRate": share(self.errors(), self.count),
+            "avgDurationMs": self.average_duration(),
+            "minDurationMs": self.durations.keys().next(),
+            "p50DurationMs": self.percentile(50),
+            "p95DurationMs": self.percentile(95),
+            "p99DurationMs": self.percentile(99),
+            "maxDurationMs": self.durations.keys().next_back(),
+            "avgMemoryMb": self.average_memory(),
+            "maxMemoryMb": self.memory_max,
+            "tokensUsed": self.tokens,
+            "costUsd": (self.costs > 0).then_some(self.cost),
+        })
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(durations: &[i64]) -> Aggregate {
+        let mut aggregate = Aggregate::default();
+        for duration in durations {
+            aggregate.count += 1;
+            *aggregate.durations.entry(*duration).or_default() += 1;
+        }
+        aggregate
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_rows() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for length in 1..300_usize {
+            let mut durations: Vec<i64> = (0..length).map(|_| rng.i64(0..200)).collect();
+            let aggregate = of(&durations);
+            durations.sort_unstable();
+            for percent in [50, 95, 99] {
+                let rank = (length * percent).div_ceil(100_usize).max(1);
+                assert_eq!(
+                    aggregate.percentile(percent as u64),
+                    Some(durations[rank - 1]),
+                    "{length} {percent}"
+                );
+            }
+            let positive: Vec<i64> = durations.iter().copied().filter(|duration| *duration > 0).collect();
+            for p in [0.5, 0.95, 0.99] {
+                let expected = positive
+                    .get((positive.len() as f64 * p).floor() as usize)
+                    .copied()
+                    .unwrap_or_default();
+                assert_eq!(aggregate.backend_percentile(p), expected);
+            }
+        }
+        assert_eq!(of(&[]).percentile(50), None);
+        assert_eq!(of(&[0, 0]).backend_percentile(0.5), 0);
+    }
+
+    #[test]
+    fn a_row_without_a_duration_counts_as_zero_only_where_the_backend_does_so() {
+        let mut aggregate = of(&[10, 20]);
+        aggregate.count += 1;
+        assert_eq!(aggregate.average_over_all_rows(), 10.0);
+        assert_eq!(aggregate.average_duration(), Some(15.0));
+    }
+}

@@ -1,0 +1,341 @@
+//! Reading from either database.
+//!
+//! Both databases get nearly the same SQL; where they differ, [`Dialect`] says how. A query names the kind of each
+//! column it selects, so that values are decoded alike.
+//!
+//! # Invariants
+//!
+//! * Nothing is ever written: PostgreSQL transactions are `READ ONLY`, SQLite files are opened read-only.
+//! * With PostgreSQL nothing outlives a transaction on the server, so that a pooler may stand between.
+//! * What a query may cost is bounded: connections, time in the database, time waiting for a connection.
+//! * Values are always bound, never part of the SQL.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{AssertSqlSafe, Row as _};
+
+use super::QueryError;
+
+/// Connections of the query API; the ledger has its own. More readers than this only slow each other.
+const CONNECTIONS: u32 = 4;
+
+/// How long a request waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one query may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// In which words a database is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+impl Dialect {
+    /// A whole number wide enough for [`Kind::Integer`].
+    pub(super) fn integer(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => expression.to_owned(),
+            Dialect::Postgres => format!("({expression})::bigint"),
+        }
+    }
+
+    /// A number for [`Kind::Real`].
+    pub(super) fn real(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => expression.to_owned(),
+            Dialect::Postgres => format!("({expression})::double precision"),
+        }
+    }
+
+    /// A timestamp as `YYYY-MM-DD HH:MM:SS.ffffff`, which is how SQLite holds it.
+    pub(super) fn time_text(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => expression.to_owned(),
+            Dialect::Postgres => format!("to_char({expression}, 'YYYY-MM-DD HH24:MI:SS.US')"),
+        }
+    }
+
+    /// A timestamp as whole seconds since 1970.
+    pub(super) fn epoch(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => format!("CAST(strftime('%s', {expression}) AS INTEGER)"),
+            Dialect::Postgres => format!("floor(extract(epoch FROM {expression}))::bigint"),
+        }
+    }
+
+    /// Text that is compared byte by byte whatever the database's language is.
+    pub(super) fn bytewise(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => expression.to_owned(),
+            Dialect::Postgres => format!("({expression}) COLLATE \"C\""),
+        }
+    }
+
+    /// The operator that finds text regardless of case.
+    pub(super) fn like(self) -> &'static str {
+        match self {
+            Dialect::Sqlite => "LIKE",
+            Dialect::Postgres => "ILIKE",
+        }
+    }
+}
+
+/// A value that stands in for a placeholder.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Bind {
+    Text(String),
+    Integer(i64),
+}
+
+/// SQL with its values.
+#[derive(Debug, Clone)]
+pub(super) struct Sql {
+    pub(super) dialect: Dialect,
+    text: String,
+    binds: Vec<Bind>,
+}
+
+impl Sql {
+    pub(super) fn new(dialect: Dialect, text: impl Into<String>) -> Sql {
+        Sql {
+            dialect,
+            text: text.into(),
+            binds: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, text: &str) -> &mut Sql {
+        self.text.push_str(text);
+        self
+    }
+
+    pub(super) fn text(&mut self, value: impl Into<String>) -> &mut Sql {
+        self.bind(Bind::Text(value.into()), "::text")
+    }
+
+    pub(super) fn integer(&mut self, value: i64) -> &mut Sql {
+        self.bind(Bind::Integer(value), "::bigint")
+    }
+
+    /// A timestamp, given as `YYYY-MM-DD HH:MM:SS.ffffff`.
+    pub(super) fn time(&mut self, value: &str) -> &mut Sql {
+        self.bind(Bind::Text(value.to_owned()), "::text::timestamp")
+    }
+
+    /// `(a, b, c)`
+    pub(super) fn texts(&mut self, values: &[String]) -> &mut Sql {
+        self.push("(");
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                self.push(", ");
+            }
+            self.text(value);
+        }
+        self.push(")")
+    }
+
+    fn bind(&mut self, value: Bind, cast: &str) -> &mut Sql {
+        self.binds.push(value);
+        match self.dialect {
+            Dialect::Sqlite => self.text.push('?'),
+            Dialect::Postgres => {
+                let placeholder = format!("${}{cast}", self.binds.len());
+                self.text.push_str(&placeholder);
+            }
+        }
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// How a selected column is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Integer,
+    Real,
+    Boolean,
+}
+
+/// A decoded value.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) enum Cell {
+    #[default]
+    Null,
+    Text(String),
+    Integer(i64),
+    Real(f64),
+    Boolean(bool),
+}
+
+impl Cell {
+    pub(super) fn into_text(self) -> Option<String> {
+        match self {
+            Cell::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn integer(&self) -> Option<i64> {
+        match self {
+            Cell::Integer(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    pub(super) fn real(&self) -> Option<f64> {
+        match self {
+            Cell::Real(number) => Some(*number),
+            Cell::Integer(number) => Some(*number as f64),
+            _ => None,
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self {
+            Cell::Boolean(truth) => Some(*truth),
+            _ => None,
+        }
+    }
+}
+
+/// The database, for reading only; cheap to clone. Connections are made when they are needed, so that a database that
+/// is away at the start is no error.
+#[derive(Debug, Clone)]
+pub(super) enum Database {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+impl Database {
+    /// Must be called within a runtime.
+    pub(super) fn open(url: &str) -> Result<Database, QueryError> {
+        let configuration = |error: sqlx::Error| QueryError::Configuration(format!("{error} (database.url)"));
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            let options = PgConnectOptions::from_str(url).map_err(configuration)?;
+            // Poolers refuse start-up parameters that they do not know.
+            let options = options
+                .extra_float_digits(None)
+                .application_name("spanledger-api")
+                .statement_cache_capacity(0);
+            let pool = PgPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .min_connections(0)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(Duration::from_secs(300))
+                .test_before_acquire(true);
+            return Ok(Database::Postgres(pool.connect_lazy_with(options)));
+        }
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(configuration)?
+            .read_only(true)
+            .create_if_missing(false)
+            .busy_timeout(Duration::from_secs(5))
+            // What is sorted stays in memory: the root of a container may be read-only.
+            .pragma("temp_store", "MEMORY")
+            .pragma("cache_size", "-16384")
+            .pragma("mmap_size", "268435456");
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .min_connections(0)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(Duration::from_secs(300));
+        Ok(Database::Sqlite(pool.connect_lazy_with(options)))
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self {
+            Database::Sqlite(_) => Dialect::Sqlite,
+            Database::Postgres(_) => Dialect::Postgres,
+        }
+    }
+
+    /// The rows that `sql` selects, whose columns are of these kinds.
+    pub(super) async fn fetch(&self, sql: Sql, kinds: &[Kind]) -> Result<Vec<Vec<Cell>>, QueryError> {
+        let rows = tokio::time::timeout(QUERY_TIMEOUT + ACQUIRE_TIMEOUT, self.fetch_unbounded(sql, kinds)).await;
+        rows.map_err(|_| QueryError::Unavailable("the query took too long: ask for a shorter time".to_owned()))?
+            .map_err(|error| QueryError::Unavailable(error.to_string()))
+    }
+
+    async fn fetch_unbounded(&self, sql: Sql, kinds: &[Kind]) -> Result<Vec<Vec<Cell>>, sqlx::Error> {
+        match self {
+            Database::Sqlite(pool) => {
+                let mut query = sqlx::query(AssertSqlSafe(sql.text));
+                for bind in sql.binds {
+                    query = match bind {
+                        Bind::Text(text) => query.bind(text),
+                        Bind::Integer(number) => query.bind(number),
+                    };
+                }
+                let rows = query.fetch_all(pool).await?;
+                rows.iter()
+                    .map(|row| decode(kinds, |index, kind| sqlite_cell(row, index, kind)))
+                    .collect()
+            }
+            Database::Postgres(pool) => {
+                let mut query = sqlx::query(AssertSqlSafe(sql.text)).persistent(false);
+                for bind in sql.binds {
+                    query = match bind {
+                        Bind::Text(text) => query.bind(text),
+                        Bind::Integer(number) => query.bind(number),
+                    };
+                }
+                let begin = format!(
+                    "BEGIN READ ONLY; SET LOCAL statement_timeout = {}",
+                    QUERY_TIMEOUT.as_millis()
+                );
+                // Rolls back by itself when it is dropped, by an error or because the request was given up.
+                let mut transaction = pool.begin_with(AssertSqlSafe(begin)).await?;
+                let rows = query.fetch_all(&mut *transaction).await?;
+                transaction.commit().await?;
+                rows.iter()
+                    .map(|row| decode(kinds, |index, kind| postgres_cell(row, index, kind)))
+                    .collect()
+            }
+        }
+    }
+}
+
+fn decode(kinds: &[Kind], cell: impl Fn(usize, Kind) -> Result<Cell, sqlx::Error>) -> Result<Vec<Cell>, sqlx::Error> {
+    kinds
+        .iter()
+        .enumerate()
+        .map(|(index, kind)| cell(index, *kind))
+        .collect()
+}
+
+/// SQLite holds what was put in, whatever the column was declared as.
+fn sqlite_cell(row: &SqliteRow, index: usize, kind: Kind) -> Result<Cell, sqlx::Error> {
+    Ok(match kind {
+        Kind::Text => row
+            .try_get_unchecked::<Option<String>, _>(index)?
+            .map_or(Cell::Null, Cell::Text),
+        Kind::Integer => row
+            .try_get_unchecked::<Option<i64>, _>(index)?
+            .map_or(Cell::Null, Cell::Integer),
+        Kind::Real => row
+            .try_get_unchecked::<Option<f64>, _>(index)?
+            .map_or(Cell::Null, Cell::Real),
+        Kind::Boolean => row
+            .try_get_unchecked::<Option<bool>, _>(index)?
+            .map_or(Cell::Null, Cell::Boolean),
+    })
+}
+
+fn postgres_cell(row: &PgRow, index: usize, kind: Kind) -> Result<Cell, sqlx::Error> {
+    Ok(match kind {
+        Kind::Text => row.try_get::<Option<String>, _>(index)?.map_or(Cell::Null, Cell::Text),
+        Kind::Integer => row.try_get::<Option<i64>, _>(index)?.map_or(Cell::Null, Cell::Integer),
+        Kind::Real => row.try_get::<Option<f64>, _>(index)?.map_or(Cell::Null, Cell::Real),
+        Kind::Boolean => row.try_get::<Option<bool>, _>(index)?.map_or(Cell::Null, Cell::Boolean),
+    })
+}

@@ -1,0 +1,216 @@
+//! `/code-exec-logs/errors`: failures grouped by what their messages have in common.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::database::{Cell, Kind};
+use super::filter::{FILTERS, Filter};
+use super::row::{Outcome, iso};
+use super::{Answer, Asked, QueryApi, QueryError};
+
+/// Distinct messages that are read, the commonest first.
+const MESSAGES: i64 = 20_000;
+
+/// Characters of a normalised message.
+const LENGTH: usize = 200;
+
+#[derive(Default)]
+struct Group {
+    count: i64,
+    messages: i64,
+    first: String,
+    /// Time and id of the latest, in this order.
+    last: String,
+    sample: Option<String>,
+    runtimes: HashMap<String, i64>,
+}
+
+impl QueryApi {
+    pub(super) async fn errors(&self, asked: Asked) -> Result<Answer, QueryError> {
+        let mut parameters = asked.parameters;
+        let mut filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
+        let limit = parameters.number("limit", 1, 1000)?.unwrap_or(50);
+        parameters.finish(&format!("{FILTERS}, limit"))?;
+        if filter.outcomes.is_empty() {
+            filter.outcomes = vec![Outcome::Error, Outcome::Timeout];
+        }
+        let dialect = self.dialect();
+        let at = dialect.time_text("t.created_at");
+        // Time and id in one text: its greatest value names the latest row.
+        let latest = dialect.bytewise(&format!("{at} || ' ' || t.id"));
+        let mut sql = self.select(&format!(
+            "t.error_message, t.runtime, {}, min({at}), max({latest})",
+            dialect.integer("count(*)")
+        ));
+        filter.to_sql(&mut sql, self.beside());
+        sql.push(" GROUP BY t.error_message, t.runtime ORDER BY count(*) DESC LIMIT ")
+            .integer(MESSAGES);
+        let kinds = [Kind::Text, Kind::Text, Kind::Integer, Kind::Text, Kind::Text];
+        let rows = self.database().fetch(sql, &kinds).await?;
+        let truncated = rows.len() as i64 == MESSAGES;
+        let mut groups: HashMap<Option<String>, Group> = HashMap::new();
+        for row in rows {
+            let mut cells = row.into_iter();
+            let mut next = || cells.next().unwrap_or(Cell::Null);
+            let (message, runtime) = (next().into_text(), next().into_text().unwrap_or_default());
+            let count = next().integer().unwrap_or_default();
+            let (first, last) = (
+                next().into_text().unwrap_or_default(),
+                next().into_text().unwrap_or_default(),
+            );
+            let group = groups.entry(message.as_deref().map(normalise)).or_default();
+            group.count += count;
+            group.messages += 1;
+            if group.first.is_empty() || first < group.first {
+                group.first = first;
+            }
+            if last > group.last {
+                group.last = last;
+                group.sample = message;
+            }
+            *group.runtimes.entry(runtime).or_default() += count;
+        }
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.sort_by(|(a, x), (b, y)| y.count.cmp(&x.count).then_with(|| a.cmp(b)));
+        let known = groups.len();
+        groups.truncate(limit as usize);
+        let data: Vec<Value> = groups
+            .into_iter()
+            .map(|(message, group)| group.to_json(message))
+            .collect();
+        Ok(Answer::list(data)
+            .with("groups", known.into())
+            .with("truncated", truncated.into()))
+    }
+}
+
+impl Group {
+    fn to_json(&self, message: Option<String>) -> Value {
+        // The time has no space in it but the one between date and time of day.
+        let (last, id) = self.last.rsplit_once(' ').unwrap_or((&self.last, ""));
+        json!({
+            "message": message,
+            "count": self.count,
+            "distinctMessages": self.messages,
+            "firstSeen": iso(&self.first),
+            "lastSeen": iso(last),
+            "sampleId": id,
+            "sampleMessage": self.sample,
+            "byRuntime": self.runtimes,
+        })
+    }
+}
+
+/// What messages of one cause have in common: the first line, with what differs from run to run replaced.
+pub(super) fn normalise(message: &str) -> String {
+    let line = message
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or_default();
+    // The first line of a Python traceback says nothing; its last line is the error.
+    let line = if line.starts_with("Traceback (most recent call last)") {
+        message
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or(line)
+    } else {
+        line
+    };
+    let mut normal = String::with_capacity(line.len().min(LENGTH));
+    let mut rest = line;
+    while let Some(first) = rest.chars().next() {
+        if normal.len() >= LENGTH {
+            normal.push('…');
+            break;
+        }
+        if matches!(first, '"' | '\'' | '`')
+            && let Some(end) = quoted(rest, first)
+        {
+            normal.push_str(&format!("{first}…{first}"));
+            rest = &rest[end..];
+            continue;
+        }
+        if first.is_alphanumeric() {
+            let end = rest
+                .find(|other: char| !other.is_alphanumeric() && other != '_')
+                .unwrap_or(rest.len());
+            normal.push_str(&word(&rest[..end]));
+            rest = &rest[end..];
+            continue;
+        }
+        normal.push(first);
+        rest = &rest[first.len_utf8()..];
+    }
+    // A UUID or a decimal fraction is several words.
+    while normal.contains("#-#") || normal.contains("#.#") || normal.contains("#:#") {
+        normal = normal.replace("#-#", "#").replace("#.#", "#").replace("#:#", "#");
+    }
+    normal
+}
+
+/// Behind the quoted text at the beginning, if it is one: an apostrophe is not.
+fn quoted(text: &str, quote: char) -> Option<usize> {
+    let end = text[1..].find(quote)? + 1;
+    let after = text[end + 1..].chars().next();
+    (end <= 200 && !after.is_some_and(char::is_alphanumeric)).then_some(end + 1)
+}
+
+/// A word, or `#` in place of a number or a made-up id.
+fn word(word: &str) -> String {
+    let digits = word.bytes().filter(u8::is_ascii_digit).count();
+    let hexadecimal = word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits == word.len() || (hexadecimal && digits > 0 && word.len() >= 4) || (digits >= 3 && word.len() >= 12) {
+        return "#".to_owned();
+    }
+    // `30000ms`, `0x7f3a`
+    let unit = word.trim_start_matches(|other: char| other.is_ascii_digit());
+    if unit.len() < word.len() && unit.len() <= 3 && unit.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        return format!("#{unit}");
+    }
+    if word.starts_with("0x") {
+        "#".to_owned()
+    } else {
+        word.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_one_cause_become_one() {
+        for (message, normal) in [
+            (
+                "E2B execution timed out after 30000ms",
+                "E2B execution timed out after #ms",
+            ),
+            ("E2B execution timed out after 5ms", "E2B execution timed out after #ms"),
+            ("Job 3f2a9c1e-8b7d-4c6e-9f00-aabbccddeeff failed", "Job # failed"),
+            (
+                "ModuleNotFoundError: No module named 'pandas'",
+                "ModuleNotFoundError: No module named '…'",
+            ),
+            (
+                "can't open file \"/tmp/a b.py\": no such file",
+                "can't open file \"…\": no such file",
+            ),
+            ("line 12, column 3.5", "line #, column #"),
+            ("at 0x7ffde2 in cmr2k3j4h5g6f7d8", "at # in #"),
+            ("\n  first line\nsecond line", "first line"),
+            (
+                "Traceback (most recent call last):\n  File \"x\", line 3\nValueError: bad 7\n",
+                "ValueError: bad #",
+            ),
+            ("", ""),
+            ("utf8 and sha256 stay", "utf8 and sha256 stay"),
+        ] {
+            assert_eq!(normalise(message), normal);
+        }
+        assert!(normalise(&"é ".repeat(5000)).len() < 2 * LENGTH);
+    }
+}

@@ -1,0 +1,386 @@
+//! The query API under `/api/v1`: what is in the table of executions, by filter, in numbers, as it is written.
+//!
+//! [`QueryApi::answer`] is a plain function from request to response; the listener belongs to [`crate::listen`].
+//!
+//! # Invariants
+//!
+//! * Nothing is written. The pool is the API's own, so that no question, however dear, holds up the ledger.
+//! * A caller whose token names an organization sees rows of that organization only: the condition is part of every
+//!   statement, since every statement is made by [`Filter::to_sql`](filter::Filter::to_sql).
+//! * The first four paths answer as the backend's own API does; beside what its clients know, nothing is in the rows.
+//! * Answers are `{"success": true, "data": …}`, lists with `count`; errors
+//!   `{"success": false, "error": {"message", "code"}}`.
+//! * Without tokens the API answers only to names of this machine (unless it is said to be insecure): a page of a
+//!   stranger's that makes its own name point to 127.0.0.1 gets nothing.
+
+mod aggregate;
+mod auth;
+mod database;
+mod errors;
+mod filter;
+mod listing;
+mod live;
+mod parameters;
+mod pipeline;
+mod row;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+pub use auth::ApiToken;
+pub use filter::RowsShown;
+pub use pipeline::PipelineReport;
+
+use crate::listen::{Body, Unauthorized};
+use auth::Access;
+use database::{Database, Dialect};
+use live::Live;
+use parameters::Parameters;
+
+/// What is served; see `database` and `api` in the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct QueryOptions {
+    /// `database.url`
+    pub url: String,
+    /// `database.schema`
+    pub schema: Option<String>,
+    /// `database.table`
+    pub table: String,
+    /// `api.rows`
+    pub rows: RowsShown,
+    /// `api.signoz_url`
+    pub signoz_url: Option<String>,
+    /// `api.auth.bearer_tokens`; none: everybody who can connect.
+    pub tokens: Vec<ApiToken>,
+    /// `api.auth.insecure`: without tokens, answer whatever name the request was sent to.
+    pub insecure: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The configuration cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// The question makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The caller may not see this.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// The request was meant for another server.
+    #[error("this API answers to localhost and addresses only; set api.auth.bearer_tokens, or api.auth.insecure")]
+    Misdirected,
+    /// No or wrong credentials.
+    #[error("{0}")]
+    Unauthorized(#[from] Unauthorized),
+    /// Too many live clients.
+    #[error("there are as many live clients as are served; try again later")]
+    Busy,
+    /// The database does not answer.
+    #[error("the database does not answer (database.url): {0}")]
+    Unavailable(String),
+}
+
+impl QueryError {
+    fn invalid(parameter: &str, message: &str) -> QueryError {
+        QueryError::Invalid(format!("{parameter} {message}"))
+    }
+
+    /// Whether the same question can have an answer later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, QueryError::Unavailable(_) | QueryError::Busy)
+    }
+
+    fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            QueryError::Configuration(_) => (StatusCode::INTERNAL_SERVER_ERROR, "CONFIGURATION_ERROR"),
+            QueryError::Invalid(_) => (StatusCode::BAD_REQUEST, "INVALID_PARAMETER"),
+            QueryError::NotFound(_) => (StatusCode::NOT_FOUND, "NOT_FOUND"),
+            QueryError::Forbidden(_) => (StatusCode::FORBIDDEN, "FORBIDDEN"),
+            QueryError::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "MISDIRECTED_REQUEST"),
+            QueryError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            QueryError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_CLIENTS"),
+            QueryError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "DATABASE_UNAVAILABLE"),
+        }
+    }
+}
+
+/// Answers questions; cheap to clone.
+#[derive(Clone)]
+pub struct QueryApi {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    /// Quoted.
+    table: String,
+    /// Quoted.
+    beside: String,
+    shown: RowsShown,
+    signoz_url: Option<String>,
+    access: Access,
+    pipeline: Box<dyn Fn() -> PipelineReport + Send + Sync>,
+    live: Live,
+    shutdown: CancellationToken,
+}
+
+/// A question: what remains of a request once it is known what it is about.
+struct Asked {
+    parameters: Parameters,
+    /// The only organization that the caller may see.
+    scope: Option<String>,
+    now: DateTime<Utc>,
+}
+
+/// The object that an answer is.
+struct Answer(Map<String, Value>);
+
+impl Answer {
+    fn one(data: Value) -> Answer {
+        let mut object = Map::new();
+        object.insert("success".to_owned(), true.into());
+        object.insert("data".to_owned(), data);
+        Answer(object)
+    }
+
+    fn list(data: Vec<Value>) -> Answer {
+        let count = data.len();
+        Answer::one(data.into()).with("count", count.into())
+    }
+
+    fn with(mut self, key: &str, value: Value) -> Answer {
+        self.0.insert(key.to_owned(), value);
+        self
+    }
+}
+
+/// The paths under `/api/v1`.
+enum Route<'a> {
+    AgentRows(String),
+    AgentStats(String),
+    WorkflowRows(String),
+    Analytics,
+    Page,
+    One(String),
+    Stats,
+    TimeSeries,
+    Facets,
+    Errors,
+    Live,
+    Trace(&'a str),
+    Pipeline,
+    OpenApi,
+}
+
+/// Where everything is.
+pub const BASE: &str = "/api/v1";
+
+/// The description of all this.
+const OPENAPI: &str = include_str!("openapi.json");
+
+impl QueryApi {
+    /// An API over the database; `pipeline` says how the stages are. When `shutdown` is cancelled the live streams end.
+    /// Must be called within a runtime. The database may be away.
+    ///
+    /// # Errors
+    ///
+    /// When the URL of the database cannot be read.
+    pub fn new(
+        options: QueryOptions,
+        pipeline: impl Fn() -> PipelineReport + Send + Sync + 'static,
+        shutdown: CancellationToken,
+    ) -> Result<QueryApi, QueryError> {
+        let database = Database::open(&options.url)?;
+        let schema = options.schema.filter(|_| database.dialect() == Dialect::Postgres);
+        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let named = |name: &str| match &schema {
+            Some(schema) => format!("{}.{}", quote(schema), quote(name)),
+            None => quote(name),
+        };
+        let inner = Inner {
+            table: named(&options.table),
+            beside: named("spanledger_executions"),
+            shown: options.rows,
+            signoz_url: options.signoz_url,
+            access: Access::new(options.tokens, options.insecure),
+            pipeline: Box::new(pipeline),
+            live: Live::default(),
+            shutdown,
+            database,
+        };
+        Ok(QueryApi { inner: Arc::new(inner) })
+    }
+
+    /// The answer to a request for a path under [`BASE`].
+    pub async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+        let mut response = match self.try_answer(request).await {
+            Ok(response) => response,
+            Err((error, code)) => refuse(&error, code),
+        };
+        if request.method() == Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
+        response
+    }
+
+    /// Where the request leads, and with which code of its own a failure of the database is answered there.
+    async fn try_answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, (QueryError, Option<&'static str>)> {
+        let plain = |error: QueryError| (error, None);
+        let path = request.uri().path();
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut response = json_response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                &json!({"success": false, "error": {"message": "use GET", "code": "METHOD_NOT_ALLOWED"}}),
+            );
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Ok(response);
+        }
+        let scope = self.inner.access.admit(request).map_err(plain)?;
+        let route = route(path).map_err(plain)?;
+        let parameters = Parameters::parse(request.uri().query()).map_err(plain)?;
+        let asked = Asked {
+            parameters,
+            scope,
+            now: Utc::now(),
+        };
+        let (answer, code) = match route {
+            Route::AgentRows(agent) => (self.agent_rows(asked, agent).await, Some("FETCH_LOGS_ERROR")),
+            Route::WorkflowRows(execution) => (self.workflow_rows(asked, execution).await, Some("FETCH_LOGS_ERROR")),
+            Route::AgentStats(agent) => (self.agent_stats(asked, agent).await, Some("FETCH_STATS_ERROR")),
+            Route::Analytics => (self.analytics(asked).await, None),
+            Route::Page => (self.page(asked).await, None),
+            Route::One(id) => (self.one(asked, &id).await, None),
+            Route::Stats => (self.stats(asked).await, None),
+            Route::TimeSeries => (self.timeseries(asked).await, None),
+            Route::Facets => (self.facets(asked).await, None),
+            Route::Errors => (self.errors(asked).await, None),
+            Route::Trace(trace) => (self.trace(asked, trace).await, None),
+            Route::Pipeline => (self.pipeline(asked), None),
+            Route::OpenApi => {
+                let mut response = Response::new(Body::from(OPENAPI));
+                json_headers(&mut response);
+                return Ok(response);
+            }
+            Route::Live => return self.live(asked, request.headers()).map_err(plain),
+        };
+        match answer {
+            Ok(Answer(object)) => Ok(json_response(StatusCode::OK, &Value::Object(object))),
+            Err(error) => Err((error, code)),
+        }
+    }
+
+    fn database(&self) -> &Database {
+        &self.inner.database
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.inner.database.dialect()
+    }
+
+    fn table(&self) -> &str {
+        &self.inner.table
+    }
+
+    fn beside(&self) -> &str {
+        &self.inner.beside
+    }
+
+    fn shown(&self) -> RowsShown {
+        self.inner.shown
+    }
+
+    fn signoz_url(&self) -> Option<&str> {
+        self.inner.signoz_url.as_deref()
+    }
+}
+
+fn route(path: &str) -> Result<Route<'_>, QueryError> {
+    let unknown = QueryError::NotFound("there is no such path; see /api/v1/openapi.json");
+    let Some(rest) = path.strip_prefix(BASE) else {
+        return Err(unknown);
+    };
+    let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    let id = |text: &str| {
+        // A `+` in a path is a plus.
+        let text = parameters::percent_decode(&text.replace('+', "%2B"))?;
+        if text.is_empty() {
+            Err(QueryError::NotFound("the id is empty"))
+        } else {
+            Ok(text)
+        }
+    };
+    Ok(match parts[..] {
+        ["code-exec-logs"] => Route::Page,
+        ["code-exec-logs", "agent", agent] => Route::AgentRows(id(agent)?),
+        ["code-exec-logs", "agent", agent, "stats"] => Route::AgentStats(id(agent)?),
+        ["code-exec-logs", "workflow", execution] => Route::WorkflowRows(id(execution)?),
+        ["code-agents", "analytics"] => Route::Analytics,
+        ["code-exec-logs", "stats"] => Route::Stats,
+        ["code-exec-logs", "timeseries"] => Route::TimeSeries,
+        ["code-exec-logs", "facets"] => Route::Facets,
+        ["code-exec-logs", "errors"] => Route::Errors,
+        ["code-exec-logs", "live"] => Route::Live,
+        ["code-exec-logs", one] => Route::One(id(one)?),
+        ["traces", trace] => Route::Trace(trace),
+        ["pipeline"] => Route::Pipeline,
+        ["openapi.json"] => Route::OpenApi,
+        _ => return Err(unknown),
+    })
+}
+
+fn refuse(error: &QueryError, code: Option<&'static str>) -> Response<Body> {
+    let (status, own_code) = error.status();
+    let code = code
+        .filter(|_| matches!(error, QueryError::Unavailable(_)))
+        .unwrap_or(own_code);
+    if let QueryError::Unavailable(reason) = error {
+        tracing::warn!(reason, "a question could not be answered");
+    }
+    let body = json!({"success": false, "error": {"message": error.to_string(), "code": code}});
+    let mut response = json_response(status, &body);
+    match error {
+        QueryError::Unauthorized(_) => {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, Unauthorized::CHALLENGE);
+        }
+        _ if error.is_retryable() => {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    response
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    json_headers(&mut response);
+    response
+}
+
+fn json_headers(response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json; charset=utf-8"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
