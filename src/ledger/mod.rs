@@ -1,1 +1,249 @@
-//! Materialises one row per execution in SQL.
+//! Materialises exactly one right row per execution in SQL.
+//!
+//! What an execution is made of is spread over several spans that are not each other's parents, may be in different
+//! traces, and arrive in any order, batch, and sidecar. This room follows the journal, takes out what matters, and keeps
+//! the rows of `code_exec_logs` the best that can be known.
+//!
+//! * [`facts`]: what a span tells, compact and owned; all other spans are set aside cheaply.
+//! * [`world`], [`assemble`]: which facts belong together, and the row they make. Pure functions.
+//! * [`plan`], [`commit`]: what a batch changes, and the transaction that does it, the reader's position included.
+//! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both.
+//! * [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
+//!
+//! # Exactly one row
+//!
+//! The id of a row is made of its trace and span, and rows that are there are not inserted again; the position is saved
+//! in the transaction of the rows. So a crash, a restart, an unknown outcome of COMMIT, a database that was restored to
+//! an older state, and the same span from two sidecars all come to the same: what is repeated changes nothing.
+//!
+//! # Memory
+//!
+//! At most [`stage::BATCH_BYTES`] of request bodies and the facts of their spans, and 20,000 waiting spans that were
+//! loaded for them: 64 MiB in the worst case, 10 MiB with the traffic that executors send.
+
+pub mod assemble;
+mod commit;
+pub mod facts;
+mod meters;
+mod plan;
+pub mod row;
+mod semantics;
+mod stage;
+mod store;
+mod table;
+mod upkeep;
+pub mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use regex::Regex;
+use tokio_util::sync::CancellationToken;
+
+use crate::journal::Reader;
+use crate::telemetry::{Heartbeat, StageStatus};
+use store::postgres::PostgresStore;
+use store::sqlite::SqliteStore;
+use store::{Names, Settings, Store};
+
+pub use store::StoreError;
+pub use table::Quarantined;
+
+/// The settings under `database`.
+#[derive(Debug, Clone)]
+pub struct LedgerOptions {
+    /// `sqlite:PATH` or `postgres://...`.
+    pub url: String,
+    /// PostgreSQL schema of the table and of our own tables; `None`: the first of the user's search path.
+    pub schema: Option<String>,
+    /// The table of the rows.
+    pub table: String,
+    /// Whether to make the tables that are missing. If not, they are used as they are.
+    pub migrate: bool,
+    /// How long rows that this program wrote are kept; 0 keeps them. `None`: 90 days in SQLite, for ever in PostgreSQL.
+    pub retention: Option<Duration>,
+    /// How long context waits for its execution, and an execution for context.
+    pub assembly_window: Duration,
+    /// How many spans may wait.
+    pub max_pending: u64,
+    /// Whether runtime spans without an execution become rows.
+    pub standalone: bool,
+    /// Regular expressions that are cut from error messages.
+    pub redact: Vec<String>,
+}
+
+impl Default for LedgerOptions {
+    fn default() -> LedgerOptions {
+        LedgerOptions {
+            url: "sqlite:./spanledger-data/executions.db".to_owned(),
+            schema: None,
+            table: "code_exec_logs".to_owned(),
+            migrate: true,
+            retention: None,
+            assembly_window: Duration::from_secs(3_600),
+            max_pending: 200_000,
+            standalone: false,
+            redact: Vec::new(),
+        }
+    }
+}
+
+/// Why the ledger cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database's part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An expression that is none.
+    #[error("database.redact: {0}")]
+    Redact(#[from] regex::Error),
+    /// A URL of no database that is known.
+    #[error("database.url: expected sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Url,
+}
+
+impl LedgerError {
+    /// Whether doing the same again can succeed without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, LedgerError::Store(error) if error.is_retryable())
+    }
+}
+
+/// Which database a URL means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// The room: options that were understood. Nothing is connected yet.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    kind: Kind,
+    settings: Settings,
+    redact: Vec<Regex>,
+    limits: Limits,
+}
+
+/// How long and how much is kept.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// `None`: for ever.
+    retention: Option<Duration>,
+    window: Duration,
+    max_pending: u64,
+}
+
+impl Limits {
+    fn window_nanos(&self) -> u64 {
+        u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Executions that ended before are not written, and deleted.
+    fn oldest(&self, now: u64) -> u64 {
+        self.retention.map_or(0, |kept| {
+            now.saturating_sub(u64::try_from(kept.as_nanos()).unwrap_or(u64::MAX))
+        })
+    }
+}
+
+/// Runs the same code on the store that the URL means.
+macro_rules! with_store {
+    ($self:expr, $store:ident => $body:expr) => {
+        match $self.kind {
+            Kind::Sqlite => {
+                type $store = SqliteStore;
+                $body
+            }
+            Kind::Postgres => {
+                type $store = PostgresStore;
+                $body
+            }
+        }
+    };
+}
+
+impl Ledger {
+    /// Understands the options; connects to nothing.
+    pub fn new(options: LedgerOptions) -> Result<Ledger, LedgerError> {
+        let kind = match options.url.split_once(':').map(|(scheme, _)| scheme) {
+            Some("sqlite") => Kind::Sqlite,
+            Some("postgres" | "postgresql") => Kind::Postgres,
+            _ => return Err(LedgerError::Url),
+        };
+        let default_retention = match kind {
+            Kind::Sqlite => Duration::from_secs(90 * 86_400),
+            Kind::Postgres => Duration::ZERO,
+        };
+        let retention = Some(options.retention.unwrap_or(default_retention)).filter(|kept| !kept.is_zero());
+        let redact = options
+            .redact
+            .iter()
+            .map(|secret| Regex::new(secret))
+            .collect::<Result<_, _>>()?;
+        Ok(Ledger {
+            kind,
+            settings: Settings {
+                url: options.url,
+                names: Names {
+                    schema: options.schema,
+                    table: options.table,
+                },
+                migrate: options.migrate,
+            },
+            redact,
+            limits: Limits {
+                retention,
+                window: options.assembly_window,
+                max_pending: options.max_pending,
+            },
+        })
+    }
+
+    /// Whether the program may start: an error that is not [retryable](LedgerError::is_retryable) is a misfit of tables
+    /// that are to be used as they are. A database that is away is no reason not to start.
+    pub async fn check(&self) -> Result<(), LedgerError> {
+        with_store!(self, S => drop(S::connect(&self.settings).await?));
+        Ok(())
+    }
+
+    /// Follows the journal until `shutdown`, and then until everything that is in it is written. Reconnects for ever;
+    /// a database that is away, or that does not fit, stops nothing else.
+    pub async fn run(self, reader: Reader, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
+        with_store!(self, S => stage::run::<S>(&self, reader, shutdown, &heartbeat, &status).await);
+        heartbeat.finish();
+    }
+
+    /// The rows that the database refused, oldest first.
+    pub async fn quarantine(&self, limit: u32) -> Result<Vec<Quarantined>, LedgerError> {
+        Ok(with_store!(self, S => {
+            let mut store = S::connect(&self.settings).await?;
+            store.begin().await?;
+            let rows = store.quarantined(i64::from(limit)).await?;
+            store.commit().await?;
+            rows
+        }))
+    }
+
+    /// Tries the rows in quarantine again: how many are rows now, and how many are still refused.
+    pub async fn retry_quarantine(&self, limit: u32) -> Result<(u64, u64), LedgerError> {
+        Ok(with_store!(self, S => {
+            let mut store = S::connect(&self.settings).await?;
+            let (window, limit) = (self.limits.window_nanos(), i64::from(limit));
+            commit::retry_quarantined(&mut store, window, limit, now()).await?
+        }))
+    }
+}
+
+/// Unix time in nanoseconds.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Makes the tables that are missing if `options.migrate` is set, and checks that all of them fit.
+pub async fn migrate(options: LedgerOptions) -> Result<(), LedgerError> {
+    Ledger::new(options)?.check().await
+}

@@ -12,9 +12,8 @@
 
 use std::sync::Arc;
 
-use crate::rules::matcher::{Matcher, Observation, Workspace};
+use crate::rules::matcher::{Matcher, Observation, Workspace, label_values};
 use crate::rules::model::Instrument;
-use crate::rules::series_key::label_values;
 use crate::rules::{Catalogue, RuleDigest};
 
 use super::index::Index;
@@ -140,13 +139,13 @@ impl Store {
                 family.add(&observation, record.received_at, max_series);
             }
         });
-        self.advance(record.sequence.saturating_add(1));
+        self.pass(record.sequence);
     }
 
-    /// All records before `next` are done with, whether they held anything to count or not.
-    pub(super) fn advance(&mut self, next: u64) {
+    /// A record is done with, whether it held anything to count or not.
+    pub(super) fn pass(&mut self, sequence: u64) {
         for family in &mut self.families {
-            family.next = family.next.max(next);
+            family.next = family.next.max(sequence.saturating_add(1));
         }
     }
 
@@ -179,6 +178,11 @@ impl Store {
     /// Series held, overflow series included.
     pub(super) fn series(&self) -> usize {
         self.families.iter().map(|family| family.directory.keys.len()).sum()
+    }
+
+    /// Observations that went to overflow series.
+    pub(super) fn overflowed(&self) -> u64 {
+        self.families.iter().map(|family| family.overflowed).sum()
     }
 }
 

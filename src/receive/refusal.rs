@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::admission::Refused;
 use crate::journal::AppendError;
 use crate::listen::Unauthorized;
 use crate::otlp::status::{Code, Rejection};
@@ -53,9 +52,6 @@ pub(super) enum Reason {
 }
 
 impl Reason {
-    /// How many there are; [`Reason::Internal`] is the last.
-    pub(super) const COUNT: usize = Reason::Internal as usize + 1;
-
     /// The value of the label `reason`.
     pub(super) fn label(self) -> &'static str {
         match self {
@@ -159,6 +155,11 @@ impl Refusal {
         )
     }
 
+    pub(super) fn overloaded() -> Refusal {
+        let message = "too many bytes of requests are being received; try again";
+        Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
+    }
+
     /// What the sender is told, for the answer's body.
     pub(super) fn rejection(&self) -> Rejection {
         let field_violation = (self.reason == Reason::Malformed).then(|| self.message.to_string());
@@ -167,20 +168,6 @@ impl Refusal {
             message: self.message.to_string(),
             retry_after: self.retry_after,
             field_violation,
-        }
-    }
-}
-
-impl From<Refused> for Refusal {
-    fn from(refused: Refused) -> Refusal {
-        match refused {
-            Refused::NoRoom => {
-                let message = "too many bytes of requests are being received; try again";
-                Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
-            }
-            Refused::NeverFits { limit } => {
-                Refusal::too_large(limit, "three quarters of receivers.otlp.max_in_flight_size")
-            }
         }
     }
 }

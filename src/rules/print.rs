@@ -34,14 +34,14 @@ pub(crate) fn definition(rule: &Rule) -> String {
         out.push_str("    labels:\n");
         for (name, source) in &rule.labels {
             // Writing to a String cannot fail.
-            writeln!(out, "      {}: {}", scalar(name), label(source)).unwrap_or_default();
+            let _ = writeln!(out, "      {}: {}", scalar(name), label(source));
         }
     }
     out
 }
 
 fn line(out: &mut String, key: &str, value: &str) {
-    writeln!(out, "    {key}: {value}").unwrap_or_default();
+    let _ = writeln!(out, "    {key}: {value}");
 }
 
 fn condition(condition: &Condition) -> String {

@@ -6,4 +6,3 @@ mod fixture;
 mod grpc;
 mod http;
 mod large;
-mod observed;

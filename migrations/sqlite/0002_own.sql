@@ -1,0 +1,54 @@
+-- How far each reader of each journal has come. Saved in the transaction of the rows.
+CREATE TABLE {own:positions} (
+    journal_id text NOT NULL,
+    reader text NOT NULL,
+    next_sequence bigint NOT NULL,
+    updated_at timestamp NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+    PRIMARY KEY (journal_id, reader)
+) WITHOUT ROWID;
+
+-- One beside each row this program wrote: what the columns of the row have no place for. The rows of one trace are a
+-- range of ids, since an id begins with the trace.
+CREATE TABLE {own:executions} (
+    id text PRIMARY KEY NOT NULL,
+    trace_id text NOT NULL,
+    span_id text NOT NULL,
+    start_ns bigint NOT NULL,
+    end_ns bigint NOT NULL,
+    received_at_ns bigint NOT NULL,
+    created_at timestamp NOT NULL,
+    reported_runtime text,
+    reported_exit_code integer,
+    reported_outcome text NOT NULL,
+    cost_usd double,
+    sources text NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
+
+-- Spans whose partners may still come: executions that may still be completed, and spans that may complete one.
+CREATE TABLE {own:context} (
+    trace_id blob NOT NULL,
+    span_id blob NOT NULL,
+    node_hash bigint,
+    start_ns bigint NOT NULL,
+    end_ns bigint NOT NULL,
+    received_at_ns bigint NOT NULL,
+    facts text NOT NULL,
+    PRIMARY KEY (trace_id, span_id)
+) WITHOUT ROWID;
+CREATE INDEX {index:own:context:node_hash} ON {own:context} (node_hash) WHERE node_hash IS NOT NULL;
+CREATE INDEX {index:own:context:received_at_ns} ON {own:context} (received_at_ns);
+
+-- Rows that the database refused, with the reason.
+CREATE TABLE {own:quarantine} (
+    id text PRIMARY KEY NOT NULL,
+    reason text NOT NULL,
+    row_json text NOT NULL,
+    facts text NOT NULL,
+    trace_id blob NOT NULL,
+    span_id blob NOT NULL,
+    start_ns bigint NOT NULL,
+    end_ns bigint NOT NULL,
+    received_at_ns bigint NOT NULL,
+    quarantined_at timestamp NOT NULL
+) WITHOUT ROWID;

@@ -1,0 +1,562 @@
+//! What the ledger needs to know of a span, and nothing else: a compact, owned [`Facts`] for the few spans that are an
+//! execution or can tell something about one. All others are set aside while their attributes are walked, once, without
+//! allocating.
+//!
+//! # Invariants
+//!
+//! * Extraction is a function of the span, its resource, and the time of receipt; it reads no clock.
+//! * Every value is already as a column can hold it (see [`super::row`]), error text is redacted, and what had to be
+//!   bent was counted, once, here. Nothing downstream sees the text as it was received.
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use super::row::{Oddities, Source};
+use super::semantics;
+use crate::otlp::trace::{Span, TraceRequest};
+use crate::otlp::value::{AnyValue, Attributes};
+use crate::rules::semantics::{Outcome, SpanStatus, is_second_span};
+
+/// A trace and a span in it: the identity of an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SpanId {
+    /// The trace.
+    pub trace: [u8; 16],
+    /// The span.
+    pub span: [u8; 8],
+}
+
+impl SpanId {
+    /// The id of the row: `<trace>-<span>` in lower-case hex.
+    pub fn row_id(&self) -> String {
+        let mut id = String::with_capacity(49);
+        push_hex(&mut id, &self.trace);
+        id.push('-');
+        push_hex(&mut id, &self.span);
+        id
+    }
+
+    /// The trace in lower-case hex.
+    pub fn trace_hex(&self) -> String {
+        let mut hex = String::with_capacity(32);
+        push_hex(&mut hex, &self.trace);
+        hex
+    }
+
+    /// The span in lower-case hex.
+    pub fn span_hex(&self) -> String {
+        let mut hex = String::with_capacity(16);
+        push_hex(&mut hex, &self.span);
+        hex
+    }
+}
+
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)]);
+        text.push(DIGITS[usize::from(byte & 15)]);
+    }
+}
+
+/// What is known of one span.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Which span.
+    pub id: SpanId,
+    /// When it began, Unix nanoseconds, as sent.
+    pub start: u64,
+    /// When it ended, as sent, but never before it began.
+    pub end: u64,
+    /// When the request it came in was received.
+    pub received_at: u64,
+    /// The rest, which is kept as one value in the context table.
+    pub told: Told,
+}
+
+/// The part of [`Facts`] that is kept as JSON while a span waits for its partners.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// `workflow.execution_id`, unless empty.
+    #[serde(default, rename = "x", skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<String>,
+    /// `node.id`, unless empty.
+    #[serde(default, rename = "n", skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    /// What the span is to an execution.
+    #[serde(flatten)]
+    pub role: Role,
+}
+
+/// What a span is to an execution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Role {
+    /// It is one: this span becomes a row.
+    Execution(Box<Execution>),
+    /// The second `code.execute` that the router makes of an execution: no row, but it knows the runtime.
+    Inner {
+        /// `code.runtime`.
+        #[serde(default)]
+        runtime: Option<String>,
+    },
+    /// A workflow node, which knows the tenant, and the error of its last attempt.
+    Node(Box<Node>),
+    /// `runtimeRouter.route`, which knows the runtime that was chosen.
+    Router {
+        /// `runtime.selected`.
+        #[serde(default)]
+        selected: Option<String>,
+    },
+    /// A runtime's own span.
+    Runtime(Box<Runtime>),
+    /// An ETL hook, which knows the code agent, and the error.
+    Hook {
+        /// `hook.agent_id`.
+        #[serde(default)]
+        agent_id: Option<String>,
+        /// The message of a status that is ERROR.
+        #[serde(default)]
+        error: Option<String>,
+    },
+}
+
+/// A value and where on the span it was found.
+pub type Sourced<T> = (T, Source);
+
+/// What an execution's own span tells of its row.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as the columns are")]
+#[serde(default)]
+pub struct Execution {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_agent_id: Option<Sourced<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    pub success: Sourced<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Sourced<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_used: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_passed: Option<bool>,
+    pub span_tenant: Tenant,
+    pub resource_tenant: Tenant,
+    /// `security.namespace`, unless it is `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The end of the span as the row holds it.
+    pub created_at: u64,
+    /// Whether the metrics count this span as timed out.
+    pub timed_out: bool,
+    /// What it cost, if it says so, in US dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_usd: Option<f64>,
+}
+
+impl Execution {
+    /// How the span itself says it ended: what the metrics count.
+    pub fn reported_outcome(&self) -> Outcome {
+        match (self.timed_out, self.success.0) {
+            (true, _) => Outcome::Timeout,
+            (false, true) => Outcome::Success,
+            (false, false) => Outcome::Error,
+        }
+    }
+}
+
+/// Whom a span belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as the columns are")]
+#[serde(default)]
+pub struct Tenant {
+    #[serde(rename = "o", skip_serializing_if = "Option::is_none")]
+    pub organization_id: Option<String>,
+    #[serde(rename = "w", skip_serializing_if = "Option::is_none")]
+    pub workspace_id: Option<String>,
+    #[serde(rename = "u", skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+}
+
+impl Tenant {
+    fn is_empty(&self) -> bool {
+        *self == Tenant::default()
+    }
+}
+
+/// What a node span tells.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Whom the workflow ran for.
+    pub tenant: Tenant,
+    /// `node.error`: of the last attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How many attempts there were, if it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i64>,
+}
+
+/// What a runtime's own span tells.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as the columns are")]
+#[serde(default)]
+pub struct Runtime {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i32>,
+}
+
+/// Takes the facts out of requests, and counts what had to be bent.
+#[derive(Debug, Default)]
+pub struct Extractor {
+    /// Cut from error text.
+    pub redact: Vec<Regex>,
+    /// What was bent since the caller last took it.
+    pub oddities: Oddities,
+}
+
+impl Extractor {
+    /// Appends what `request`, received at `received_at`, tells.
+    pub fn extract(&mut self, request: &TraceRequest, received_at: u64, facts: &mut Vec<Facts>) {
+        for resource_spans in request.resource_spans() {
+            // Most resources name no tenant: read only when the first execution asks.
+            let mut resource_tenant = None;
+            for scope_spans in resource_spans.scope_spans() {
+                for span in scope_spans.spans() {
+                    let Some(kind) = Seen::kind(&span) else { continue };
+                    let tenant = || self::tenant_of(resource_spans.resource());
+                    let resource: &Tenant = resource_tenant.get_or_insert_with(tenant);
+                    facts.extend(self.facts(&span, kind, resource, received_at));
+                }
+            }
+        }
+    }
+
+    fn facts(&mut self, span: &Span<'_>, (kind, seen): (Kind, Seen<'_>), resource: &Tenant, at: u64) -> Option<Facts> {
+        let id = SpanId {
+            trace: span.trace_id().try_into().ok()?,
+            span: span.span_id().try_into().ok()?,
+        };
+        let role = match kind {
+            Kind::Execution => Role::Execution(Box::new(self.execution(span, &seen, resource, at))),
+            Kind::Inner => Role::Inner {
+                runtime: self.text(seen.runtime),
+            },
+            Kind::Router => Role::Router {
+                selected: Some(self.text(seen.selected)?),
+            },
+            Kind::Runtime => Role::Runtime(Box::new(Runtime {
+                exit_code: self.integer(seen.runtime_exit_code),
+                memory_mb: self.integer(seen.runtime_memory_mb),
+            })),
+            Kind::Hook => {
+                let agent_id = self.text(seen.hook_agent_id);
+                let failed = SpanStatus::from_code(span.status_code()) == SpanStatus::Error;
+                let error = if failed {
+                    self.error_text(span.status_message().as_str())
+                } else {
+                    None
+                };
+                if agent_id.is_none() && error.is_none() {
+                    return None;
+                }
+                Role::Hook { agent_id, error }
+            }
+            Kind::Node => {
+                let node = Node {
+                    tenant: self.tenant(&seen),
+                    error: seen
+                        .node_error
+                        .and_then(|error| error.as_str())
+                        .and_then(|error| self.error_text(error)),
+                    attempts: seen
+                        .node_attempts
+                        .or(seen.node_attempt)
+                        .and_then(|attempts| attempts.as_i64()),
+                };
+                // Nothing an execution could use.
+                if node.tenant.is_empty() && node.error.is_none() {
+                    return None;
+                }
+                Role::Node(Box::new(node))
+            }
+        };
+        // The router's own ids (`runtime-router`, `code-execution`) name no node of any workflow.
+        let ids_mean_something = kind != Kind::Inner;
+        let told = Told {
+            execution_id: if ids_mean_something {
+                self.text(seen.execution_id)
+            } else {
+                None
+            },
+            node_id: if ids_mean_something {
+                self.text(seen.node_id)
+            } else {
+                None
+            },
+            role,
+        };
+        let start = span.start_unix_nano();
+        Some(Facts {
+            id,
+            start,
+            end: span.end_unix_nano().max(start),
+            received_at: at,
+            told,
+        })
+    }
+
+    fn execution(&mut self, span: &Span<'_>, seen: &Seen<'_>, resource: &Tenant, received_at: u64) -> Execution {
+        let verdict = semantics::verdict(span, seen);
+        let (start, end) = (span.start_unix_nano(), span.end_unix_nano());
+        let created_at = self.oddities.end_time(end, received_at);
+        // A span whose times make no sense has no duration either.
+        let by_times = (created_at == end && start > 0 && end >= start).then(|| (end - start) as f64 / 1e6);
+        let duration = number(seen.duration_ms).or(by_times);
+        let error = match verdict.error {
+            Some((text, source)) => self.error_text(text).map(|text| (text, source)),
+            None => None,
+        };
+        let node_id = seen.node_id.and_then(|id| id.as_str()).unwrap_or_default();
+        let code_agent_id = match self.text(seen.code_agent_id) {
+            Some(own) => Some((own, Source::Execution)),
+            None => agent_in_ids(node_id, seen.workflow_id.and_then(|id| id.as_str()).unwrap_or_default())
+                .and_then(|agent| self.oddities.text(agent))
+                .map(|agent| (agent, Source::DerivedId)),
+        };
+        let passed = seen.validation_passed.and_then(|passed| passed.as_bool());
+        let output_passed = seen.output_validation_passed.and_then(|passed| passed.as_bool());
+        Execution {
+            code_agent_id,
+            runtime: self.text(seen.runtime),
+            language: self.text(seen.language),
+            duration_ms: duration.and_then(|duration| self.oddities.integer(duration)),
+            memory_mb: self.integer(seen.memory_mb),
+            exit_code: self.integer(seen.exit_code),
+            success: verdict.success,
+            error,
+            tokens_used: self.integer(seen.tokens_used),
+            validation_passed: if output_passed == Some(false) {
+                Some(false)
+            } else {
+                passed
+            },
+            span_tenant: self.tenant(seen),
+            resource_tenant: resource.clone(),
+            namespace: self.text(seen.namespace).filter(|namespace| namespace != "default"),
+            created_at,
+            timed_out: verdict.timed_out,
+            cost_usd: number(seen.cost_usd),
+        }
+    }
+
+    fn tenant(&mut self, seen: &Seen<'_>) -> Tenant {
+        Tenant {
+            organization_id: self.text(seen.organization_id),
+            workspace_id: self.text(seen.workspace_id),
+            user_id: self.text(seen.user_id),
+        }
+    }
+
+    fn text(&mut self, value: Option<AnyValue<'_>>) -> Option<String> {
+        text(&mut self.oddities, value?)
+    }
+
+    fn integer(&mut self, value: Option<AnyValue<'_>>) -> Option<i32> {
+        self.oddities.integer(number(value)?)
+    }
+
+    /// Redacted before it is cut: a secret cut in half would no longer be recognised.
+    fn error_text(&mut self, text: &str) -> Option<String> {
+        let mut text = std::borrow::Cow::Borrowed(text);
+        for secret in &self.redact {
+            if let std::borrow::Cow::Owned(redacted) = secret.replace_all(&text, "[redacted]") {
+                text = std::borrow::Cow::Owned(redacted);
+            }
+        }
+        self.oddities.error_text(&text)
+    }
+}
+
+/// Ids are text, but some executors send numbers.
+fn text(oddities: &mut Oddities, value: AnyValue<'_>) -> Option<String> {
+    match value {
+        AnyValue::Text(text) => oddities.text(text.as_str()),
+        AnyValue::Int(number) => Some(number.to_string()),
+        AnyValue::Double(number) if number.is_finite() => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn number(value: Option<AnyValue<'_>>) -> Option<f64> {
+    value?.as_f64().filter(|number| !number.is_nan())
+}
+
+fn tenant_of(mut resource: Attributes<'_>) -> Tenant {
+    let mut tenant = Tenant::default();
+    let mut oddities = Oddities::default();
+    for (key, value) in resource.by_ref() {
+        let place = match key.as_bytes() {
+            b"organization.id" => &mut tenant.organization_id,
+            b"workspace.id" => &mut tenant.workspace_id,
+            b"user.id" => &mut tenant.user_id,
+            _ => continue,
+        };
+        *place = text(&mut oddities, value);
+    }
+    tenant
+}
+
+/// The code agent's id, where only the other ids tell it.
+fn agent_in_ids<'a>(node_id: &'a str, workflow_id: &'a str) -> Option<&'a str> {
+    if node_id == "code-agent" {
+        return workflow_id.strip_prefix("agent-");
+    }
+    node_id
+        .strip_prefix("pre-ingest-hook-")
+        .or_else(|| node_id.strip_prefix("post-answer-hook-"))
+}
+
+/// What a span is, before anything is copied out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Execution,
+    Inner,
+    Node,
+    Router,
+    Runtime,
+    Hook,
+}
+
+/// The attributes that matter, still borrowed from the request. Of a key that is there twice the last counts.
+#[derive(Debug, Default)]
+pub(super) struct Seen<'a> {
+    pub(super) runtime: Option<AnyValue<'a>>,
+    pub(super) success: Option<AnyValue<'a>>,
+    pub(super) exit_code: Option<AnyValue<'a>>,
+    pub(super) duration_ms: Option<AnyValue<'a>>,
+    pub(super) has_error: Option<AnyValue<'a>>,
+    pub(super) timeout_ms: Option<AnyValue<'a>>,
+    pub(super) error_type: Option<AnyValue<'a>>,
+    pub(super) error_kind: Option<AnyValue<'a>>,
+    language: Option<AnyValue<'a>>,
+    memory_mb: Option<AnyValue<'a>>,
+    tokens_used: Option<AnyValue<'a>>,
+    validation_passed: Option<AnyValue<'a>>,
+    output_validation_passed: Option<AnyValue<'a>>,
+    code_agent_id: Option<AnyValue<'a>>,
+    execution_id: Option<AnyValue<'a>>,
+    workflow_id: Option<AnyValue<'a>>,
+    node_id: Option<AnyValue<'a>>,
+    node_error: Option<AnyValue<'a>>,
+    node_attempts: Option<AnyValue<'a>>,
+    node_attempt: Option<AnyValue<'a>>,
+    organization_id: Option<AnyValue<'a>>,
+    workspace_id: Option<AnyValue<'a>>,
+    user_id: Option<AnyValue<'a>>,
+    namespace: Option<AnyValue<'a>>,
+    selected: Option<AnyValue<'a>>,
+    hook_agent_id: Option<AnyValue<'a>>,
+    runtime_exit_code: Option<AnyValue<'a>>,
+    runtime_memory_mb: Option<AnyValue<'a>>,
+    cost_usd: Option<AnyValue<'a>>,
+    has_node_status: bool,
+    has_runtime_name: bool,
+}
+
+impl<'a> Seen<'a> {
+    /// What `span` is to an execution, with the attributes that say so; `None` for the many that are nothing to one.
+    fn kind(span: &Span<'a>) -> Option<(Kind, Seen<'a>)> {
+        let mut seen = Seen::default();
+        for (key, value) in span.attributes() {
+            seen.note(key.as_bytes(), value);
+        }
+        let name = span.name();
+        let name = name.as_bytes();
+        let told =
+            seen.runtime.is_some() || seen.success.is_some() || seen.exit_code.is_some() || seen.duration_ms.is_some();
+        let kind = if told {
+            let id = |value: Option<AnyValue<'a>>| value.and_then(|value| value.as_str());
+            if is_second_span(id(seen.workflow_id), id(seen.node_id)) {
+                Kind::Inner
+            } else {
+                Kind::Execution
+            }
+        } else if name == b"runtimeRouter.route" {
+            Kind::Router
+        } else if seen.has_runtime_name || matches!(name, b"e2b.execute" | b"wasmedge.execute" | b"bacalhau.execute") {
+            Kind::Runtime
+        } else if name.starts_with(b"etlHook.") {
+            Kind::Hook
+        } else if name.starts_with(b"node.execute.") || seen.has_node_status || seen.node_attempts.is_some() {
+            Kind::Node
+        } else {
+            return None;
+        };
+        Some((kind, seen))
+    }
+
+    fn note(&mut self, key: &[u8], value: AnyValue<'a>) {
+        // The prefix first: most keys of most spans are none of ours.
+        let place = match key {
+            [b'c', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
+                b"runtime" => &mut self.runtime,
+                b"success" => &mut self.success,
+                b"exit_code" => &mut self.exit_code,
+                b"duration_ms" => &mut self.duration_ms,
+                b"has_error" => &mut self.has_error,
+                b"timeout_ms" => &mut self.timeout_ms,
+                b"language" => &mut self.language,
+                b"memory_mb" => &mut self.memory_mb,
+                b"tokens_used" => &mut self.tokens_used,
+                b"validation_passed" => &mut self.validation_passed,
+                b"output_validation_passed" => &mut self.output_validation_passed,
+                b"agent_id" => &mut self.code_agent_id,
+                b"cost_usd" => &mut self.cost_usd,
+                _ => return,
+            },
+            [b'n', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
+                b"id" => &mut self.node_id,
+                b"error" => &mut self.node_error,
+                b"attempts" => &mut self.node_attempts,
+                b"attempt" => &mut self.node_attempt,
+                b"status" => {
+                    self.has_node_status = true;
+                    return;
+                }
+                _ => return,
+            },
+            b"workflow.execution_id" => &mut self.execution_id,
+            b"workflow.id" => &mut self.workflow_id,
+            b"organization.id" => &mut self.organization_id,
+            b"workspace.id" => &mut self.workspace_id,
+            b"user.id" => &mut self.user_id,
+            b"security.namespace" => &mut self.namespace,
+            b"runtime.selected" => &mut self.selected,
+            b"hook.agent_id" => &mut self.hook_agent_id,
+            b"error.type" => &mut self.error_type,
+            b"error_kind" => &mut self.error_kind,
+            b"e2b.exit_code" | b"wasmedge.exit_code" | b"bacalhau.exit_code" => &mut self.runtime_exit_code,
+            b"e2b.memory_mb" | b"wasmedge.memory_mb" | b"bacalhau.memory_mb" => &mut self.runtime_memory_mb,
+            b"e2b.runtime" | b"wasmedge.runtime" | b"bacalhau.runtime" => {
+                self.has_runtime_name = true;
+                return;
+            }
+            _ => return,
+        };
+        *place = Some(value);
+    }
+}

@@ -1,0 +1,110 @@
+//! What one batch of journal records changes in the database: a pure function of the batch and of what is known.
+
+use super::assemble::{Assembled, assemble};
+use super::facts::{Facts, Role};
+use super::row::{Row, Sources};
+use super::table::{Beside, NewRow};
+use super::world::World;
+
+/// What to write.
+#[derive(Debug, Default)]
+pub(super) struct Plan<'a> {
+    /// Executions of the batch. The database says which of them it had already.
+    pub(super) rows: Vec<NewRow>,
+    /// The facts of `rows`, in their order.
+    pub(super) executions: Vec<&'a Facts>,
+    /// Other spans that executions may still need.
+    pub(super) context: Vec<&'a Facts>,
+    /// Rows from before that the batch may make better; what the stored row has decides.
+    pub(super) candidates: Vec<Candidate>,
+    /// Executions older than the retention.
+    pub(super) expired: u64,
+}
+
+/// A row from before, as it was known and as it is known now.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    before: Assembled,
+    after: Assembled,
+}
+
+/// A change of a row.
+#[derive(Debug)]
+pub(super) struct Update {
+    /// The row; only the columns in the mask are to be written.
+    pub(super) row: Row,
+    /// A mask of [`super::row::Column::bit`].
+    pub(super) columns: i32,
+    pub(super) sources: Sources,
+}
+
+/// `oldest` is the Unix time in nanoseconds before which executions are not written.
+pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, oldest: u64) -> Plan<'a> {
+    let world = World::new(known, fresh, window);
+    let mut plan = Plan::default();
+    for facts in world.fresh() {
+        let Role::Execution(execution) = &facts.told.role else {
+            plan.context.push(facts);
+            continue;
+        };
+        if execution.created_at < oldest {
+            plan.expired += 1;
+            continue;
+        }
+        let Some(Assembled { row, sources, .. }) = assemble(&world, facts, true) else {
+            continue;
+        };
+        let beside = Beside {
+            start: facts.start,
+            end: facts.end,
+            received_at: facts.received_at,
+            runtime: execution.runtime.clone(),
+            exit_code: execution.exit_code,
+            outcome: execution.reported_outcome(),
+            cost_usd: execution.cost_usd,
+        };
+        plan.rows.push(NewRow {
+            id: facts.id,
+            row,
+            sources,
+            beside,
+        });
+        plan.executions.push(facts);
+    }
+    for old in world.executions().filter(|span| !span.fresh) {
+        let before = assemble(&world, old.facts, false);
+        let after = assemble(&world, old.facts, true);
+        if let (Some(before), Some(after)) = (before, after)
+            && before != after
+        {
+            plan.candidates.push(Candidate { before, after });
+        }
+    }
+    plan
+}
+
+impl Candidate {
+    pub(super) fn id(&self) -> &str {
+        &self.after.row.id
+    }
+
+    /// What is to be written, when the stored row has `stored`.
+    pub(super) fn update(self, stored: &Sources) -> Option<Update> {
+        let columns = self.after.changes(&self.before, stored);
+        if columns == 0 {
+            return None;
+        }
+        let mut sources = *stored;
+        for column in super::row::Column::ALL
+            .into_iter()
+            .filter(|column| columns & column.bit() != 0)
+        {
+            sources.set(column, self.after.sources.get(column));
+        }
+        Some(Update {
+            row: self.after.row,
+            columns,
+            sources,
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! The loop: connect, resume where the database says, write batch after batch, and begin again when anything fails.
+//!
+//! # Recovery
+//!
+//! After any failure, an unknown outcome of COMMIT included, the connection is given up and the position is read again
+//! on a new one. That is the only place where the loop learns how far it has come, so there is one way back from
+//! everything: a batch that was committed is not read again, one that was not is. A database that was restored to an
+//! older state names an older position, and what follows it is written again.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::commit::{Batch, apply};
+use super::facts::{Extractor, Facts};
+use super::meters::Meters;
+use super::store::{Store, StoreError};
+use super::upkeep;
+use super::{Ledger, now};
+use crate::journal::{JournalId, Position, ReadError, Reader, Record};
+use crate::otlp::{Signal, TraceRequest, decompress};
+use crate::telemetry::{Heartbeat, StageStatus};
+
+/// Bytes of requests in one batch: some 7,000 spans as executors send them.
+pub(super) const BATCH_BYTES: usize = 4 << 20;
+const BATCH_RECORDS: usize = 2_048;
+
+/// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
+const DECODED_LIMIT: usize = 1 << 30;
+
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+pub(super) async fn run<S: Store>(
+    ledger: &Ledger,
+    reader: Reader,
+    shutdown: CancellationToken,
+    heartbeat: &Heartbeat,
+    status: &StageStatus,
+) {
+    let extractor = Extractor {
+        redact: ledger.redact.clone(),
+        ..Extractor::default()
+    };
+    let mut stage = Stage {
+        ledger,
+        reader,
+        shutdown,
+        heartbeat,
+        status,
+        extractor,
+        meters: Meters::new(),
+    };
+    let mut wait = FIRST_WAIT;
+    loop {
+        let connected_at = Instant::now();
+        let Err(error) = stage.follow::<S>().await else { return };
+        stage.meters.failed();
+        status.set_degraded(error.to_string());
+        // A connection that held for a while was a good one: begin with short waits again.
+        wait = if connected_at.elapsed() > LONGEST_WAIT {
+            FIRST_WAIT
+        } else {
+            (wait * 2).min(LONGEST_WAIT)
+        };
+        let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
+        if wait == FIRST_WAIT * 2 || !error.is_retryable() {
+            tracing::warn!(%error, "no rows are written for now; they wait in the journal");
+        } else {
+            tracing::debug!(%error, ?jittered, "the database is still not usable");
+        }
+        tokio::select! {
+            () = heartbeat.while_waiting(tokio::time::sleep(jittered)) => {}
+            // What is not written stays in the journal.
+            () = stage.shutdown.cancelled() => return,
+        }
+    }
+}
+
+struct Stage<'a> {
+    ledger: &'a Ledger,
+    reader: Reader,
+    shutdown: CancellationToken,
+    heartbeat: &'a Heartbeat,
+    status: &'a StageStatus,
+    extractor: Extractor,
+    meters: Meters,
+}
+
+impl Stage<'_> {
+    /// Connects and writes until the shutdown, or until something fails.
+    async fn follow<S: Store>(&mut self) -> Result<(), StoreError> {
+        let heartbeat = self.heartbeat;
+        let mut store = heartbeat.while_waiting(S::connect(&self.ledger.settings)).await?;
+        let journal = self.reader.position().journal;
+        let saved = heartbeat
+            .while_waiting(saved_position(&mut store, self.reader.name(), journal))
+            .await?;
+        let resume = self.reader.resume(saved);
+        tracing::info!(?resume, "writing rows");
+        self.status.clear();
+        let mut upkeep_due = Instant::now();
+        loop {
+            if Instant::now() >= upkeep_due {
+                let limits = &self.ledger.limits;
+                heartbeat
+                    .while_waiting(upkeep::turn(&mut store, limits, now(), &self.meters))
+                    .await?;
+                upkeep_due = Instant::now() + upkeep::EVERY;
+            }
+            let records = match self.records(upkeep_due).await {
+                Ok(Some(records)) => records,
+                // Time for upkeep.
+                Ok(None) => continue,
+                Err(ReadError::Closed) => return Ok(()),
+                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+            };
+            if records.is_empty() {
+                return Ok(());
+            }
+            let facts = self.extract(&records);
+            let position = self.reader.position();
+            let began = Instant::now();
+            let journal = position.journal.to_string();
+            let at = now();
+            let batch = Batch {
+                facts: &facts,
+                position: Some((self.reader.name(), &journal, position.next)),
+                release: &[],
+                window: self.ledger.limits.window_nanos(),
+                oldest: self.ledger.limits.oldest(at),
+                now: at,
+            };
+            let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
+            self.reader.passed(position);
+            self.meters.applied(&applied, began.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The next records; `None` when upkeep is due first; none at all when shutting down and everything is written.
+    async fn records(&mut self, upkeep_due: Instant) -> Result<Option<Vec<Record>>, ReadError> {
+        if self.shutdown.is_cancelled() {
+            return self.reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS).map(Some);
+        }
+        let next = self
+            .heartbeat
+            .while_waiting(self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS));
+        tokio::select! {
+            records = next => records.map(Some),
+            () = tokio::time::sleep_until(upkeep_due.into()) => Ok(None),
+            () = self.shutdown.cancelled() => Ok(None),
+        }
+    }
+
+    fn extract(&mut self, records: &[Record]) -> Vec<Facts> {
+        let mut facts = Vec::new();
+        for record in records.iter().filter(|record| record.signal == Signal::Traces) {
+            let body = match record.decoded() {
+                Some(body) => body.clone(),
+                None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
+                    Ok(body) => body,
+                    Err(error) => {
+                        self.meters.unreadable();
+                        tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
+                        continue;
+                    }
+                },
+            };
+            self.extractor
+                .extract(&TraceRequest::trusted(body), record.received_at, &mut facts);
+        }
+        self.meters.bent(std::mem::take(&mut self.extractor.oddities));
+        facts
+    }
+}
+
+async fn saved_position<S: Store>(
+    store: &mut S,
+    reader: &str,
+    journal: JournalId,
+) -> Result<Option<Position>, StoreError> {
+    store.begin().await?;
+    let next = store.position(reader, &journal.to_string()).await?;
+    store.commit().await?;
+    Ok(next.map(|next| Position { journal, next }))
+}

@@ -1,0 +1,270 @@
+//! Where rows are kept: what a database has to be able to do, and the names and errors both databases share.
+//!
+//! # Invariants
+//!
+//! * A store is one connection. Everything of a batch, the reader's position included, is one transaction.
+//! * After any error the connection is given up: nothing is assumed of a session that failed.
+//! * No session state: with PostgreSQL everything holds for one transaction only, so that a pooler between the two may
+//!   hand each transaction to another server process.
+
+pub(super) mod postgres;
+pub(super) mod schema;
+pub(super) mod sqlite;
+
+use std::collections::{HashMap, HashSet};
+
+use super::facts::{Facts, SpanId, Told};
+use super::plan::Update;
+use super::row::Sources;
+use super::table::{Quarantined, Table, TableName};
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing is wrong with what was asked: another time, or on another connection, it will do.
+    #[error("the database is not available (database.url): {0}")]
+    Unavailable(String),
+    /// What was to be written is what it refuses.
+    #[error("the database refused a row: {reason}")]
+    Refused {
+        /// What it said.
+        reason: String,
+        /// The column whose foreign key refused, where it is known.
+        column: Option<String>,
+    },
+    /// The tables are not what is needed, or may not be used.
+    #[error("the database does not fit (database.table, database.schema, database.migrate): {0}")]
+    Misfit(String),
+    /// The configuration cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+}
+
+impl StoreError {
+    /// Whether doing the same again can succeed without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_))
+    }
+}
+
+/// What spans to look for.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Keys {
+    /// Sorted, each once.
+    pub(super) traces: Vec<[u8; 16]>,
+    /// Sorted, each once.
+    pub(super) nodes: Vec<i64>,
+}
+
+/// How many locks there are. Each key has one of them; a batch of many keys then takes a bounded part of the
+/// database's lock table, which all its users share.
+const LOCKS: u64 = 256;
+
+impl Keys {
+    /// The keys of `facts`.
+    pub(super) fn of(facts: &[Facts]) -> Keys {
+        let mut traces: Vec<_> = facts.iter().map(|facts| facts.id.trace).collect();
+        let mut nodes: Vec<_> = facts.iter().filter_map(Facts::node_hash).collect();
+        traces.sort_unstable();
+        traces.dedup();
+        nodes.sort_unstable();
+        nodes.dedup();
+        Keys { traces, nodes }
+    }
+
+    /// The keys of these that are not among `self`, which has them all afterwards.
+    pub(super) fn grow(&mut self, facts: &[Facts]) -> Keys {
+        fn grow<T: Ord + Copy>(known: &mut Vec<T>, more: Vec<T>) -> Vec<T> {
+            let new: Vec<T> = more
+                .into_iter()
+                .filter(|key| known.binary_search(key).is_err())
+                .collect();
+            known.extend(&new);
+            known.sort_unstable();
+            new
+        }
+        let more = Keys::of(facts);
+        Keys {
+            traces: grow(&mut self.traces, more.traces),
+            nodes: grow(&mut self.nodes, more.nodes),
+        }
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.traces.is_empty() && self.nodes.is_empty()
+    }
+
+    /// The locks of the keys, sorted: two sidecars that take them in this order cannot wait for each other.
+    pub(super) fn locks(&self) -> Vec<i32> {
+        let traces = self.traces.iter().map(|trace| super::world::stable_hash(&[trace]));
+        let lock = |hash: i64| (hash.cast_unsigned() % LOCKS) as i32;
+        let mut locks: Vec<_> = traces.chain(self.nodes.iter().copied()).map(lock).collect();
+        locks.sort_unstable();
+        locks.dedup();
+        locks
+    }
+}
+
+/// At most this many spans are read for one batch, the latest first: a trace that never ends must not grow a batch
+/// without bounds.
+pub(super) const LOAD_LIMIT: usize = 20_000;
+
+/// A foreign key of the rows' table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ForeignKey {
+    pub(super) column: String,
+    /// Quoted, with its schema.
+    pub(super) table: String,
+    /// Quoted.
+    pub(super) referenced: String,
+}
+
+/// A connection to a database. All but [`Store::connect`] work on it, those with "in a transaction" only between
+/// [`Store::begin`] and [`Store::commit`] or [`Store::rollback`].
+#[allow(async_fn_in_trait, reason = "used within this room, with two implementations")]
+pub(super) trait Store: Sized {
+    /// Whether [`Store::lock`] does anything.
+    const HAS_LOCKS: bool;
+    /// Connects, makes the tables if `migrate` is set, and checks that they fit.
+    async fn connect(settings: &Settings) -> Result<Self, StoreError>;
+    /// The foreign keys that can be asked before a row is written.
+    fn foreign_keys(&self) -> &[ForeignKey];
+    /// The saved position, in or outside of a transaction.
+    async fn position(&mut self, reader: &str, journal: &str) -> Result<Option<u64>, StoreError>;
+    /// Begins a transaction that sees what others committed before it took its locks.
+    async fn begin(&mut self) -> Result<(), StoreError>;
+    /// Makes it lasting. After an error nobody knows whether it is.
+    async fn commit(&mut self) -> Result<(), StoreError>;
+    /// Forgets the transaction.
+    async fn rollback(&mut self) -> Result<(), StoreError>;
+    /// A point to return to, in a transaction.
+    async fn savepoint(&mut self) -> Result<(), StoreError>;
+    /// Forgets the point, keeping what was done since.
+    async fn release(&mut self) -> Result<(), StoreError>;
+    /// Returns to the point.
+    async fn back_to_savepoint(&mut self) -> Result<(), StoreError>;
+    /// Takes locks until the end of the transaction, in this order.
+    async fn lock(&mut self, locks: &[i32]) -> Result<(), StoreError>;
+    /// The waiting spans with any of the keys, at most [`LOAD_LIMIT`].
+    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError>;
+    /// Which of the values do not exist where the foreign key points to.
+    async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError>;
+    /// Inserts; what is there already stays. The number that was not there.
+    async fn insert<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<u64, StoreError>;
+    /// As [`Store::insert`] into a table with an `id`; the ids that were not there.
+    async fn insert_new<T: Sync>(
+        &mut self,
+        table: &'static Table<T>,
+        rows: &[&T],
+    ) -> Result<HashSet<String>, StoreError>;
+    /// Where the values of these rows came from.
+    async fn sources(&mut self, ids: &[&str]) -> Result<HashMap<String, Sources>, StoreError>;
+    /// Changes the columns of each update, and the sources beside it.
+    async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError>;
+    /// Saves the position of the reader.
+    async fn save_position(&mut self, reader: &str, journal: &str, next: u64) -> Result<(), StoreError>;
+    /// Forgets waiting spans received before; how many of those forgotten were other spans than executions.
+    async fn forget_context(&mut self, received_before: i64, limit: i64) -> Result<u64, StoreError>;
+    /// How many spans wait, and when the one was received that has `max_pending` received after it.
+    async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError>;
+    /// Deletes rows of this program created before, with what is beside them; how many.
+    async fn delete_rows(&mut self, created_before: u64, limit: i64) -> Result<u64, StoreError>;
+    /// The rows in quarantine, oldest first.
+    async fn quarantined(&mut self, limit: i64) -> Result<Vec<Quarantined>, StoreError>;
+    /// Takes rows out of quarantine.
+    async fn release_quarantined(&mut self, ids: &[&str]) -> Result<(), StoreError>;
+}
+
+/// What a store needs of the configuration.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) url: String,
+    pub(super) names: Names,
+    pub(super) migrate: bool,
+}
+
+/// The names of the tables, quoted.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    pub(super) schema: Option<String>,
+    pub(super) table: String,
+}
+
+impl Names {
+    pub(super) fn of(&self, table: TableName) -> String {
+        match table {
+            TableName::Rows => self.rows(),
+            TableName::Own(name) => self.own(name),
+        }
+    }
+
+    pub(super) fn rows(&self) -> String {
+        self.in_schema(&self.table)
+    }
+
+    pub(super) fn own(&self, name: &str) -> String {
+        self.in_schema(&format!("spanledger_{name}"))
+    }
+
+    fn in_schema(&self, table: &str) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{}", quote(schema), quote(table)),
+            None => quote(table),
+        }
+    }
+}
+
+/// An identifier as SQL takes it whatever is in it.
+pub(super) fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// A waiting span as it was stored. One that cannot be read, because a later version wrote it, is as if it were not
+/// there.
+pub(super) fn stored_facts(trace: &[u8], span: &[u8], times: [i64; 3], told: &str) -> Option<Facts> {
+    let told: Told = serde_json::from_str(told).ok()?;
+    let id = SpanId {
+        trace: trace.try_into().ok()?,
+        span: span.try_into().ok()?,
+    };
+    let [start, end, received_at] = times.map(i64::cast_unsigned);
+    Some(Facts {
+        id,
+        start,
+        end,
+        received_at,
+        told,
+    })
+}
+
+/// The placeholders of the migrations, filled in.
+pub(super) fn fill_in(sql: &str, names: &Names) -> String {
+    let mut filled = String::with_capacity(sql.len());
+    let mut rest = sql;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((placeholder, after)) = after.split_once('}') else {
+            break;
+        };
+        filled.push_str(before);
+        let name = match placeholder.split(':').collect::<Vec<_>>()[..] {
+            ["rows"] => names.rows(),
+            ["own", table] => names.own(table),
+            // An index is named after its table and lives beside it: its name has no schema.
+            ["index", column] => quote(&format!("{}_{column}_idx", names.table)),
+            ["index", "own", table, column] => quote(&format!("spanledger_{table}_{column}_idx")),
+            _ => format!("{{{placeholder}}}"),
+        };
+        filled.push_str(&name);
+        rest = after;
+    }
+    filled + rest
+}
+
+/// From what the quarantine stored.
+pub(super) fn span_id(trace: &[u8], span: &[u8]) -> SpanId {
+    SpanId {
+        trace: trace.try_into().unwrap_or_default(),
+        span: span.try_into().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,192 @@
+//! A database of either kind for one test, and the rows in it.
+
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Row as _};
+
+use super::postgres;
+use super::support::HOUR;
+use crate::ledger::commit::{Applied, Batch, apply};
+use crate::ledger::facts::Facts;
+use crate::ledger::row::Row;
+use crate::ledger::store::postgres::PostgresStore;
+use crate::ledger::store::sqlite::SqliteStore;
+use crate::ledger::store::{Names, Settings, Store, StoreError};
+
+/// Runs a test on both databases: `async fn name(database: Database)`.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::ledger::tests::databases::Database::sqlite()).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                if let Some(database) = crate::ledger::tests::databases::Database::postgres() {
+                    super::$name(database).await;
+                }
+            })*
+        }
+    };
+}
+pub(super) use on_both;
+
+/// An empty database.
+pub(super) struct Database {
+    pub(super) settings: Settings,
+    _directory: Option<tempfile::TempDir>,
+}
+
+/// A connection to it.
+pub(super) enum Session {
+    Sqlite(SqliteStore),
+    Postgres(PostgresStore),
+}
+
+fn settings(url: String) -> Settings {
+    Settings {
+        url,
+        names: Names {
+            schema: None,
+            table: "code_exec_logs".into(),
+        },
+        migrate: true,
+    }
+}
+
+impl Database {
+    pub(super) fn sqlite() -> Database {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/rows.db", directory.path().display());
+        Database {
+            settings: settings(url),
+            _directory: Some(directory),
+        }
+    }
+
+    pub(super) fn postgres() -> Option<Database> {
+        if postgres::skipped() {
+            return None;
+        }
+        Some(Database {
+            settings: settings(postgres::shared().database()),
+            _directory: None,
+        })
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        self.settings.url.starts_with("postgres")
+    }
+
+    pub(super) async fn connect(&self) -> Result<Session, StoreError> {
+        Ok(if self.is_postgres() {
+            Session::Postgres(PostgresStore::connect(&self.settings).await?)
+        } else {
+            Session::Sqlite(SqliteStore::connect(&self.settings).await?)
+        })
+    }
+
+    /// What a sidecar does that receives these spans and is then restarted.
+    pub(super) async fn write(&self, facts: &[Facts]) -> Applied {
+        self.connect().await.unwrap().write(facts).await.unwrap()
+    }
+
+    /// Runs SQL that answers nothing.
+    pub(super) async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        if self.is_postgres() {
+            let mut connection = PgConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        } else {
+            let mut connection = SqliteConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        }
+    }
+
+    /// Runs SQL that answers one number.
+    pub(super) async fn number(&self, sql: &str) -> i64 {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        if self.is_postgres() {
+            let mut connection = PgConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::query(sql).fetch_one(&mut connection).await.unwrap().get(0)
+        } else {
+            let mut connection = SqliteConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::query(sql).fetch_one(&mut connection).await.unwrap().get(0)
+        }
+    }
+
+    /// The rows by id.
+    pub(super) async fn rows(&self) -> Vec<Row> {
+        macro_rules! read {
+            ($connection:ty, $created_at:literal) => {{
+                let mut connection = <$connection>::connect(&self.settings.url).await.unwrap();
+                let sql = concat!(
+                    "SELECT *, ",
+                    $created_at,
+                    " AS nanos FROM code_exec_logs ORDER BY id"
+                );
+                let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+                rows.iter()
+                    .map(|row| Row {
+                        id: row.get("id"),
+                        code_agent_id: row.get("code_agent_id"),
+                        workflow_execution_id: row.get("workflow_execution_id"),
+                        node_id: row.get("node_id"),
+                        runtime: row.get("runtime"),
+                        language: row.get("language"),
+                        duration_ms: row.get("duration_ms"),
+                        memory_mb: row.get("memory_mb"),
+                        exit_code: row.get("exit_code"),
+                        success: row.get("success"),
+                        error_message: row.get("error_message"),
+                        tokens_used: row.get("tokens_used"),
+                        validation_passed: row.get("validation_passed"),
+                        organization_id: row.get("organization_id"),
+                        workspace_id: row.get("workspace_id"),
+                        user_id: row.get("user_id"),
+                        created_at: row.get::<i64, _>("nanos").cast_unsigned(),
+                    })
+                    .collect()
+            }};
+        }
+        if self.is_postgres() {
+            read!(
+                PgConnection,
+                "(extract(epoch FROM created_at) * 1000000)::bigint * 1000"
+            )
+        } else {
+            read!(
+                SqliteConnection,
+                "CAST(strftime('%s', created_at) AS INTEGER) * 1000000000 + substr(created_at, 21) * 1000"
+            )
+        }
+    }
+}
+
+impl Session {
+    pub(super) async fn write(&mut self, facts: &[Facts]) -> Result<Applied, StoreError> {
+        self.apply(&batch(facts)).await
+    }
+
+    pub(super) async fn apply(&mut self, batch: &Batch<'_>) -> Result<Applied, StoreError> {
+        match self {
+            Session::Sqlite(store) => apply(store, batch).await,
+            Session::Postgres(store) => apply(store, batch).await,
+        }
+    }
+}
+
+/// A batch with nothing but the facts.
+pub(super) fn batch(facts: &[Facts]) -> Batch<'_> {
+    Batch {
+        facts,
+        position: None,
+        release: &[],
+        window: HOUR,
+        oldest: 0,
+        now: super::support::EPOCH,
+    }
+}

@@ -1,0 +1,239 @@
+//! The whole loop on a real journal: restarts, a database that is away, one that was put back, a journal that was wiped.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::databases::{Database, on_both};
+use super::postgres;
+use super::support::{EPOCH, S, failure, node, request, success};
+use crate::journal::{Entry, Journal, Options};
+use crate::ledger::{Ledger, LedgerOptions};
+use crate::otlp::{Encoding, Signal};
+use crate::telemetry::Health;
+
+on_both! {
+    a_restart_goes_on_behind_the_last_row_and_writes_nothing_twice
+    an_older_position_is_written_again_and_changes_nothing
+    a_wiped_journal_with_an_old_database_begins_anew
+    a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row
+}
+
+fn options(database: &Database) -> LedgerOptions {
+    LedgerOptions {
+        url: database.settings.url.clone(),
+        ..LedgerOptions::default()
+    }
+}
+
+fn journal(directory: &Path) -> Journal {
+    let options = Options {
+        readers: vec!["ledger".into()],
+        free_disk_floor: 0,
+        segment_size: Some(1 << 20),
+        ..Options::new(directory)
+    };
+    Journal::open(options).unwrap().0
+}
+
+async fn append(journal: &Journal, spans: &[S]) {
+    let body = request(spans).bytes().clone();
+    let entry = Entry {
+        signal: Signal::Traces,
+        encoding: Encoding::Identity,
+        received_at: EPOCH + 1_000_000_000,
+        items: spans.len() as u32,
+        rejected: 0,
+        digest: None,
+        decoded: body.clone(),
+        body,
+    };
+    journal.append(entry).unwrap().durable.await.unwrap();
+}
+
+/// Runs the ledger until everything in the journal is written.
+async fn drain(journal: &Journal, database: &Database) {
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let heartbeat = Health::default().stage("ledger");
+    let status = heartbeat.status();
+    let reader = journal.reader("ledger").unwrap();
+    // Retention would delete the rows of the tests' own time.
+    let options = LedgerOptions {
+        retention: Some(Duration::ZERO),
+        ..options(database)
+    };
+    Ledger::new(options)
+        .unwrap()
+        .run(reader, shutdown, heartbeat, status)
+        .await;
+}
+
+fn executions(from: u16, to: u16) -> Vec<S> {
+    (from..to).map(|id| success(1, id, 100, 150)).collect()
+}
+
+async fn a_restart_goes_on_behind_the_last_row_and_writes_nothing_twice(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    for turn in 0..3 {
+        let journal = journal(directory.path());
+        append(&journal, &executions(turn * 10, turn * 10 + 10)).await;
+        append(&journal, &[node(9, turn, 0, 1)]).await;
+        drain(&journal, &database).await;
+        assert_eq!(database.rows().await.len(), usize::from(turn) * 10 + 10);
+        let position = database
+            .number("SELECT max(next_sequence) FROM spanledger_positions")
+            .await;
+        assert_eq!(position.cast_unsigned(), journal.end().next);
+        let lag = &journal.status().readers[0];
+        assert_eq!(lag.name, "ledger");
+    }
+    assert_eq!(database.number("SELECT count(*) FROM spanledger_positions").await, 1);
+}
+
+async fn an_older_position_is_written_again_and_changes_nothing(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    append(&journal, &executions(0, 10)).await;
+    append(&journal, &executions(10, 20)).await;
+    drain(&journal, &database).await;
+    let before = database.rows().await;
+    // As a standby has it that was promoted before it had everything.
+    let lost = before[15].id.clone();
+    database
+        .execute("UPDATE spanledger_positions SET next_sequence = next_sequence - 1")
+        .await;
+    for table in ["code_exec_logs", "spanledger_executions"] {
+        database
+            .execute(&format!("DELETE FROM {table} WHERE id = '{lost}'"))
+            .await;
+    }
+    database.execute("DELETE FROM spanledger_context").await;
+    drain(&journal, &database).await;
+    assert_eq!(database.rows().await, before);
+}
+
+async fn a_wiped_journal_with_an_old_database_begins_anew(database: Database) {
+    for turn in 0..2 {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(directory.path());
+        append(&journal, &executions(0, 10 + turn)).await;
+        drain(&journal, &database).await;
+    }
+    assert_eq!(database.rows().await.len(), 11);
+    assert_eq!(database.number("SELECT count(*) FROM spanledger_positions").await, 2);
+}
+
+async fn a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    append(&journal, &executions(0, 10)).await;
+    drain(&journal, &database).await;
+    database
+        .execute("UPDATE spanledger_positions SET next_sequence = 1000000")
+        .await;
+    append(&journal, &executions(10, 12)).await;
+    drain(&journal, &database).await;
+    assert_eq!(database.rows().await.len(), 12);
+}
+
+/// Looks again and again until `condition` holds: for what happens in its own time.
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let patience = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < patience, "it never came true");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_is_waited_for_and_pins_the_journal() {
+    if postgres::skipped() {
+        return;
+    }
+    let cluster = postgres::Cluster::start();
+    let url = cluster.database();
+    let name = url.rsplit('/').next().unwrap().to_owned();
+    cluster.stop();
+
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    append(&journal, &executions(0, 10)).await;
+    let health = Health::default();
+    let heartbeat = health.stage("ledger");
+    let status = heartbeat.status();
+    let shutdown = CancellationToken::new();
+    let options = LedgerOptions {
+        url,
+        retention: Some(Duration::ZERO),
+        ..LedgerOptions::default()
+    };
+    let ledger = Ledger::new(options).unwrap();
+    assert!(ledger.check().await.unwrap_err().is_retryable());
+    let running = tokio::spawn(ledger.run(journal.reader("ledger").unwrap(), shutdown.clone(), heartbeat, status));
+
+    let degraded = || health.report(std::time::Instant::now())[0].degraded.clone();
+    until(async || degraded().is_some_and(|reason| reason.contains("database.url"))).await;
+    cluster.resume();
+    let count = || {
+        cluster
+            .psql(&name, "SELECT count(*) FROM code_exec_logs")
+            .trim()
+            .to_owned()
+    };
+    until(async || degraded().is_none() && count() == "10").await;
+
+    // Again, in the middle of work.
+    cluster.stop();
+    append(&journal, &executions(10, 20)).await;
+    until(async || degraded().is_some()).await;
+    assert!(health.is_alive(std::time::Instant::now()));
+    cluster.resume();
+    until(async || count() == "20").await;
+    shutdown.cancel();
+    running.await.unwrap();
+    assert!(health.is_alive(std::time::Instant::now()));
+}
+
+#[tokio::test]
+async fn a_url_of_no_known_database_and_a_broken_expression_name_their_keys() {
+    let url = Ledger::new(LedgerOptions {
+        url: "mysql://x".into(),
+        ..LedgerOptions::default()
+    });
+    assert!(url.unwrap_err().to_string().starts_with("database.url"));
+    let redact = Ledger::new(LedgerOptions {
+        redact: vec!["(".into()],
+        ..LedgerOptions::default()
+    });
+    assert!(redact.unwrap_err().to_string().starts_with("database.redact"));
+}
+
+#[tokio::test]
+async fn secrets_are_cut_from_error_messages() {
+    let database = Database::sqlite();
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    append(
+        &journal,
+        &[failure(1, 1, 100, 150).status(2, "401 for key sk-123 of sk-456")],
+    )
+    .await;
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let heartbeat = Health::default().stage("ledger");
+    let status = heartbeat.status();
+    let redact = vec!["sk-[0-9]+".to_owned()];
+    let options = LedgerOptions {
+        redact,
+        retention: Some(Duration::ZERO),
+        ..options(&database)
+    };
+    Ledger::new(options)
+        .unwrap()
+        .run(journal.reader("ledger").unwrap(), shutdown, heartbeat, status)
+        .await;
+    let message = database.rows().await.remove(0).error_message;
+    assert_eq!(message.as_deref(), Some("401 for key [redacted] of [redacted]"));
+}

@@ -1,0 +1,11 @@
+//! Tests of the room: spans in, rows out, on both databases.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod assembly;
+mod completion;
+mod databases;
+mod following;
+#[path = "../../../tests/common/postgres.rs"]
+mod postgres;
+mod support;

@@ -1,0 +1,70 @@
+//! What waits too long is forgotten, and old rows are deleted: in small batches, between the batches of the journal.
+
+use std::time::Duration;
+
+use super::Limits;
+use super::meters::Meters;
+use super::store::{Store, StoreError};
+use super::table::nanos;
+
+/// How often.
+pub(super) const EVERY: Duration = Duration::from_secs(10);
+
+/// Rows or spans in one transaction.
+const PIECE: i64 = 2_000;
+
+/// Transactions in one turn, so that a long backlog does not keep new rows waiting.
+const PIECES: usize = 20;
+
+pub(super) async fn turn<S: Store>(
+    store: &mut S,
+    limits: &Limits,
+    now: u64,
+    meters: &Meters,
+) -> Result<(), StoreError> {
+    // Two spans find each other when they are received within the window. One that came a window before an execution
+    // is needed for as long as that execution can change: for one more window.
+    let horizon = now.saturating_sub(limits.window_nanos().saturating_mul(2));
+    meters.fell_out_of_window(forget(store, nanos(horizon)).await?);
+
+    store.begin().await?;
+    let (size, oldest_kept) = store
+        .context_size(i64::try_from(limits.max_pending).unwrap_or(i64::MAX))
+        .await?;
+    store.commit().await?;
+    meters.waiting(size);
+    if let Some(oldest_kept) = oldest_kept {
+        // What came in the same request as the oldest that is kept goes with it: to be within the limit is a promise.
+        let forgotten = forget(store, oldest_kept.saturating_add(1)).await?;
+        meters.fell_over_limit(forgotten);
+        tracing::warn!(
+            forgotten,
+            "more spans wait for others of their execution than database.max_pending"
+        );
+    }
+
+    if limits.retention.is_some() {
+        for _ in 0..PIECES {
+            let deleted = store.delete_rows(limits.oldest(now), PIECE).await?;
+            meters.deleted(deleted);
+            if deleted < PIECE.cast_unsigned() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn forget<S: Store>(store: &mut S, received_before: i64) -> Result<u64, StoreError> {
+    let mut forgotten = 0;
+    for _ in 0..PIECES {
+        store.begin().await?;
+        let piece = store.forget_context(received_before, PIECE).await?;
+        store.commit().await?;
+        forgotten += piece;
+        if piece < PIECE.cast_unsigned() {
+            break;
+        }
+    }
+    Ok(forgotten)
+}
