@@ -1,1 +1,77 @@
 //! Forwards the journal to OTLP backends.
+//!
+//! Each exporter is a [`Forwarder`] with a journal reader and a position of its own, so that a backend that is slow or
+//! away keeps nobody else waiting.
+//!
+//! # Invariants
+//!
+//! * Every record reaches the backend at least once, or is kept under `refused/`, or was given up after the configured
+//!   `max_elapsed_time` and counted. The position passes a record only then, and the journal may recycle it only once
+//!   that position is durable.
+//! * The bytes of a message arrive whole and in order: alone, joined with others ([`parcel`]), or cut between spans
+//!   ([`split`]). Nothing is decoded into structures and encoded again.
+//! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`]), and what waits for it (about twice
+//!   `max_request_size` for each signal).
+//! * A calm run sends nothing twice. After a crash what was delivered in the last [`SAVE_EVERY`] is sent again.
+//!
+//! # How it is built
+//!
+//! The decisions are sans-io and tested as such: [`retry`] (when), [`answer`] (what an answer means), [`parcel`] and
+//! [`split`] (what goes into a request), [`gate`] and [`lane`] (what is sent next), [`window`] (how far the position may
+//! move). [`client`] sends one request; [`run`] connects all of them with the journal.
+
+mod answer;
+mod client;
+mod counters;
+mod endpoint;
+mod gate;
+mod lane;
+mod options;
+mod parcel;
+mod refused;
+mod reply;
+mod retry;
+mod run;
+mod split;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod window;
+
+pub use answer::{Answer, Verdict};
+pub use endpoint::Endpoint;
+pub use options::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, TlsOptions};
+pub use refused::{Kept, Refusal, list_refused, read_refused, refused_directory, remove_refused};
+pub use retry::{RetryOptions, parse_retry_after};
+pub use run::{Forwarder, Setup};
+
+use std::time::Duration;
+
+/// Names the journal that a forwarded request comes from. Who receives a request with the id of its own journal is
+/// talking to itself.
+pub const HOP_HEADER: &str = "spanledger-hop";
+
+/// The bodies under way to one backend are together no larger than this, unless a single one is.
+pub const MAX_BYTES_IN_FLIGHT: usize = 8 << 20;
+
+/// The position is saved at most this often.
+pub const SAVE_EVERY: Duration = Duration::from_millis(100);
+
+/// Why an exporter cannot be started. Each names the key, below the exporter's, that is to be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The endpoint is not a URL we can send to.
+    #[error("endpoint {endpoint:?}: {what}")]
+    Endpoint {
+        /// As configured.
+        endpoint: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A header cannot be sent.
+    #[error("headers: {0}")]
+    Headers(String),
+    /// Certificate files cannot be used.
+    #[error("{0}")]
+    Tls(String),
+}

@@ -9,7 +9,7 @@
 //!
 //! * Every connection ends: it has begun a request within `header_timeout`, is closed after `idle_timeout` without one,
 //!   and is cut when its peer does not read an answer for `write_timeout`. (The time to read a body is the service's.)
-//! * At most `max_connections` are open. A further one takes the place of the one that was idle longest; when none is
+//! * At most `max_connections` are open, and of one peer `max_connections_of_one_peer`. A further one takes the place of the one that was idle longest; when none is
 //!   idle it is closed at once. Running out of file descriptors never spins.
 //! * `TCP_NODELAY` is set on every accepted socket; without it small answers wait up to 40 ms for delayed
 //!   acknowledgements.
@@ -21,6 +21,8 @@
 mod auth;
 mod body;
 mod connection;
+mod open;
+mod peer;
 mod server;
 mod socket;
 #[cfg(test)]
@@ -37,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use auth::{Auth, Caller, Unauthorized};
 pub(crate) use body::discard;
 pub use body::{Body, BoxError};
+pub use peer::Peer;
 pub use socket::{Address, ListenError};
 pub use tls::{TlsError, TlsOptions, TlsReloader};
 
@@ -76,6 +79,8 @@ impl ListenOptions {
 pub struct Limits {
     /// Open connections.
     pub max_connections: usize,
+    /// Open connections of one peer (see [`Peer`]), so that none can take all.
+    pub max_connections_of_one_peer: usize,
     /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
     /// Time for the head of a request: from the first byte of a connection, or of a further request, to its last.
@@ -99,6 +104,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_connections: 1024,
+            max_connections_of_one_peer: 768,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(600),
@@ -177,7 +183,17 @@ impl Listener {
         F: Future<Output = Response<B>> + Send + 'static,
         B: Into<Body> + 'static,
     {
-        server::serve(self, Arc::new(service), shutdown).await;
+        self.serve_peers(move |request, _| service(request), shutdown).await;
+    }
+
+    /// Like [`Listener::serve`], for a service that rations something between its peers.
+    pub async fn serve_peers<S, F, B>(self, service: S, shutdown: CancellationToken)
+    where
+        S: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Into<Body> + 'static,
+    {
+        server::serve(self, service, shutdown).await;
     }
 }
 

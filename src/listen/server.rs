@@ -1,9 +1,7 @@
 //! The accept loop: connections in, connections out, drain.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Version};
@@ -14,10 +12,13 @@ use hyper_util::server::conn::auto;
 use metrics::{Counter, Gauge};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::discard;
-use super::connection::{Activity, Watched, drive};
+use super::connection::{Watched, drive};
+use super::open::{Open, Place};
+use super::peer::{Peer, identity};
 use super::socket::Stream;
 use super::{Auth, Body, Limits, Listener, Refuse};
 
@@ -45,9 +46,9 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// Streams that a peer may open and reset again before it is cut off (rapid reset).
 const MAX_RESET_STREAMS: usize = 64;
 
-pub(super) async fn serve<S, F, B>(listener: Listener, service: Arc<S>, shutdown: CancellationToken)
+pub(super) async fn serve<S, F, B>(listener: Listener, service: S, shutdown: CancellationToken)
 where
-    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Into<Body> + 'static,
 {
@@ -60,14 +61,15 @@ where
         limits,
         refuse,
     } = listener;
+    let meters = Meters::new(name);
     let server = Arc::new(Server {
         service,
         http: http_builder(&limits),
         keep_alive: keep_alive_hint(limits.idle_timeout),
         auth,
         refuse,
-        meters: Meters::new(name),
-        open: Open::default(),
+        open: Open::new(&limits, meters.open.clone()),
+        meters,
         limits,
     });
     let reloader = tls.as_ref().map(super::Tls::reloader);
@@ -82,19 +84,21 @@ where
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = socket.accept() => match accepted {
-                Ok(stream) => {
-                    if let Some(place) = server.open.place(&server, &shutdown) {
+                Ok((stream, peer)) => match server.open.place(peer.map(identity), &shutdown) {
+                    Some(place) => {
+                        server.meters.accepted.increment(1);
                         let acceptor = tls.as_ref().map(super::Tls::acceptor);
                         connections.spawn(server.clone().connection(stream, acceptor, place));
                     }
-                }
+                    None => server.meters.refused.increment(1),
+                },
                 Err(error) if concerns_one_connection(&error) => {
                     tracing::debug!(listener = name, %error, "a connection ended before it was accepted");
                 }
                 Err(error) => {
                     // Out of file descriptors or memory: make room, and do not spin on a socket that stays readable.
                     server.meters.shortages.increment(1);
-                    server.open.close_longest_idle();
+                    server.open.make_room();
                     if shortage_logged.is_none_or(|at| at.elapsed() >= LOG_SHORTAGE_EVERY) {
                         shortage_logged = Some(Instant::now());
                         tracing::warn!(listener = name, %error, "cannot accept connections; raise the limit of open files");
@@ -127,44 +131,33 @@ where
 }
 
 struct Server<S> {
-    service: Arc<S>,
+    service: S,
     http: auto::Builder<TokioExecutor>,
     keep_alive: HeaderValue,
     auth: Auth,
     refuse: Refuse,
     limits: Limits,
     meters: Meters,
-    open: Open,
+    open: Arc<Open>,
 }
 
 impl<S, F, B> Server<S>
 where
-    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Into<Body> + 'static,
 {
-    async fn connection(self: Arc<Self>, stream: Stream, tls: Option<tokio_rustls::TlsAcceptor>, place: Place<S>) {
+    async fn connection(self: Arc<Self>, stream: Stream, tls: Option<TlsAcceptor>, place: Place) {
         let stream = match tls {
             None => stream,
-            Some(acceptor) => {
-                let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream));
-                match handshake.await {
-                    Ok(Ok(stream)) => Stream::Tls(Box::new(stream)),
-                    Ok(Err(error)) => {
-                        self.meters.failed_handshakes.increment(1);
-                        tracing::debug!(listener = self.meters.name, %error, "TLS handshake failed");
-                        return;
-                    }
-                    Err(_) => {
-                        self.meters.failed_handshakes.increment(1);
-                        return;
-                    }
-                }
-            }
+            Some(acceptor) => match self.handshake(stream, acceptor, &place).await {
+                Some(stream) => stream,
+                None => return self.meters.failed_handshakes.increment(1),
+            },
         };
         let activity = &place.activity;
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let service = service_fn(|request| self.answer(request, activity));
+        let service = service_fn(|request| self.answer(request, &place));
         let connection = self.http.serve_connection(io, service);
         let outcome = drive(connection, |it| it.graceful_shutdown(), activity, &self.limits).await;
         match outcome {
@@ -174,23 +167,40 @@ where
         }
     }
 
+    async fn handshake(&self, stream: Stream, acceptor: TlsAcceptor, place: &Place) -> Option<Stream> {
+        let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream));
+        let outcome = tokio::select! {
+            outcome = handshake => outcome,
+            () = place.activity.close.cancelled() => return None,
+        };
+        match outcome {
+            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+            Ok(Err(error)) => {
+                tracing::debug!(listener = self.meters.name, %error, "TLS handshake failed");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
     fn answer(
         &self,
         mut request: Request<Incoming>,
-        activity: &Arc<Activity>,
+        place: &Place,
     ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<S, F, B> {
-        let in_flight = activity.begin();
+        let in_flight = place.activity.begin();
         let keep_alive = (request.version() == Version::HTTP_11).then(|| self.keep_alive.clone());
         let answer = match self.auth.admit(&request) {
             Ok(caller) => {
                 if let Some(caller) = caller {
                     request.extensions_mut().insert(caller);
                 }
-                Ok((self.service)(request))
+                Ok((self.service)(request, place.peer.clone()))
             }
             Err(refusal) => {
                 self.meters.unauthorized.increment(1);
-                Err(((self.refuse)(&request, &refusal), request))
+                // Boxed, because it would make the future of every request larger.
+                Err(Box::new(((self.refuse)(&request, &refusal), request)))
             }
         };
         async move {
@@ -199,7 +209,8 @@ where
                     let (head, body) = answer.await.into_parts();
                     (head, body.into())
                 }
-                Err((refusal, request)) => {
+                Err(refused) => {
+                    let (refusal, request) = *refused;
                     let (head, mut body) = request.into_parts();
                     if head.version <= Version::HTTP_11 {
                         discard(&head.headers, &mut body, DISCARD, DISCARD_FOR).await;
@@ -248,63 +259,6 @@ fn concerns_one_connection(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | InvalidInput | NotConnected
     )
-}
-
-/// The open connections.
-#[derive(Default)]
-struct Open {
-    connections: Mutex<HashMap<u64, Arc<Activity>>>,
-    next: AtomicU64,
-}
-
-impl Open {
-    /// A place for one more connection. When all are taken, the connection that was idle longest is closed for it;
-    /// when none is idle there is no place.
-    fn place<S>(&self, server: &Arc<Server<S>>, shutdown: &CancellationToken) -> Option<Place<S>> {
-        if self.lock().len() >= server.limits.max_connections && !self.close_longest_idle() {
-            server.meters.refused.increment(1);
-            return None;
-        }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let activity = Activity::new(shutdown.child_token());
-        self.lock().insert(id, activity.clone());
-        server.meters.accepted.increment(1);
-        server.meters.open.increment(1.0);
-        Some(Place {
-            server: server.clone(),
-            id,
-            activity,
-        })
-    }
-
-    fn close_longest_idle(&self) -> bool {
-        let mut connections = self.lock();
-        let longest = connections
-            .iter()
-            .filter_map(|(id, activity)| Some((*id, activity.quiet_since()?)))
-            .min_by_key(|&(_, since)| since);
-        let activity = longest.and_then(|(id, _)| connections.remove(&id));
-        drop(connections);
-        activity.inspect(|activity| activity.close.cancel()).is_some()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Activity>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The place of one open connection, given back when dropped.
-struct Place<S> {
-    server: Arc<Server<S>>,
-    id: u64,
-    activity: Arc<Activity>,
-}
-
-impl<S> Drop for Place<S> {
-    fn drop(&mut self) {
-        self.server.open.lock().remove(&self.id);
-        self.server.meters.open.decrement(1.0);
-    }
 }
 
 struct Meters {

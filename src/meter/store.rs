@@ -12,8 +12,9 @@
 
 use std::sync::Arc;
 
-use crate::rules::matcher::{Matcher, Observation, Workspace, label_values};
+use crate::rules::matcher::{Matcher, Observation, Workspace};
 use crate::rules::model::Instrument;
+use crate::rules::series_key::label_values;
 use crate::rules::{Catalogue, RuleDigest};
 
 use super::index::Index;
@@ -139,13 +140,13 @@ impl Store {
                 family.add(&observation, record.received_at, max_series);
             }
         });
-        self.pass(record.sequence);
+        self.advance(record.sequence.saturating_add(1));
     }
 
-    /// A record is done with, whether it held anything to count or not.
-    pub(super) fn pass(&mut self, sequence: u64) {
+    /// All records before `next` are done with, whether they held anything to count or not.
+    pub(super) fn advance(&mut self, next: u64) {
         for family in &mut self.families {
-            family.next = family.next.max(sequence.saturating_add(1));
+            family.next = family.next.max(next);
         }
     }
 
@@ -178,11 +179,6 @@ impl Store {
     /// Series held, overflow series included.
     pub(super) fn series(&self) -> usize {
         self.families.iter().map(|family| family.directory.keys.len()).sum()
-    }
-
-    /// Observations that went to overflow series.
-    pub(super) fn overflowed(&self) -> u64 {
-        self.families.iter().map(|family| family.overflowed).sum()
     }
 }
 

@@ -165,7 +165,7 @@ impl Collected {
     }
 
     fn push(&mut self, frame: Bytes, room: &mut Reservation) -> Result<(), Refusal> {
-        room.grow(frame.len()).map_err(|_| Refusal::overloaded())?;
+        room.grow(frame.len())?;
         match self {
             Collected::Nothing { expected } if frame.len() >= KEEP_FRAME && *expected == Some(frame.len()) => {
                 *self = Collected::Frame(frame);
@@ -210,6 +210,7 @@ impl Collected {
 mod tests {
     use super::super::admission::Admission;
     use super::*;
+    use crate::listen::Peer;
 
     use std::collections::VecDeque;
     use std::convert::Infallible;
@@ -243,7 +244,7 @@ mod tests {
     };
 
     fn room(bytes: usize) -> Reservation {
-        Admission::new(bytes, metrics::Gauge::noop()).begin()
+        Admission::new(bytes, metrics::Gauge::noop()).begin(Peer::new(None))
     }
 
     fn frames(pieces: &[&[u8]], announced: Option<u64>) -> Frames {
@@ -314,7 +315,12 @@ mod tests {
     #[tokio::test]
     async fn bytes_are_admitted_as_they_arrive() {
         let mut body = frames(&[&[0; 60], &[0; 60]], Some(120));
-        let refused = whole_body(&mut body, LIMIT, &mut room(100)).await.unwrap_err();
+        let admission = Admission::new(200, metrics::Gauge::noop());
+        let mut other = admission.begin(Peer::new(None));
+        other.grow(100).unwrap();
+        let refused = whole_body(&mut body, LIMIT, &mut admission.begin(Peer::new(None)))
+            .await
+            .unwrap_err();
         assert_eq!(refused.reason, Reason::Overloaded);
         assert!(refused.retry_after.is_some());
     }

@@ -28,6 +28,7 @@ use super::collect::SizeLimit;
 use super::meters::{Meters, Protocol};
 use super::refusal::{Reason, Refusal};
 use crate::journal::{Appended, Digest, Entry, Journal};
+use crate::listen::Peer;
 use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress, json, opaque};
 
 /// JSON and compressed bodies from this size on, and plain ones from [`HEAVY_PLAIN`] on, leave the receiving thread.
@@ -117,9 +118,9 @@ impl Intake {
         &self.shared.meters
     }
 
-    /// Room for the bytes of one request.
-    pub(super) fn room(&self) -> Reservation {
-        self.shared.admission.begin()
+    /// Room for the bytes of one request of this peer.
+    pub(super) fn room(&self, peer: Peer) -> Reservation {
+        self.shared.admission.begin(peer)
     }
 
     /// Refuses a request that this very process has forwarded. `hops`: values of `spanledger-hop`.
@@ -263,7 +264,7 @@ impl Shared {
             plain = json::transcode(signal, &plain).map_err(Refusal::malformed)?;
         }
         if protocol == Protocol::HttpJson || encoding != Encoding::Identity {
-            room.grow(plain.len()).map_err(|_| Refusal::overloaded())?;
+            room.grow(plain.len()).map_err(Refusal::from)?;
         }
         Ok(plain)
     }

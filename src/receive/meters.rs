@@ -1,13 +1,17 @@
 //! The receiver's own metrics: handles looked up once, except those of refusals, which are rare and have many labels.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use super::refusal::Refusal;
+use super::refusal::{Reason, Refusal};
 use crate::otlp::Signal;
+
+/// How often a reason for refusals is logged.
+const LOG_REFUSALS_EVERY: Duration = Duration::from_secs(60);
 
 /// How a request came in: the label `protocol`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,7 @@ pub(super) struct SignalMeters {
 pub(super) struct Meters {
     pub(super) in_flight_bytes: Gauge,
     handles: Vec<SignalMeters>,
+    log: RefusalLog,
 }
 
 impl Meters {
@@ -57,6 +62,7 @@ impl Meters {
         Meters {
             in_flight_bytes: gauge!("spanledger_receiver_in_flight_bytes"),
             handles: handles.collect(),
+            log: RefusalLog::new(),
         }
     }
 
@@ -65,15 +71,47 @@ impl Meters {
         &self.handles[protocol as usize * Signal::ALL.len() + signal as usize - 1]
     }
 
-    /// A refused request.
+    /// Counts a refused request; once a minute and reason the log says so, because senders hardly ever do.
     pub(super) fn refused(&self, protocol: Protocol, signal: Option<Signal>, refusal: &Refusal) {
-        let labels = [
-            ("protocol", protocol.label()),
-            ("signal", signal.map_or("unknown", Signal::name)),
-            ("reason", refusal.reason.label()),
-        ];
+        let (protocol, reason) = (protocol.label(), refusal.reason.label());
+        let signal = signal.map_or("unknown", Signal::name);
+        let labels = [("protocol", protocol), ("signal", signal), ("reason", reason)];
         counter!("spanledger_receiver_requests_refused_total", &labels).increment(1);
         counter!("spanledger_receiver_bytes_refused_total", &labels).increment(refusal.bytes as u64);
+        if self.log.is_due(refusal.reason) {
+            tracing::warn!(protocol, signal, reason, message = %refusal.message, "requests are refused");
+        } else {
+            tracing::debug!(protocol, signal, reason, message = %refusal.message, "request refused");
+        }
+    }
+}
+
+/// When each reason was last logged.
+struct RefusalLog {
+    began: Instant,
+    /// Seconds since the beginning, plus one; 0 means never.
+    logged_at: [AtomicU64; Reason::COUNT],
+}
+
+impl RefusalLog {
+    fn new() -> RefusalLog {
+        RefusalLog {
+            began: Instant::now(),
+            logged_at: Default::default(),
+        }
+    }
+
+    fn is_due(&self, reason: Reason) -> bool {
+        self.is_due_at(reason, self.began.elapsed().as_secs() + 1)
+    }
+
+    fn is_due_at(&self, reason: Reason, now: u64) -> bool {
+        let logged_at = &self.logged_at[reason as usize];
+        let last = logged_at.load(Ordering::Relaxed);
+        let due = last == 0 || now >= last + LOG_REFUSALS_EVERY.as_secs();
+        due && logged_at
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 }
 
@@ -175,4 +213,21 @@ fn describe() {
         "spanledger_receiver_request_duration_seconds",
         "Time from the head of a request to its answer."
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_logged_once_a_minute() {
+        let log = RefusalLog::new();
+        assert!(log.is_due_at(Reason::Malformed, 1));
+        assert!(!log.is_due_at(Reason::Malformed, 60));
+        assert!(
+            log.is_due_at(Reason::Internal, 60),
+            "the last reason has a place of its own"
+        );
+        assert!(log.is_due_at(Reason::Malformed, 61));
+    }
 }

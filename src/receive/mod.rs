@@ -32,7 +32,7 @@ pub use intake::Intake;
 pub use options::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
 
 use crate::journal::Journal;
-use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, TlsReloader, Unauthorized};
+use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, Peer, TlsReloader, Unauthorized};
 use otlp_grpc::{GrpcService, is_grpc};
 use otlp_http::HttpService;
 
@@ -109,18 +109,19 @@ impl Receivers {
         let mut serving = tokio::task::JoinSet::new();
         for listener in listeners {
             let service = service.clone();
-            serving.spawn(listener.serve(move |request| service.clone().answer(request), shutdown.clone()));
+            let answer = move |request, peer| service.clone().answer(request, peer);
+            serving.spawn(listener.serve_peers(answer, shutdown.clone()));
         }
         serving.join_all().await;
     }
 }
 
 impl Service {
-    async fn answer(self: Arc<Service>, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: Arc<Service>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         if is_grpc(request.headers()) {
-            self.grpc.answer(request).await
+            self.grpc.answer(request, peer).await
         } else {
-            self.http.answer(request).await
+            self.http.answer(request, peer).await
         }
     }
 

@@ -17,8 +17,9 @@ pub struct ReceiveOptions {
     pub auth: Auth,
     /// What one peer may cost a listener, for both.
     pub limits: Limits,
-    /// Bytes of requests that may be in memory at once, received or decompressed. Beyond it senders are told to try
-    /// again. At least twice the larger of the two size limits makes sense.
+    /// `max_in_flight_size`: bytes of requests that may be in memory at once, as received and decompressed. Beyond it
+    /// senders are told to try again. One peer gets three quarters of it, and so does one request: less than about three
+    /// times the size limits makes the largest compressed requests impossible.
     pub max_in_flight_bytes: usize,
     /// How long the body of one request may take to arrive.
     pub read_timeout: Duration,

@@ -20,7 +20,7 @@ use super::meters::Protocol;
 use super::options::GrpcOptions;
 use super::refusal::{Reason, Refusal};
 use super::{HOP_HEADER, otlp_http, rejected_spans_message};
-use crate::listen::{Body, Unauthorized};
+use crate::listen::{Body, Peer, Unauthorized};
 use crate::otlp::{Encoding, Signal, status};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -71,7 +71,7 @@ impl GrpcService {
         }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let began = Instant::now();
         if request.version() < Version::HTTP_2 {
             return otlp_http::plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "gRPC needs HTTP/2\n");
@@ -83,11 +83,11 @@ impl GrpcService {
         let work = async {
             match signal {
                 Some(signal) => {
-                    let taken = self.export(signal, &head, &mut body).await?;
+                    let taken = self.export(signal, &head, &mut body, peer).await?;
                     self.intake.meters().of(Protocol::Grpc, signal).answered(began);
                     Ok(success(signal, taken))
                 }
-                None if head.uri.path() == HEALTH_CHECK => self.health_check(&mut body).await,
+                None if head.uri.path() == HEALTH_CHECK => self.health_check(&mut body, peer).await,
                 None => Err(Refusal::new(
                     Reason::UnknownPath,
                     format!("no method {} here", head.uri.path()),
@@ -113,13 +113,13 @@ impl GrpcService {
         refused(&refusal)
     }
 
-    async fn export(&self, signal: Signal, head: &Parts, body: &mut Incoming) -> Result<Taken, Refusal> {
+    async fn export(&self, signal: Signal, head: &Parts, body: &mut Incoming, peer: Peer) -> Result<Taken, Refusal> {
         if head.method != Method::POST {
             return Err(Refusal::new(Reason::Method, "gRPC calls are sent with POST"));
         }
         self.intake.check_hops(&head.headers.get_all(HOP_HEADER))?;
         let encoding = message_encoding(&head.headers)?;
-        let mut room = self.intake.room();
+        let mut room = self.intake.room(peer);
         let message = one_message(body, self.limit, &mut room);
         let Message { compressed, bytes } = tokio::time::timeout(self.read_timeout, message)
             .await
@@ -145,12 +145,12 @@ impl GrpcService {
     }
 
     /// `grpc.health.v1.Health/Check`: serving while the journal takes requests.
-    async fn health_check(&self, body: &mut Incoming) -> Result<Response<Body>, Refusal> {
+    async fn health_check(&self, body: &mut Incoming, peer: Peer) -> Result<Response<Body>, Refusal> {
         let limit = SizeLimit {
             bytes: 4096,
             key: "of grpc.health.v1",
         };
-        let mut room = self.intake.room();
+        let mut room = self.intake.room(peer);
         let message = one_message(body, limit, &mut room);
         let message = tokio::time::timeout(self.read_timeout, message)
             .await

@@ -17,7 +17,7 @@ use super::meters::Protocol;
 use super::options::HttpOptions;
 use super::refusal::{Reason, Refusal};
 use super::{HOP_HEADER, rejected_spans_message};
-use crate::listen::{self, Body, Unauthorized};
+use crate::listen::{self, Body, Peer, Unauthorized};
 use crate::otlp::{Encoding, Signal, status};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -54,14 +54,14 @@ impl HttpService {
         }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let began = Instant::now();
         let (head, mut body) = request.into_parts();
         let signal = Signal::ALL.into_iter().find(|signal| signal.path() == head.uri.path());
         if signal.is_some() && Cors::is_preflight(&head) {
             return self.cors.preflight(&head);
         }
-        let mut response = match self.take(&head, &mut body, signal).await {
+        let mut response = match self.take(&head, &mut body, signal, peer).await {
             Ok((form, signal, taken)) => {
                 self.intake.meters().of(form.protocol(), signal).answered(began);
                 success(form, signal, taken)
@@ -94,6 +94,7 @@ impl HttpService {
         head: &Parts,
         body: &mut Incoming,
         signal: Option<Signal>,
+        peer: Peer,
     ) -> Result<(Form, Signal, Taken), Refusal> {
         let signal = signal.ok_or_else(unknown_path)?;
         if head.method != Method::POST {
@@ -102,7 +103,7 @@ impl HttpService {
         self.intake.check_hops(&head.headers.get_all(HOP_HEADER))?;
         let form = request_form(&head.headers).ok_or_else(unknown_type)?;
         let encoding = request_encoding(&head.headers).ok_or_else(unknown_encoding)?;
-        let mut room = self.intake.room();
+        let mut room = self.intake.room(peer);
         let collected = whole_body(body, self.limit, &mut room);
         let body = tokio::time::timeout(self.read_timeout, collected)
             .await

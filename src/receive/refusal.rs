@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::admission::Refused;
 use crate::journal::AppendError;
 use crate::listen::Unauthorized;
 use crate::otlp::status::{Code, Rejection};
@@ -52,6 +53,9 @@ pub(super) enum Reason {
 }
 
 impl Reason {
+    /// How many there are; [`Reason::Internal`] is the last.
+    pub(super) const COUNT: usize = Reason::Internal as usize + 1;
+
     /// The value of the label `reason`.
     pub(super) fn label(self) -> &'static str {
         match self {
@@ -155,11 +159,6 @@ impl Refusal {
         )
     }
 
-    pub(super) fn overloaded() -> Refusal {
-        let message = "too many bytes of requests are being received; try again";
-        Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
-    }
-
     /// What the sender is told, for the answer's body.
     pub(super) fn rejection(&self) -> Rejection {
         let field_violation = (self.reason == Reason::Malformed).then(|| self.message.to_string());
@@ -168,6 +167,20 @@ impl Refusal {
             message: self.message.to_string(),
             retry_after: self.retry_after,
             field_violation,
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Refusal {
+        match refused {
+            Refused::NoRoom => {
+                let message = "too many bytes of requests are being received; try again";
+                Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
+            }
+            Refused::NeverFits { limit } => {
+                Refusal::too_large(limit, "three quarters of receivers.otlp.max_in_flight_size")
+            }
         }
     }
 }

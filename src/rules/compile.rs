@@ -10,7 +10,11 @@ use super::keys::KeyTable;
 use super::model::{Condition, Conversion, Expression, Label, Level, Measure, Reading, Source, Test};
 use super::named::Named;
 use super::semantics::{self, Executor};
+use super::series_key::encode_label;
 use super::{Catalogue, model};
+
+/// The text of a rule, to be compared with the bytes of spans.
+type Text = Box<[u8]>;
 
 /// Where something is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,10 +96,11 @@ pub(super) enum CompiledLabel {
 pub(super) struct LabelProgram {
     pub(super) operands: Vec<Operand>,
     pub(super) conversion: Conversion,
-    pub(super) map: Vec<(Box<[u8]>, Box<[u8]>)>,
-    pub(super) one_of: Vec<Box<[u8]>>,
-    pub(super) missing: Box<[u8]>,
-    pub(super) disallowed: Box<[u8]>,
+    /// What is replaced, and by what.
+    pub(super) map: Vec<(Text, Text)>,
+    pub(super) one_of: Vec<Text>,
+    pub(super) missing: Text,
+    pub(super) disallowed: Text,
 }
 
 /// Slots of the attributes of one [`Executor`].
@@ -143,15 +148,6 @@ pub(super) struct Program {
     pub(super) wake: Option<Box<[u64]>>,
     /// Whether an attribute of the span can wake a group. If not, attributes of spans of other names are not read.
     pub(super) attributes_wake: bool,
-}
-
-/// Encodes the value of a label: length and bytes. Texts of rules are cut like those of spans.
-pub(super) fn encode_label(value: &str) -> Box<[u8]> {
-    let value = &value[..value.floor_char_boundary(super::matcher::MAX_LABEL_BYTES)];
-    let mut bytes = Vec::with_capacity(value.len() + 2);
-    bytes.extend_from_slice(&(value.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(value.as_bytes());
-    bytes.into_boxed_slice()
 }
 
 pub(super) fn compile(catalogue: &Catalogue) -> Program {

@@ -8,33 +8,24 @@
 //!   same requests again gives the same sums to the last bit.
 
 use std::cell::Cell;
-use std::io::Write as _;
 
 use crate::otlp::trace::{ResourceSpans, ScopeSpans, Span, TraceRequest};
 use crate::otlp::{AnyValue, Attributes, Text};
 
 use super::Catalogue;
-use super::compile::{
-    CompiledLabel, CompiledRule, Cond, Expected, LabelProgram, LabelSet, Operand, Program, Value, compile,
-};
+use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile};
+use super::datum::{Datum, MAX_VALUE};
 use super::keys::{KeyTable, hash};
-use super::model::Conversion;
 use super::named::Named;
 use super::semantics::{self, Executor, Outcome, Run, SpanStatus, ToolCall};
-use super::signal::{known_signal, signal_name};
-
-/// Values of labels are cut to this many bytes, at the end of a character.
-pub const MAX_LABEL_BYTES: usize = 256;
-
-/// Numbers above this are not taken: adding one to a sum would swallow later ones.
-pub const MAX_VALUE: f64 = 9_007_199_254_740_992.0;
+use super::series_key::KeyBuffer;
 
 /// What one span adds to one series.
 #[derive(Debug, Clone, Copy)]
 pub struct Observation<'a> {
     /// Index of the rule in [`Catalogue::rules`].
     pub rule: usize,
-    /// The values of the labels in the order of [`Catalogue::series_labels`]; see [`label_values`].
+    /// The values of the labels in the order of [`Catalogue::series_labels`]; see [`super::series_key::label_values`].
     pub key: &'a [u8],
     /// Hash of `key`, by the seed of the matcher.
     pub hash: u64,
@@ -46,17 +37,6 @@ pub struct Observation<'a> {
     pub span_id: &'a [u8],
     /// When the span ended.
     pub end_unix_nano: u64,
-}
-
-/// The values of the labels that a key holds.
-pub fn label_values(key: &[u8]) -> impl Iterator<Item = &str> {
-    let mut rest = key;
-    std::iter::from_fn(move || {
-        let (length, tail) = rest.split_first_chunk::<2>()?;
-        let (value, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-        rest = tail;
-        Some(std::str::from_utf8(value).unwrap_or_default())
-    })
 }
 
 /// A compiled catalogue.
@@ -227,41 +207,6 @@ fn is_awake(wake: Option<&[u64]>, bits: &[u64]) -> bool {
     wake.is_none_or(|wake| wake.iter().zip(bits).any(|(wake, on)| wake & on != 0))
 }
 
-/// A value as labels and comparisons see it.
-#[derive(Debug, Clone, Copy)]
-enum Datum<'a> {
-    Text(&'a [u8]),
-    Bool(bool),
-    Int(i64),
-    Double(f64),
-    /// A list, a map or bytes: there, but neither text nor number.
-    Other,
-}
-
-impl<'a> Datum<'a> {
-    fn from_value(value: AnyValue<'a>) -> Option<Self> {
-        match value {
-            AnyValue::Empty => None,
-            AnyValue::Text(text) => Some(Datum::Text(text.as_bytes())),
-            AnyValue::Bool(value) => Some(Datum::Bool(value)),
-            AnyValue::Int(value) => Some(Datum::Int(value)),
-            AnyValue::Double(value) => Some(Datum::Double(value)),
-            AnyValue::Array(_) | AnyValue::Map(_) | AnyValue::Bytes(_) => Some(Datum::Other),
-        }
-    }
-
-    fn is(&self, expected: &Expected) -> bool {
-        match self {
-            Datum::Text(text) => **text == *expected.text,
-            Datum::Bool(true) => *expected.text == *b"true",
-            Datum::Bool(false) => *expected.text == *b"false",
-            Datum::Int(value) => expected.int == Some(*value),
-            Datum::Double(value) => expected.double == Some(*value),
-            Datum::Other => false,
-        }
-    }
-}
-
 /// A span with its attributes in slots.
 struct View<'v, 'a> {
     program: &'v Program,
@@ -279,7 +224,9 @@ impl<'a> View<'_, 'a> {
             let Some(value) = self.number(&part.value) else {
                 continue;
             };
-            let labels = keys.labels(rule.label_set, seed, self);
+            let labels = keys.labels(rule.label_set, &self.program.label_sets, seed, |operand| {
+                self.datum(operand)
+            });
             let (key, hash) = keys.with_suffix(labels, &part.suffix, seed);
             sink(Observation {
                 rule: rule.rule,
@@ -473,160 +420,4 @@ fn cached(cell: &Cell<Option<Outcome>>, compute: impl FnOnce() -> Outcome) -> Ou
         cell.set(Some(outcome));
         outcome
     })
-}
-
-/// The keys made for one span: one per label set, shared by all rules that have it.
-#[derive(Debug, Default)]
-struct KeyBuffer {
-    bytes: Vec<u8>,
-    made: Vec<Made>,
-    /// Tells keys of this span from those of earlier ones.
-    span: u64,
-}
-
-/// A key in [`KeyBuffer::bytes`].
-#[derive(Debug, Clone, Copy, Default)]
-struct Made {
-    span: u64,
-    begin: usize,
-    end: usize,
-    hash: u64,
-}
-
-impl KeyBuffer {
-    fn next_span(&mut self) {
-        self.span += 1;
-        self.bytes.clear();
-    }
-
-    /// The key of a label set.
-    fn labels(&mut self, label_set: usize, seed: u64, view: &View<'_, '_>) -> Made {
-        if self.made.len() <= label_set {
-            self.made.resize(label_set + 1, Made::default());
-        }
-        if self.made[label_set].span != self.span {
-            let begin = self.bytes.len();
-            write_labels(&view.program.label_sets[label_set], view, &mut self.bytes);
-            let hash = hash(seed, &self.bytes[begin..]);
-            self.made[label_set] = Made {
-                span: self.span,
-                begin,
-                end: self.bytes.len(),
-                hash,
-            };
-        }
-        self.made[label_set]
-    }
-
-    fn with_suffix(&mut self, labels: Made, suffix: &[u8], seed: u64) -> (&[u8], u64) {
-        if suffix.is_empty() {
-            return (&self.bytes[labels.begin..labels.end], labels.hash);
-        }
-        let begin = self.bytes.len();
-        self.bytes.extend_from_within(labels.begin..labels.end);
-        self.bytes.extend_from_slice(suffix);
-        let key = &self.bytes[begin..];
-        (key, hash(seed, key))
-    }
-}
-
-fn write_labels(set: &LabelSet, view: &View<'_, '_>, bytes: &mut Vec<u8>) {
-    for label in &set.labels {
-        match label {
-            CompiledLabel::Constant(encoded) => bytes.extend_from_slice(encoded),
-            CompiledLabel::Read(program) => {
-                let begin = bytes.len();
-                bytes.extend_from_slice(&[0; 2]);
-                write_label(program, view, bytes);
-                cut(bytes, begin + 2);
-                let length = (bytes.len() - begin - 2) as u16;
-                bytes[begin..begin + 2].copy_from_slice(&length.to_le_bytes());
-            }
-        }
-    }
-}
-
-fn write_label(program: &LabelProgram, view: &View<'_, '_>, bytes: &mut Vec<u8>) {
-    let begin = bytes.len();
-    let given = program.operands.iter().any(|operand| {
-        view.datum(*operand)
-            .is_some_and(|datum| write_datum(datum, program.conversion, bytes))
-    });
-    if !given {
-        bytes.extend_from_slice(&program.missing);
-        return;
-    }
-    if let Some((_, to)) = program.map.iter().find(|(from, _)| **from == bytes[begin..]) {
-        bytes.truncate(begin);
-        bytes.extend_from_slice(to);
-    }
-    if !program.one_of.is_empty() && !program.one_of.iter().any(|allowed| **allowed == bytes[begin..]) {
-        bytes.truncate(begin);
-        bytes.extend_from_slice(&program.disallowed);
-    }
-}
-
-/// Writes a value as the text of a label. Says whether there was one; if not, nothing is written.
-fn write_datum(datum: Datum<'_>, conversion: Conversion, bytes: &mut Vec<u8>) -> bool {
-    let begin = bytes.len();
-    // Writing to a Vec cannot fail.
-    let _ = match (conversion, datum) {
-        (Conversion::Boolean, Datum::Bool(value)) => write!(bytes, "{value}"),
-        (Conversion::Boolean, Datum::Text(text @ (b"true" | b"false"))) => bytes.write_all(text),
-        (Conversion::Boolean, _) => return false,
-        (Conversion::Integer, datum) => match integer(datum) {
-            Some(value) => write!(bytes, "{value}"),
-            None => return false,
-        },
-        (Conversion::Signal, Datum::Text(text)) => {
-            bytes.write_all(signal_name(std::str::from_utf8(text).unwrap_or_default()).as_bytes())
-        }
-        (Conversion::Signal, datum) => match integer(datum) {
-            Some(value) => return write_signal_number(value, bytes),
-            None => return false,
-        },
-        (Conversion::Text, Datum::Text(text)) => bytes.write_all(text),
-        (Conversion::Text, Datum::Bool(value)) => write!(bytes, "{value}"),
-        (Conversion::Text, Datum::Int(value)) => write!(bytes, "{value}"),
-        // A whole double prints like an integer: the same attribute is an int on one span and a double on the next.
-        (Conversion::Text, Datum::Double(value)) => write!(bytes, "{}", value + 0.0),
-        (Conversion::Text, Datum::Other) => return false,
-    };
-    bytes.len() > begin
-}
-
-fn write_signal_number(number: i64, bytes: &mut Vec<u8>) -> bool {
-    let begin = bytes.len();
-    let _ = write!(bytes, "{number}");
-    if let Some(name) = known_signal(std::str::from_utf8(&bytes[begin..]).unwrap_or_default()) {
-        bytes.truncate(begin);
-        bytes.extend_from_slice(name.as_bytes());
-    }
-    true
-}
-
-fn integer(datum: Datum<'_>) -> Option<i64> {
-    const EXACT: f64 = MAX_VALUE;
-    let whole = |value: f64| (value.fract() == 0.0 && value.abs() <= EXACT).then_some(value as i64);
-    match datum {
-        Datum::Int(value) => Some(value),
-        Datum::Double(value) => whole(value),
-        Datum::Text(text) => {
-            let text = std::str::from_utf8(text).ok()?.trim();
-            text.parse().ok().or_else(|| whole(text.parse().ok()?))
-        }
-        Datum::Bool(_) | Datum::Other => None,
-    }
-}
-
-/// Cuts what begins at `begin` to [`MAX_LABEL_BYTES`], at the end of a character.
-fn cut(bytes: &mut Vec<u8>, begin: usize) {
-    if bytes.len() - begin > MAX_LABEL_BYTES {
-        let mut end = begin + MAX_LABEL_BYTES;
-        // Bytes 10xxxxxx continue a character.
-        while end > begin && bytes[end] & 0b1100_0000 == 0b1000_0000 {
-            end -= 1;
-        }
-        bytes.truncate(end);
-    }
 }

@@ -7,12 +7,13 @@
 //! * [`semantics`] and [`signal`]: what spans mean; shared with the rows, so that rows and metrics cannot disagree.
 //! * `read` and `print`: rules from and to YAML; [`check`]: names.
 //! * `compile` and [`matcher`]: all rules as one program over a span, which reads its attributes once and allocates
-//!   nothing.
+//!   nothing; [`series_key`]: the values of labels as one string of bytes.
 //!
 //! This room knows no clock, no files but rules files, and no sockets.
 
 pub mod check;
 mod compile;
+mod datum;
 pub(crate) mod keys;
 pub mod matcher;
 pub mod model;
@@ -20,6 +21,7 @@ pub mod named;
 mod print;
 mod read;
 pub mod semantics;
+pub mod series_key;
 pub mod signal;
 
 use std::path::Path;

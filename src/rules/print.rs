@@ -34,14 +34,14 @@ pub(crate) fn definition(rule: &Rule) -> String {
         out.push_str("    labels:\n");
         for (name, source) in &rule.labels {
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "      {}: {}", scalar(name), label(source));
+            writeln!(out, "      {}: {}", scalar(name), label(source)).unwrap_or_default();
         }
     }
     out
 }
 
 fn line(out: &mut String, key: &str, value: &str) {
-    let _ = writeln!(out, "    {key}: {value}");
+    writeln!(out, "    {key}: {value}").unwrap_or_default();
 }
 
 fn condition(condition: &Condition) -> String {

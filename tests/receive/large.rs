@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use spanledger::otlp::{Encoding, compress};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const LIMIT: usize = 1 << 20;
 
@@ -153,7 +153,7 @@ async fn large_requests_of_every_form_are_taken_whole() {
 
 #[tokio::test]
 async fn beyond_the_bytes_in_flight_senders_are_told_to_try_again_and_then_succeed() {
-    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 100_000);
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 120_000);
     let mut slow = TcpStream::connect(fixture.http).await.unwrap();
     let large = large_traces(80_000).encode_to_vec();
     let head = format!(
@@ -190,7 +190,7 @@ async fn beyond_the_bytes_in_flight_senders_are_told_to_try_again_and_then_succe
 
 #[tokio::test]
 async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
-    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 100_000);
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 130_000);
     let mut promising = Vec::new();
     for _ in 0..10 {
         let mut stream = TcpStream::connect(fixture.http).await.unwrap();
@@ -207,6 +207,56 @@ async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
         )
         .await;
     assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn one_peer_that_takes_all_the_room_it_gets_leaves_others_theirs() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 200_000);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(fixture.http).await.unwrap();
+        let head =
+            format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-length: 75001\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&[b' '; 75_000]).await.unwrap();
+        held.push(stream);
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut greedy = socket.connect(fixture.http).await.unwrap();
+    let body = " ".repeat(100);
+    let request =
+        format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-length: 100\r\n\r\n{body}");
+    loop {
+        // Until all that is held has arrived, this is merely not JSON.
+        greedy.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert_ne!(greedy.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        if answer.starts_with(b"HTTP/1.1 503") {
+            break;
+        }
+        assert!(
+            answer.starts_with(b"HTTP/1.1 400"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    let modest = large_traces(40_000).encode_to_vec();
+    let answer = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], modest).await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_request_that_can_never_fit_is_too_large_instead_of_asked_to_come_again() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 40_000);
+    let body = large_traces(35_000).encode_to_vec();
+    let refused = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], body).await;
+    assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(refused.protobuf_status().message.contains("max_in_flight_size"));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ mod own;
 use std::fmt::Write as _;
 
 use crate::rules::check::OVERFLOW_LABEL;
-use crate::rules::matcher::label_values;
+use crate::rules::series_key::label_values;
 
 pub use negotiate::ExpositionFormat;
 pub(super) use own::append_own;
@@ -68,16 +68,16 @@ fn write_header(name: &str, kind: &str, help: &str, format: ExpositionFormat, ou
     // Writing to a String cannot fail.
     match format {
         ExpositionFormat::Text => {
-            let _ = write!(out, "# HELP {name} ");
+            write!(out, "# HELP {name} ").unwrap_or_default();
             escape(help, false, out);
-            let _ = write!(out, "\n# TYPE {name} {kind}\n");
+            write!(out, "\n# TYPE {name} {kind}\n").unwrap_or_default();
         }
         ExpositionFormat::OpenMetrics => {
-            let _ = writeln!(out, "# TYPE {name} {kind}");
+            writeln!(out, "# TYPE {name} {kind}").unwrap_or_default();
             if let Some(unit) = unit(name) {
-                let _ = writeln!(out, "# UNIT {name} {unit}");
+                writeln!(out, "# UNIT {name} {unit}").unwrap_or_default();
             }
-            let _ = write!(out, "# HELP {name} ");
+            write!(out, "# HELP {name} ").unwrap_or_default();
             escape(help, true, out);
             out.push('\n');
         }
@@ -115,7 +115,7 @@ fn bounds(description: &Description, format: ExpositionFormat) -> Vec<String> {
 /// `a="x",b="y"`, without braces.
 fn write_labels(description: &Description, key: &[u8], out: &mut String) {
     if key == OVERFLOW_KEY {
-        let _ = write!(out, "{OVERFLOW_LABEL}=\"true\"");
+        write!(out, "{OVERFLOW_LABEL}=\"true\"").unwrap_or_default();
         return;
     }
     let own = description.labels.iter().map(String::as_str).zip(label_values(key));

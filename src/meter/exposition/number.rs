@@ -21,24 +21,21 @@ pub(super) fn write_integer(mut number: u64, out: &mut String) {
 /// The shortest text that reads back as the same number.
 pub(super) fn write_float(number: f64, out: &mut String) {
     const EXACT: f64 = 9_007_199_254_740_992.0;
-    // Writing to a String cannot fail.
-    let _ = match number {
-        _ if number.is_nan() => out.write_str("NaN"),
-        _ if number.is_infinite() => out.write_str(if number > 0.0 { "+Inf" } else { "-Inf" }),
-        _ if number.fract() == 0.0 && (0.0..=EXACT).contains(&number) => {
-            write_integer(number as u64, out);
-            Ok(())
-        }
-        _ if (1e-5..1e17).contains(&number.abs()) => write!(out, "{number}"),
-        _ => write!(out, "{number:e}"),
-    };
+    match number {
+        _ if number.is_nan() => out.push_str("NaN"),
+        _ if number.is_infinite() => out.push_str(if number > 0.0 { "+Inf" } else { "-Inf" }),
+        _ if number.fract() == 0.0 && (0.0..=EXACT).contains(&number) => write_integer(number as u64, out),
+        // Writing to a String cannot fail; so below.
+        _ if (1e-5..1e17).contains(&number.abs()) => write!(out, "{number}").unwrap_or_default(),
+        _ => write!(out, "{number:e}").unwrap_or_default(),
+    }
 }
 
 /// The canonical number of OpenMetrics for `le`: always with a fraction, from a million on with an exponent.
 pub(super) fn write_bound(bound: f64, out: &mut String) {
     let magnitude = bound.abs();
     if bound == 0.0 || (1e-4..1e6).contains(&magnitude) {
-        let _ = write!(out, "{bound:?}");
+        write!(out, "{bound:?}").unwrap_or_default();
         return;
     }
     let text = format!("{bound:e}");
@@ -46,14 +43,14 @@ pub(super) fn write_bound(bound: f64, out: &mut String) {
     let (sign, digits) = exponent
         .strip_prefix('-')
         .map_or(("+", exponent), |digits| ("-", digits));
-    let _ = write!(out, "{mantissa}e{sign}{digits:0>2}");
+    write!(out, "{mantissa}e{sign}{digits:0>2}").unwrap_or_default();
 }
 
 /// Nanoseconds since 1970 as seconds, to the millisecond.
 pub(super) fn write_seconds(unix_nano: u64, out: &mut String) {
     let millis = unix_nano / 1_000_000;
     write_integer(millis / 1000, out);
-    let _ = write!(out, ".{:03}", millis % 1000);
+    write!(out, ".{:03}", millis % 1000).unwrap_or_default();
 }
 
 #[cfg(test)]

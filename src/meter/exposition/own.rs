@@ -71,12 +71,12 @@ impl<'t> Converter<'_, 't> {
 
     fn header(&mut self, family: &str, kind: &str) {
         // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "# TYPE {family} {kind}");
+        writeln!(self.out, "# TYPE {family} {kind}").unwrap_or_default();
         if let Some(unit) = unit(family) {
-            let _ = writeln!(self.out, "# UNIT {family} {unit}");
+            writeln!(self.out, "# UNIT {family} {unit}").unwrap_or_default();
         }
         if let Some((_, help)) = self.help.take() {
-            let _ = write!(self.out, "# HELP {family} ");
+            write!(self.out, "# HELP {family} ").unwrap_or_default();
             // Backslashes and line ends are escaped already.
             self.out.push_str(&help.replace('"', "\\\""));
             self.out.push('\n');

@@ -1,0 +1,398 @@
+//! What an answer of a backend means for the request that was sent.
+//!
+//! | verdict | from | then |
+//! |---|---|---|
+//! | delivered | any 2xx, even with a body that cannot be read; gRPC OK | done; what a partial success rejects is counted, never retried |
+//! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried |
+//! | timed out | no answer in time, DEADLINE_EXCEEDED | retried; a joined request in smaller parts |
+//! | over quota | 429, RESOURCE_EXHAUSTED | waits |
+//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND | holds the queue, tried at `max_interval`, named |
+//! | too large | 413; RESOURCE_EXHAUSTED that speaks of the message's size | split; a single span is refused |
+//! | refused | 400 422; INVALID_ARGUMENT | split into what was joined; a single request is set aside |
+//! | unclear | everything else: 500, INTERNAL, UNKNOWN … | retried; refused once the backend takes other requests but not this one |
+//!
+//! OTLP forbids to retry on the codes called unclear here, and the Collector drops the data. Backends send them for
+//! faults of their own as well; a program that promises to deliver may not drop on such a word. Who else is served
+//! decides: see [`super::lane`].
+
+use std::time::{Duration, SystemTime};
+
+use super::reply;
+use super::retry::parse_retry_after;
+
+/// See the [module](self).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the table of the module says what each means")]
+pub enum Verdict {
+    Delivered,
+    Transient,
+    TimedOut,
+    OverQuota,
+    Curable,
+    TooLarge,
+    Refused,
+    Unclear,
+}
+
+impl Verdict {
+    /// All verdicts.
+    pub const ALL: [Verdict; 8] = [
+        Verdict::Delivered,
+        Verdict::Transient,
+        Verdict::TimedOut,
+        Verdict::OverQuota,
+        Verdict::Curable,
+        Verdict::TooLarge,
+        Verdict::Refused,
+        Verdict::Unclear,
+    ];
+
+    /// The value of the label `result`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Verdict::Delivered => "delivered",
+            Verdict::Transient => "transient",
+            Verdict::TimedOut => "timed_out",
+            Verdict::OverQuota => "over_quota",
+            Verdict::Curable => "curable",
+            Verdict::TooLarge => "too_large",
+            Verdict::Refused => "refused",
+            Verdict::Unclear => "unclear",
+        }
+    }
+}
+
+/// The outcome of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What it means.
+    pub verdict: Verdict,
+    /// What the backend or the network said, in one line.
+    pub reason: String,
+    /// When the backend wants to be asked again.
+    pub retry_after: Option<Duration>,
+    /// The key below the exporter whose change may cure it; empty if no key would.
+    pub cure: &'static str,
+    /// Items that a partial success did not take.
+    pub rejected: u64,
+}
+
+impl Answer {
+    /// An answer without advice, cure or rejected items.
+    pub(super) fn new(verdict: Verdict, reason: impl Into<String>) -> Answer {
+        Answer {
+            verdict,
+            reason: reason.into(),
+            retry_after: None,
+            cure: "",
+            rejected: 0,
+        }
+    }
+
+    fn with_cure(self, cure: &'static str) -> Answer {
+        Answer { cure, ..self }
+    }
+
+    /// No answer came in time.
+    pub(super) fn timed_out(timeout: Duration) -> Answer {
+        Answer::new(Verdict::TimedOut, format!("no answer within {timeout:?}")).with_cure("timeout")
+    }
+
+    /// The connection could not be made.
+    pub(super) fn unreachable(reason: impl Into<String>) -> Answer {
+        Answer::new(Verdict::Transient, reason).with_cure("endpoint")
+    }
+
+    /// The connection ended before an answer came.
+    pub(super) fn disconnected(reason: impl Into<String>) -> Answer {
+        Answer::new(Verdict::Transient, reason)
+    }
+
+    /// The TLS handshake failed: only the operator can cure that, here or at the backend.
+    pub(super) fn untrusted(reason: impl Into<String>) -> Answer {
+        Answer::new(Verdict::Curable, reason).with_cure("tls")
+    }
+}
+
+/// A complete HTTP answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HttpAnswer<'a> {
+    pub(super) status: u16,
+    pub(super) content_type: &'a str,
+    pub(super) retry_after: Option<&'a str>,
+    pub(super) body: &'a [u8],
+}
+
+/// What an HTTP answer means.
+pub(super) fn classify_http(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
+    if (200..300).contains(&answer.status) {
+        let partial = reply::partial_success(answer.content_type, answer.body);
+        return Answer {
+            rejected: partial.rejected,
+            ..Answer::new(Verdict::Delivered, partial.message)
+        };
+    }
+    let told = reply::explanation_http(answer.content_type, answer.body);
+    let (verdict, cure) = http_verdict(answer.status, &told.message);
+    let advised = answer
+        .retry_after
+        .and_then(|value| parse_retry_after(value, now))
+        .or(told.retry_delay);
+    let name = http::StatusCode::from_u16(answer.status)
+        .ok()
+        .and_then(|status| status.canonical_reason());
+    let reason = describe(
+        &format!("{} {}", answer.status, name.unwrap_or_default()),
+        &told.message,
+    );
+    Answer {
+        retry_after: advised,
+        cure,
+        ..Answer::new(verdict, reason)
+    }
+}
+
+fn http_verdict(status: u16, message: &str) -> (Verdict, &'static str) {
+    match status {
+        // A TLS port that is spoken to in plain text answers 400 to everything; the content is not at fault.
+        400 if message.contains("HTTPS port") || message.contains("HTTP request to an HTTPS server") => {
+            (Verdict::Curable, "endpoint")
+        }
+        408 | 425 | 499 | 502 | 503 | 504 => (Verdict::Transient, ""),
+        429 => (Verdict::OverQuota, ""),
+        401 | 402 | 403 | 407 | 431 | 511 => (Verdict::Curable, "headers"),
+        415 => (Verdict::Curable, "compression"),
+        300..400 | 404 | 405 | 406 | 410 | 411 | 421 | 426 | 501 | 505 | 508 => (Verdict::Curable, "endpoint"),
+        413 => (Verdict::TooLarge, "max_request_size"),
+        400 | 422 => (Verdict::Refused, ""),
+        _ => (Verdict::Unclear, ""),
+    }
+}
+
+/// A gRPC status, from the trailers or, when there is no message, from the headers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GrpcAnswer<'a> {
+    pub(super) code: u16,
+    /// `grpc-message`, still percent-encoded.
+    pub(super) message: &'a str,
+    /// `grpc-status-details-bin`.
+    pub(super) details: Option<&'a str>,
+    /// The response message without its prefix; empty if there is none.
+    pub(super) body: &'a [u8],
+}
+
+const GRPC_CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// What a gRPC answer means.
+pub(super) fn classify_grpc(answer: GrpcAnswer<'_>) -> Answer {
+    let code = GRPC_CODES.get(usize::from(answer.code)).copied().unwrap_or("UNKNOWN");
+    if code == "OK" {
+        let partial = reply::partial_success("", answer.body);
+        return Answer {
+            rejected: partial.rejected,
+            ..Answer::new(Verdict::Delivered, partial.message)
+        };
+    }
+    let advised = answer
+        .details
+        .and_then(reply::explanation_grpc_details)
+        .and_then(|told| told.retry_delay);
+    let message = reply::grpc_message(answer.message);
+    let (verdict, cure) = grpc_verdict(code, &message, advised.is_some());
+    Answer {
+        retry_after: advised,
+        cure,
+        ..Answer::new(verdict, describe(code, &message))
+    }
+}
+
+fn grpc_verdict(code: &str, message: &str, advised: bool) -> (Verdict, &'static str) {
+    match code {
+        // "grpc: received message larger than max (… vs. 4194304)" and its kin: waiting would not help. tonic says
+        // OUT_OF_RANGE to a message over its limit.
+        "RESOURCE_EXHAUSTED" | "OUT_OF_RANGE" if !advised && speaks_of_size(message) => {
+            (Verdict::TooLarge, "max_request_size")
+        }
+        "RESOURCE_EXHAUSTED" => (Verdict::OverQuota, ""),
+        "CANCELLED" | "ABORTED" | "OUT_OF_RANGE" | "UNAVAILABLE" | "DATA_LOSS" => (Verdict::Transient, ""),
+        "DEADLINE_EXCEEDED" => (Verdict::TimedOut, "timeout"),
+        // grpc-go refuses an encoding it does not know with UNIMPLEMENTED.
+        "UNIMPLEMENTED" if message.contains("ompress") => (Verdict::Curable, "compression"),
+        "UNIMPLEMENTED" | "NOT_FOUND" => (Verdict::Curable, "endpoint"),
+        "UNAUTHENTICATED" | "PERMISSION_DENIED" => (Verdict::Curable, "headers"),
+        "INVALID_ARGUMENT" => (Verdict::Refused, ""),
+        _ => (Verdict::Unclear, ""),
+    }
+}
+
+fn speaks_of_size(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    [
+        "larger than max",
+        "too large",
+        "too big",
+        "exceeds maximum",
+        "size limit",
+        "message length",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
+}
+
+fn describe(status: &str, message: &str) -> String {
+    let status = status.trim_end();
+    if message.is_empty() {
+        status.to_owned()
+    } else {
+        format!("{status}: {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http(status: u16, body: &[u8]) -> Answer {
+        let answer = HttpAnswer {
+            status,
+            content_type: "text/plain",
+            retry_after: None,
+            body,
+        };
+        classify_http(answer, SystemTime::UNIX_EPOCH)
+    }
+
+    fn grpc(code: u16, message: &str) -> Answer {
+        classify_grpc(GrpcAnswer {
+            code,
+            message,
+            details: None,
+            body: b"",
+        })
+    }
+
+    #[test]
+    fn every_2xx_is_delivered_whatever_its_body() {
+        for status in [200, 201, 202, 204, 299] {
+            assert_eq!(http(status, b"\xff\x00garbage").verdict, Verdict::Delivered);
+        }
+    }
+
+    #[test]
+    fn partial_success_is_delivered_with_the_number_of_rejected_items() {
+        let body = [0x0a, 0x08, 0x08, 0x03, 0x12, 0x04, b'l', b'a', b't', b'e'];
+        let answer = HttpAnswer {
+            status: 200,
+            content_type: "application/x-protobuf",
+            retry_after: None,
+            body: &body,
+        };
+        let http = classify_http(answer, SystemTime::UNIX_EPOCH);
+        let grpc = classify_grpc(GrpcAnswer {
+            code: 0,
+            message: "",
+            details: None,
+            body: &body,
+        });
+        for answer in [http, grpc] {
+            assert_eq!(
+                (answer.verdict, answer.rejected, answer.reason.as_str()),
+                (Verdict::Delivered, 3, "late")
+            );
+        }
+    }
+
+    #[test]
+    fn every_http_status_has_its_verdict() {
+        let expect = |verdict, statuses: &[u16]| {
+            for &status in statuses {
+                assert_eq!(http(status, b"").verdict, verdict, "{status}");
+            }
+        };
+        expect(Verdict::Transient, &[408, 425, 499, 502, 503, 504]);
+        expect(Verdict::OverQuota, &[429]);
+        expect(
+            Verdict::Curable,
+            &[301, 302, 307, 308, 401, 402, 403, 404, 405, 406, 410, 415, 501, 508],
+        );
+        expect(Verdict::TooLarge, &[413]);
+        expect(Verdict::Refused, &[400, 422]);
+        expect(Verdict::Unclear, &[409, 418, 500, 507, 599, 999, 100]);
+    }
+
+    #[test]
+    fn every_grpc_code_has_its_verdict() {
+        let expect = |verdict, codes: &[u16]| {
+            for &code in codes {
+                assert_eq!(grpc(code, "").verdict, verdict, "{code}");
+            }
+        };
+        expect(Verdict::Delivered, &[0]);
+        expect(Verdict::Transient, &[1, 10, 11, 14, 15]);
+        expect(Verdict::TimedOut, &[4]);
+        expect(Verdict::OverQuota, &[8]);
+        expect(Verdict::Curable, &[5, 7, 12, 16]);
+        expect(Verdict::Refused, &[3]);
+        expect(Verdict::Unclear, &[2, 6, 9, 13, 17, 4711]);
+    }
+
+    #[test]
+    fn a_message_over_the_limit_of_a_grpc_server_is_too_large_and_not_over_quota() {
+        for message in [
+            "grpc: received message larger than max (5000000 vs. 4194304)",
+            "grpc: received message after decompression larger than max 4194304",
+            "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes",
+        ] {
+            assert_eq!(grpc(8, message).verdict, Verdict::TooLarge, "{message}");
+            assert_eq!(grpc(11, message).verdict, Verdict::TooLarge, "{message}");
+        }
+        assert_eq!(grpc(8, "ingestion quota used up").verdict, Verdict::OverQuota);
+    }
+
+    #[test]
+    fn the_key_that_may_cure_is_named() {
+        assert_eq!(http(401, b"").cure, "headers");
+        assert_eq!(http(404, b"").cure, "endpoint");
+        assert_eq!(http(415, b"").cure, "compression");
+        assert_eq!(
+            http(400, b"Client sent an HTTP request to an HTTPS server.\n").cure,
+            "endpoint"
+        );
+        assert_eq!(grpc(16, "").cure, "headers");
+        assert_eq!(
+            grpc(12, "grpc: Decompressor is not installed for grpc-encoding \"zstd\"").cure,
+            "compression"
+        );
+    }
+
+    #[test]
+    fn retry_after_comes_before_retry_info_and_the_reason_is_one_line() {
+        let answer = HttpAnswer {
+            status: 503,
+            content_type: "text/plain",
+            retry_after: Some("7"),
+            body: b"over\nload",
+        };
+        let answer = classify_http(answer, SystemTime::UNIX_EPOCH);
+        assert_eq!(answer.retry_after, Some(Duration::from_secs(7)));
+        assert_eq!(answer.reason, "503 Service Unavailable: over load");
+    }
+}

@@ -1,0 +1,357 @@
+//! What a backend refused for its content, kept until an operator looks at it.
+//!
+//! # Format
+//!
+//! One file for each refused request, `<unix nanoseconds>-<counter>.refused`, so that names sort by time. The first
+//! line is a JSON object ([`Refusal`]; `head -1` shows it), the rest is the body in the encoding it names, which can be
+//! sent as it is. Files are written aside, synced and renamed: a file with that name is complete. Mode 0600.
+//!
+//! # Invariants
+//!
+//! * The directory stays within [`RefusedLimits`]; the oldest go first and are counted.
+//! * A request is kept durably before the exporter's position passes it.
+//! * The command line may list, send again and remove files while the exporter runs: a file that has gone is no error.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::RefusedLimits;
+use crate::otlp::{Encoding, Signal};
+
+const SUFFIX: &str = ".refused";
+const UNFINISHED: &str = ".unfinished";
+
+/// What is known of a refused request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The exporter, `otlp` or `otlp/<name>`.
+    pub exporter: String,
+    /// `traces`, `metrics` or `logs`.
+    pub signal: String,
+    /// The encoding of the body: `identity`, `gzip`, ...
+    pub encoding: String,
+    /// Spans, data points or log records in it.
+    pub items: u64,
+    /// What the backend said.
+    pub reason: String,
+    /// When it was refused, in unix nanoseconds.
+    pub refused_at: u64,
+    /// When it was received, in unix nanoseconds.
+    pub received_at: u64,
+    /// Its sequence in the journal.
+    pub sequence: u64,
+    /// Bytes of the body.
+    pub body_bytes: u64,
+    /// CRC32C of the body.
+    pub body_crc32c: u32,
+}
+
+impl Refusal {
+    /// The signal, if the file was not tampered with.
+    pub fn signal(&self) -> Option<Signal> {
+        Signal::ALL.into_iter().find(|signal| signal.name() == self.signal)
+    }
+
+    /// The encoding of the body, if the file was not tampered with.
+    pub fn encoding(&self) -> Option<Encoding> {
+        Encoding::from_token(&self.encoding)
+    }
+}
+
+/// A request to be kept.
+#[derive(Debug)]
+pub(super) struct Refused<'a> {
+    pub(super) signal: Signal,
+    pub(super) encoding: Encoding,
+    pub(super) items: u64,
+    pub(super) reason: &'a str,
+    pub(super) refused_at: u64,
+    pub(super) received_at: u64,
+    pub(super) sequence: u64,
+    pub(super) body: &'a [u8],
+}
+
+/// A request that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The file.
+    pub path: PathBuf,
+    /// What is known of it.
+    pub refusal: Refusal,
+}
+
+/// The refused requests of one exporter, for the exporter itself.
+#[derive(Debug)]
+pub(super) struct RefusedStore {
+    directory: PathBuf,
+    exporter: String,
+    limits: RefusedLimits,
+    /// Oldest first, with sizes.
+    files: VecDeque<(PathBuf, u64)>,
+    size: u64,
+    counter: u64,
+}
+
+impl RefusedStore {
+    /// Opens the directory, which is made when the first request is kept.
+    pub(super) fn open(directory: PathBuf, exporter: &str, limits: RefusedLimits) -> io::Result<RefusedStore> {
+        remove_unfinished(&directory)?;
+        let mut files = VecDeque::new();
+        for path in finished_files(&directory)? {
+            match fs::metadata(&path) {
+                Ok(metadata) => files.push_back((path, metadata.len())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let size = files.iter().map(|(_, size)| size).sum();
+        Ok(RefusedStore {
+            directory,
+            exporter: exporter.to_owned(),
+            limits,
+            files,
+            size,
+            counter: 0,
+        })
+    }
+
+    /// Keeps a request durably; returns how many were deleted to make room, this one counted if it does not fit at all.
+    pub(super) fn keep(&mut self, refused: &Refused<'_>) -> io::Result<u64> {
+        let refusal = Refusal {
+            exporter: self.exporter.clone(),
+            signal: refused.signal.name().to_owned(),
+            encoding: refused.encoding.token().to_owned(),
+            items: refused.items,
+            reason: refused.reason.to_owned(),
+            refused_at: refused.refused_at,
+            received_at: refused.received_at,
+            sequence: refused.sequence,
+            body_bytes: refused.body.len() as u64,
+            body_crc32c: crc32c::crc32c(refused.body),
+        };
+        let mut line = serde_json::to_vec(&refusal)?;
+        line.push(b'\n');
+        let size = (line.len() + refused.body.len()) as u64;
+        if size > self.limits.max_size || self.limits.max_count == 0 {
+            return Ok(1);
+        }
+        let evicted = self.make_room(size)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)?;
+        self.counter += 1;
+        let name = format!("{:020}-{:06}{SUFFIX}", refused.refused_at, self.counter);
+        let path = self.directory.join(&name);
+        let unfinished = self.directory.join(format!("{name}{UNFINISHED}"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
+        file.write_all(&line)?;
+        file.write_all(refused.body)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)?;
+        File::open(&self.directory)?.sync_all()?;
+        self.files.push_back((path, size));
+        self.size += size;
+        Ok(evicted)
+    }
+
+    fn make_room(&mut self, size: u64) -> io::Result<u64> {
+        let mut evicted = 0;
+        while self.size + size > self.limits.max_size || self.files.len() >= self.limits.max_count {
+            let Some((path, freed)) = self.files.pop_front() else {
+                break;
+            };
+            self.size = self.size.saturating_sub(freed);
+            match fs::remove_file(path) {
+                Ok(()) => evicted += 1,
+                // Removed by the command line.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(evicted)
+    }
+}
+
+/// The directory of one exporter below `refused/`. A slash in its name becomes a plus sign.
+pub fn refused_directory(root: &Path, exporter: &str) -> PathBuf {
+    root.join(exporter.replace('/', "+"))
+}
+
+/// Everything that is kept in `directory` (of one exporter), oldest first. Unreadable files are left out.
+pub fn list_refused(directory: &Path) -> io::Result<Vec<Kept>> {
+    let kept = finished_files(directory)?.into_iter().filter_map(|path| {
+        let mut line = Vec::new();
+        BufReader::new(File::open(&path).ok()?)
+            .take(1 << 20)
+            .read_until(b'\n', &mut line)
+            .ok()?;
+        Some(Kept {
+            refusal: serde_json::from_slice(&line).ok()?,
+            path,
+        })
+    });
+    Ok(kept.collect())
+}
+
+/// The body of a kept request. An error if the file is not what was written.
+pub fn read_refused(kept: &Kept) -> io::Result<Bytes> {
+    let mut file = BufReader::new(File::open(&kept.path)?);
+    file.skip_until(b'\n')?;
+    let mut body = Vec::new();
+    file.read_to_end(&mut body)?;
+    if body.len() as u64 != kept.refusal.body_bytes || crc32c::crc32c(&body) != kept.refusal.body_crc32c {
+        let message = format!("{}: the body is damaged", kept.path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(Bytes::from(body))
+}
+
+/// Removes a kept request; one that has gone already is no error.
+pub fn remove_refused(kept: &Kept) -> io::Result<()> {
+    match fs::remove_file(&kept.path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn finished_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(SUFFIX) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Files left by a crash: what they were to hold is still in the journal.
+fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(UNFINISHED) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn refused(sequence: u64, body: &'static [u8]) -> Refused<'static> {
+        Refused {
+            signal: Signal::Traces,
+            encoding: Encoding::Gzip,
+            items: 3,
+            reason: "400 Bad Request: \"too odd\"",
+            refused_at: 1_700_000_000_000_000_000 + sequence,
+            received_at: 5,
+            sequence,
+            body,
+        }
+    }
+
+    fn sequences(directory: &Path) -> Vec<u64> {
+        list_refused(directory)
+            .unwrap()
+            .iter()
+            .map(|kept| kept.refusal.sequence)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_kept_is_listed_read_and_removed_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = refused_directory(root.path(), "otlp/eu");
+        assert_eq!(list_refused(&directory).unwrap(), []);
+        let mut store = RefusedStore::open(directory.clone(), "otlp/eu", RefusedLimits::default()).unwrap();
+        for (sequence, body) in [(1, &b"one\ntwo"[..]), (2, b"")] {
+            assert_eq!(store.keep(&refused(sequence, body)).unwrap(), 0);
+        }
+        let kept = list_refused(&directory).unwrap();
+        assert_eq!(read_refused(&kept[0]).unwrap(), &b"one\ntwo"[..]);
+        assert_eq!(read_refused(&kept[1]).unwrap(), &b""[..]);
+        let first = &kept[0].refusal;
+        assert_eq!(
+            (first.signal(), first.encoding()),
+            (Some(Signal::Traces), Some(Encoding::Gzip))
+        );
+        assert_eq!((first.exporter.as_str(), first.items), ("otlp/eu", 3));
+        assert_eq!(fs::metadata(&kept[0].path).unwrap().permissions().mode() & 0o777, 0o600);
+        remove_refused(&kept[0]).unwrap();
+        remove_refused(&kept[0]).unwrap();
+        assert_eq!(sequences(&directory), [2]);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many_or_too_much_also_after_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        let open = |limits| RefusedStore::open(root.path().to_owned(), "otlp", limits).unwrap();
+        let mut store = open(RefusedLimits {
+            max_size: 1 << 20,
+            max_count: 2,
+        });
+        let evicted: u64 = (0..3)
+            .map(|sequence| store.keep(&refused(sequence, b"body")).unwrap())
+            .sum();
+        assert_eq!((evicted, sequences(root.path())), (1, vec![1, 2]));
+
+        let one = fs::metadata(&list_refused(root.path()).unwrap()[0].path).unwrap().len();
+        let mut store = open(RefusedLimits {
+            max_size: 2 * one,
+            max_count: 100,
+        });
+        assert_eq!(store.keep(&refused(3, b"body")).unwrap(), 1);
+        assert_eq!(sequences(root.path()), [2, 3]);
+        // What the command line removed in the meantime is not counted as evicted.
+        remove_refused(&list_refused(root.path()).unwrap()[0]).unwrap();
+        assert_eq!(store.keep(&refused(4, b"body")).unwrap(), 0);
+        assert_eq!(sequences(root.path()), [3, 4]);
+        static HUGE: [u8; 4096] = [0; 4096];
+        assert_eq!(store.keep(&refused(5, &HUGE)).unwrap(), 1);
+        assert_eq!(sequences(root.path()), [3, 4]);
+    }
+
+    #[test]
+    fn damaged_and_unfinished_files_are_recognised() {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = RefusedStore::open(root.path().to_owned(), "otlp", RefusedLimits::default()).unwrap();
+        store.keep(&refused(1, b"body")).unwrap();
+        let kept = list_refused(root.path()).unwrap();
+        let mut bytes = fs::read(&kept[0].path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&kept[0].path, bytes).unwrap();
+        assert_eq!(read_refused(&kept[0]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        fs::write(root.path().join(format!("1-1{SUFFIX}{UNFINISHED}")), b"half").unwrap();
+        fs::write(root.path().join(format!("0{SUFFIX}")), b"no json\n").unwrap();
+        drop(RefusedStore::open(root.path().to_owned(), "otlp", RefusedLimits::default()).unwrap());
+        assert_eq!(sequences(root.path()), [1]);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    }
+}
