@@ -6,7 +6,7 @@
 //! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried |
 //! | timed out | no answer in time, DEADLINE_EXCEEDED | retried; a joined request in smaller parts |
 //! | over quota | 429, RESOURCE_EXHAUSTED | waits |
-//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND | holds the queue, tried at `max_interval`, named |
+//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND FAILED_PRECONDITION | holds the queue, tried at `max_interval`, named |
 //! | too large | 413; RESOURCE_EXHAUSTED that speaks of the message's size | split; a single span is refused |
 //! | refused | 400 422; INVALID_ARGUMENT | split into what was joined; a single request is set aside |
 //! | unclear | everything else: 500, INTERNAL, UNKNOWN … | retried; refused once the backend takes other requests but not this one |
@@ -133,7 +133,7 @@ pub(super) fn classify_http(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
         };
     }
     let told = reply::explanation_http(answer.content_type, answer.body);
-    let (verdict, cure) = http_verdict(answer.status, &told.message);
+    let (verdict, cure) = http_verdict(answer.status, &told);
     let advised = answer
         .retry_after
         .and_then(|value| parse_retry_after(value, now))
@@ -152,9 +152,12 @@ pub(super) fn classify_http(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
     }
 }
 
-fn http_verdict(status: u16, message: &str) -> (Verdict, &'static str) {
+fn http_verdict(status: u16, told: &reply::Explanation) -> (Verdict, &'static str) {
+    let message = &told.message;
     match status {
-        // A TLS port that is spoken to in plain text answers 400 to everything; the content is not at fault.
+        // A spanledger that is sent its own requests says so. The content is not at fault.
+        400 if told.code == FAILED_PRECONDITION => (Verdict::Curable, "endpoint"),
+        // A TLS port that is spoken to in plain text answers this to everything.
         400 if message.contains("HTTPS port") || message.contains("HTTP request to an HTTPS server") => {
             (Verdict::Curable, "endpoint")
         }
@@ -180,6 +183,8 @@ pub(super) struct GrpcAnswer<'a> {
     /// The response message without its prefix; empty if there is none.
     pub(super) body: &'a [u8],
 }
+
+const FAILED_PRECONDITION: i64 = 9;
 
 const GRPC_CODES: [&str; 17] = [
     "OK",
@@ -236,7 +241,7 @@ fn grpc_verdict(code: &str, message: &str, advised: bool) -> (Verdict, &'static 
         "DEADLINE_EXCEEDED" => (Verdict::TimedOut, "timeout"),
         // grpc-go refuses an encoding it does not know with UNIMPLEMENTED.
         "UNIMPLEMENTED" if message.contains("ompress") => (Verdict::Curable, "compression"),
-        "UNIMPLEMENTED" | "NOT_FOUND" => (Verdict::Curable, "endpoint"),
+        "UNIMPLEMENTED" | "NOT_FOUND" | "FAILED_PRECONDITION" => (Verdict::Curable, "endpoint"),
         "UNAUTHENTICATED" | "PERMISSION_DENIED" => (Verdict::Curable, "headers"),
         "INVALID_ARGUMENT" => (Verdict::Refused, ""),
         _ => (Verdict::Unclear, ""),
@@ -349,9 +354,9 @@ mod tests {
         expect(Verdict::Transient, &[1, 10, 11, 14, 15]);
         expect(Verdict::TimedOut, &[4]);
         expect(Verdict::OverQuota, &[8]);
-        expect(Verdict::Curable, &[5, 7, 12, 16]);
+        expect(Verdict::Curable, &[5, 7, 9, 12, 16]);
         expect(Verdict::Refused, &[3]);
-        expect(Verdict::Unclear, &[2, 6, 9, 13, 17, 4711]);
+        expect(Verdict::Unclear, &[2, 6, 13, 17, 4711]);
     }
 
     #[test]
@@ -381,6 +386,19 @@ mod tests {
             grpc(12, "grpc: Decompressor is not installed for grpc-encoding \"zstd\"").cure,
             "compression"
         );
+    }
+
+    #[test]
+    fn a_request_that_came_back_to_its_sender_is_not_the_fault_of_its_content() {
+        let body = br#"{"code":9,"message":"this request was forwarded by this very process"}"#;
+        let answer = HttpAnswer {
+            status: 400,
+            content_type: "application/json",
+            retry_after: None,
+            body,
+        };
+        let answer = classify_http(answer, SystemTime::UNIX_EPOCH);
+        assert_eq!((answer.verdict, answer.cure), (Verdict::Curable, "endpoint"));
     }
 
     #[test]

@@ -30,6 +30,8 @@ mod options;
 mod parcel;
 mod refused;
 mod reply;
+mod report;
+mod resend;
 mod retry;
 mod run;
 mod split;
@@ -42,6 +44,7 @@ pub use answer::{Answer, Verdict};
 pub use endpoint::Endpoint;
 pub use options::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, TlsOptions};
 pub use refused::{Kept, Refusal, list_refused, read_refused, refused_directory, remove_refused};
+pub use resend::Resender;
 pub use retry::{RetryOptions, parse_retry_after};
 pub use run::{Forwarder, Setup};
 
@@ -71,6 +74,14 @@ pub enum ForwardError {
     /// A header cannot be sent.
     #[error("headers: {0}")]
     Headers(String),
+    /// A value that cannot work.
+    #[error("{key}: {what}")]
+    Setting {
+        /// The key below the exporter's.
+        key: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Certificate files cannot be used.
     #[error("{0}")]
     Tls(String),

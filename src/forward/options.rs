@@ -232,6 +232,45 @@ impl Default for ExporterOptions {
 }
 
 impl ExporterOptions {
+    /// What can be told to be wrong without reading a file or asking a server.
+    pub fn check(&self) -> Result<(), ForwardError> {
+        super::Endpoint::parse(&self.endpoint, self.protocol, self.tls.insecure)?;
+        let retry = &self.retry_on_failure;
+        let mistakes = [
+            (self.timeout.is_zero(), "timeout", "it must not be 0"),
+            (self.max_request_size == 0, "max_request_size", "it must not be 0"),
+            (
+                self.max_concurrent_requests == 0,
+                "max_concurrent_requests",
+                "it must be 1 or more",
+            ),
+            (
+                self.signals.is_empty(),
+                "signals",
+                "name at least one of traces, metrics, logs",
+            ),
+            (
+                retry.initial_interval.is_zero(),
+                "retry_on_failure.initial_interval",
+                "it must not be 0",
+            ),
+            (
+                retry.max_interval < retry.initial_interval,
+                "retry_on_failure.max_interval",
+                "it must not be shorter than initial_interval",
+            ),
+            (
+                self.tls.cert_file.is_some() != self.tls.key_file.is_some(),
+                "tls",
+                "cert_file and key_file go together",
+            ),
+        ];
+        match mistakes.into_iter().find(|(is_wrong, ..)| *is_wrong) {
+            Some((_, key, what)) => Err(ForwardError::Setting { key, what }),
+            None => Ok(()),
+        }
+    }
+
     /// What to do with a body that came in `received`: the encoding it is sent in.
     pub(super) fn encoding_for(&self, received: Encoding) -> Encoding {
         match self.compression {
@@ -296,6 +335,65 @@ mod tests {
     fn header_values_are_not_shown_by_debug() {
         let headers = Headers::parse("signoz-ingestion-key=secret").unwrap();
         assert_eq!(format!("{headers:?}"), "{\"signoz-ingestion-key\"}");
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        let sound = || ExporterOptions {
+            endpoint: "http://signoz:4318".into(),
+            ..ExporterOptions::default()
+        };
+        assert!(sound().check().is_ok());
+        let retry = RetryOptions {
+            max_interval: Duration::from_millis(1),
+            ..RetryOptions::default()
+        };
+        let tls = TlsOptions {
+            key_file: Some("key.pem".into()),
+            ..TlsOptions::default()
+        };
+        for (options, key) in [
+            (ExporterOptions::default(), "endpoint"),
+            (
+                ExporterOptions {
+                    timeout: Duration::ZERO,
+                    ..sound()
+                },
+                "timeout",
+            ),
+            (
+                ExporterOptions {
+                    max_request_size: 0,
+                    ..sound()
+                },
+                "max_request_size",
+            ),
+            (
+                ExporterOptions {
+                    max_concurrent_requests: 0,
+                    ..sound()
+                },
+                "max_concurrent_requests",
+            ),
+            (
+                ExporterOptions {
+                    signals: vec![],
+                    ..sound()
+                },
+                "signals",
+            ),
+            (
+                ExporterOptions {
+                    retry_on_failure: retry,
+                    ..sound()
+                },
+                "retry_on_failure.max_interval",
+            ),
+            (ExporterOptions { tls, ..sound() }, "tls"),
+        ] {
+            let error = options.check().unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) struct Explanation {
     pub(super) message: String,
     /// `RetryInfo.retry_delay`.
     pub(super) retry_delay: Option<Duration>,
+    /// The gRPC code in a `google.rpc.Status`; 0 if there is none.
+    pub(super) code: i64,
 }
 
 /// What a backend says about a success.
@@ -104,6 +106,7 @@ pub(super) fn explanation_protobuf(body: &[u8]) -> Option<Explanation> {
     Some(Explanation {
         message: one_line(&status.message),
         retry_delay,
+        code: status.code.into(),
     })
 }
 
@@ -137,9 +140,11 @@ fn explanation_json(body: &[u8]) -> Option<Explanation> {
                 .ok()
         })
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let code = status.get("code").and_then(serde_json::Value::as_i64).unwrap_or(0);
     Some(Explanation {
         message: one_line(message),
         retry_delay,
+        code,
     })
 }
 
@@ -147,7 +152,7 @@ fn explanation_text(body: &[u8]) -> Explanation {
     let shown = &body[..body.len().min(4 * SHOWN)];
     Explanation {
         message: one_line(&String::from_utf8_lossy(shown)),
-        retry_delay: None,
+        ..Explanation::default()
     }
 }
 
@@ -261,6 +266,7 @@ mod tests {
         let expected = Explanation {
             message: "try later".into(),
             retry_delay: Some(Duration::from_millis(2500)),
+            code: 14,
         };
         assert_eq!(
             explanation_http("application/x-protobuf", &status_with_retry_info()),

@@ -17,11 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Verdict};
 use super::client::Client;
-use super::counters::Counters;
-use super::gate::Notice;
 use super::lane::{Lane, Outcome, Ticket};
 use super::parcel::{Load, Parcel};
 use super::refused::{Refused, RefusedStore};
+use super::report::Report;
 use super::window::Window;
 use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, SAVE_EVERY};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record, load_position, save_position};
@@ -35,8 +34,8 @@ const MOST_AHEAD: usize = 65_536;
 /// Records read at once.
 const BATCH: usize = 1024;
 
-/// A trouble that does not end is told about this often.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// The pause after the journal could not be read or the position not be saved.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// What a [`Forwarder`] is made of.
 #[derive(Debug, Clone)]
@@ -44,7 +43,7 @@ pub struct Setup {
     /// `otlp` or `otlp/<name>`: the key below `exporters`, and the name of the journal reader.
     pub name: String,
     /// The configuration.
-    pub options: Arc<ExporterOptions>,
+    pub options: ExporterOptions,
     /// The id that [`super::HOP_HEADER`] carries.
     pub journal: JournalId,
     /// Where the position is saved.
@@ -60,31 +59,55 @@ pub struct Forwarder {
     setup: Setup,
     reader: Reader,
     client: Arc<Client>,
-    counters: Arc<Counters>,
 }
 
 impl Forwarder {
     /// Checks the options and reads the certificates. Connects to nothing.
     pub fn new(setup: Setup, reader: Reader) -> Result<Forwarder, ForwardError> {
         let client = Arc::new(Client::new(&setup.options, &setup.journal.to_string())?);
-        let counters = Arc::new(Counters::new(&setup.name));
-        Ok(Forwarder {
-            setup,
-            reader,
-            client,
-            counters,
-        })
+        Ok(Forwarder { setup, reader, client })
     }
 
     /// Forwards until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
-        let Some(mut run) = Run::resume(self, status, &heartbeat, &shutdown).await else {
-            heartbeat.finish();
-            return;
-        };
-        while run.step(&shutdown, &heartbeat).await {}
-        heartbeat.while_waiting(run.finish()).await;
+        let mut report = Report::new(self.setup.name.clone(), self.client.endpoint().to_string(), status);
+        let opened = open(&self.setup, &mut report, &heartbeat, &shutdown).await;
+        if let Some((position, refused)) = opened {
+            let mut run = Run::resume(self, position, refused, report);
+            while run.step(&shutdown, &heartbeat).await {}
+            heartbeat.while_waiting(run.finish()).await;
+        }
         heartbeat.finish();
+    }
+}
+
+/// Loads the position and what is kept, for as long as it takes. `None` if the shutdown came first.
+async fn open(
+    setup: &Setup,
+    report: &mut Report,
+    heartbeat: &Heartbeat,
+    shutdown: &CancellationToken,
+) -> Option<(Option<Position>, RefusedStore)> {
+    loop {
+        let setup = setup.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let refused = RefusedStore::open(setup.refused, &setup.name, setup.options.refused)?;
+            Ok((load_position(&setup.positions, &setup.name), refused))
+        });
+        let opened: Result<std::io::Result<_>, _> = heartbeat.while_waiting(opening).await;
+        let error = match opened.unwrap_or_else(|panic| rethrow(panic)) {
+            Ok((Ok(position), refused)) => return Some((position, refused)),
+            Ok((Err(error), refused)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                report.position_damaged(&error);
+                return Some((None, refused));
+            }
+            Ok((Err(error), _)) | Err(error) => error,
+        };
+        report.cannot_start(&error);
+        let pause = async { tokio::time::timeout(AFTER_ERROR, shutdown.cancelled()).await.is_ok() };
+        if heartbeat.while_waiting(pause).await {
+            return None;
+        }
     }
 }
 
@@ -113,11 +136,11 @@ enum Turn {
 
 struct Run {
     setup: Setup,
+    options: Arc<ExporterOptions>,
     reader: Reader,
     client: Arc<Client>,
-    counters: Arc<Counters>,
     refused: Arc<Mutex<RefusedStore>>,
-    status: StageStatus,
+    report: Report,
     /// In the order of [`Signal::ALL`].
     lanes: [Lane; Signal::ALL.len()],
     window: Window,
@@ -130,83 +153,20 @@ struct Run {
     deadline: Option<Instant>,
     /// After an error, the journal is not read before this.
     read_at: Instant,
-    is_degraded: bool,
-    told: Told,
-}
-
-/// When the less important troubles were last told.
-#[derive(Default)]
-struct Told {
-    rejected: Option<Instant>,
-    stuck: Option<Instant>,
-    saving: Option<Instant>,
-    reading: Option<Instant>,
-}
-
-/// Whether something may be told again now.
-fn is_due(told: &mut Option<Instant>, now: Instant) -> bool {
-    let is_due = told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY);
-    if is_due {
-        *told = Some(now);
-    }
-    is_due
 }
 
 impl Run {
-    /// Loads the position. `None` if the shutdown came first.
-    async fn resume(
-        forwarder: Forwarder,
-        status: StageStatus,
-        heartbeat: &Heartbeat,
-        shutdown: &CancellationToken,
-    ) -> Option<Run> {
+    fn resume(forwarder: Forwarder, position: Option<Position>, refused: RefusedStore, mut report: Report) -> Run {
         let Forwarder {
             setup,
             mut reader,
             client,
-            counters,
         } = forwarder;
-        let mut told = None;
-        let (position, refused) = loop {
-            let (positions, name) = (setup.positions.clone(), setup.name.clone());
-            let (directory, limits) = (setup.refused.clone(), setup.options.refused);
-            let opening = tokio::task::spawn_blocking(move || {
-                let position = match load_position(&positions, &name) {
-                    // Sent twice is better than not at all.
-                    Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                        tracing::warn!(exporter = name, %error, "the saved position is of no use: everything is sent again");
-                        None
-                    }
-                    other => other?,
-                };
-                Ok((position, RefusedStore::open(directory, &name, limits)?))
-            });
-            let opened: Result<std::io::Result<_>, _> = heartbeat.while_waiting(opening).await;
-            match opened {
-                Ok(Ok(opened)) => break opened,
-                Ok(Err(error)) => {
-                    status.set_degraded(format!("cannot read its own files (SPANLEDGER_DATA): {error}"));
-                    if is_due(&mut told, Instant::now()) {
-                        tracing::error!(exporter = setup.name, %error, "cannot read the exporter's position or its refused requests");
-                    }
-                }
-                Err(panic) => rethrow(panic),
-            }
-            let waiting = async {
-                tokio::time::timeout(Duration::from_secs(1), shutdown.cancelled())
-                    .await
-                    .is_ok()
-            };
-            if heartbeat.while_waiting(waiting).await {
-                return None;
-            }
-        };
-        status.clear();
-        let resume = reader.resume(position);
+        reader.resume(position);
         let next = reader.position().next;
-        tracing::info!(exporter = setup.name, endpoint = %client.endpoint(), ?resume, next, "forwarding");
+        report.started(next);
         let now = Instant::now();
-        Some(Run {
+        Run {
             lanes: Signal::ALL.map(|_| Lane::new(&setup.options)),
             window: Window::new(next),
             under_way: JoinSet::new(),
@@ -216,15 +176,13 @@ impl Run {
             save_at: now,
             deadline: None,
             read_at: now,
-            is_degraded: false,
-            told: Told::default(),
             refused: Arc::new(Mutex::new(refused)),
+            options: Arc::new(setup.options.clone()),
             setup,
             reader,
             client,
-            counters,
-            status,
-        })
+            report,
+        }
     }
 
     /// One turn of the loop: sends what may be sent, then waits for the next thing to happen. False at the end.
@@ -249,7 +207,7 @@ impl Run {
                 () = shutdown.cancelled(), if self.deadline.is_none() => Turn::Shutdown,
                 Some(returned) = self.under_way.join_next() => Turn::Returned(returned),
                 Some(saved) = async { Some(self.saving.as_mut()?.await) }, if is_saving => Turn::Saved(saved),
-                read = self.reader.next_batch(self.setup.options.max_request_size, BATCH), if may_read => Turn::Read(read),
+                read = self.reader.next_batch(self.options.max_request_size, BATCH), if may_read => Turn::Read(read),
                 () = sleep_until(wake_at) => Turn::Woken,
             }
         });
@@ -283,7 +241,7 @@ impl Run {
     /// Whether more may be read: each signal holds a bounded number of bytes, so one that is stuck keeps the others
     /// going for a while, but not for ever.
     fn has_room(&self) -> bool {
-        let enough = self.setup.options.max_request_size;
+        let enough = self.options.max_request_size;
         self.window.len() < MOST_AHEAD && self.lanes.iter().all(|lane| lane.held() < enough)
     }
 
@@ -291,7 +249,7 @@ impl Run {
 
     async fn read_the_rest(&mut self) {
         while self.has_room() {
-            match self.reader.try_next_batch(self.setup.options.max_request_size, BATCH) {
+            match self.reader.try_next_batch(self.options.max_request_size, BATCH) {
                 Ok(records) if records.is_empty() => return,
                 Ok(records) => self.load(records).await,
                 Err(error) => return self.unreadable(&error),
@@ -300,11 +258,8 @@ impl Run {
     }
 
     fn unreadable(&mut self, error: &ReadError) {
-        let now = Instant::now();
-        self.read_at = now + Duration::from_secs(1);
-        if error.is_retryable() && is_due(&mut self.told.reading, now) {
-            tracing::error!(exporter = self.setup.name, %error, "cannot read the journal");
-        }
+        self.read_at = Instant::now() + AFTER_ERROR;
+        self.report.cannot_read(error);
     }
 
     async fn load(&mut self, records: Vec<Record>) {
@@ -314,11 +269,11 @@ impl Run {
             .map(|lane| lane.loader.limit())
             .min()
             .unwrap_or(usize::MAX);
-        let options = Arc::clone(&self.setup.options);
+        let options = Arc::clone(&self.options);
         let prepare = move |record: Record| (Load::of(&record, &options, limit), record);
         let is_costly = records
             .iter()
-            .any(|record| Load::is_costly(record, &self.setup.options, limit));
+            .any(|record| Load::is_costly(record, &self.options, limit));
         let prepared: Vec<_> = if is_costly {
             match tokio::task::spawn_blocking(move || records.into_iter().map(prepare).collect()).await {
                 Ok(prepared) => prepared,
@@ -329,8 +284,8 @@ impl Run {
         };
         for (load, record) in prepared {
             let sequence = record.sequence;
-            if !self.setup.options.signals.contains(&record.signal) {
-                self.counters.skipped.increment(1);
+            if !self.options.signals.contains(&record.signal) {
+                self.report.skipped();
                 self.window.add(sequence, 0);
                 continue;
             }
@@ -355,7 +310,7 @@ impl Run {
 
     /// Starts everything that may start, oldest record first.
     fn launch(&mut self, now: Instant) {
-        while self.under_way.len() < self.setup.options.max_concurrent_requests.max(1)
+        while self.under_way.len() < self.options.max_concurrent_requests.max(1)
             && (self.bytes_under_way < MAX_BYTES_IN_FLIGHT || self.under_way.is_empty())
         {
             let mut order = [0, 1, 2];
@@ -370,16 +325,11 @@ impl Run {
                 Some(_) => self.keep(parcel, ticket),
             }
         }
-        self.tell_under_way();
-    }
-
-    fn tell_under_way(&self) {
-        self.counters.in_flight_requests.set(self.under_way.len() as f64);
-        self.counters.in_flight_bytes.set(self.bytes_under_way as f64);
+        self.report.under_way(self.under_way.len(), self.bytes_under_way);
     }
 
     fn send(&mut self, parcel: Parcel, ticket: Ticket) {
-        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.counters));
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(self.report.counters()));
         self.under_way.spawn(async move {
             let (parcel, body) = if parcel.is_costly_to_encode() {
                 let encoding = tokio::task::spawn_blocking(move || {
@@ -421,24 +371,16 @@ impl Run {
         match event {
             Event::Answered(answer, length) => self.answered(now, parcel, ticket, &answer, length),
             Event::Kept(Ok(evicted)) => {
-                let reason = parcel.history.refused.as_deref().unwrap_or_default();
-                let sequence = parcel.parts.first().map(|part| part.sequence);
-                tracing::warn!(
-                    exporter = self.setup.name, signal = %parcel.signal, items = parcel.items(), sequence, evicted, reason,
-                    "the backend refused a request; it is kept under refused/ (`spanledger refused list`)"
-                );
-                self.counters.refused(parcel.signal, parcel.items(), evicted);
+                self.report.kept(&parcel, evicted);
                 self.done(&parcel);
             }
             Event::Kept(Err(error)) => {
-                if is_due(&mut self.told.saving, now) {
-                    tracing::error!(exporter = self.setup.name, %error, "cannot keep a refused request");
-                }
+                self.report.cannot_keep(&error);
                 let signal = parcel.signal;
                 self.lane(signal).not_kept(now.into_std(), parcel, fastrand::f64());
             }
         }
-        self.tell_status();
+        self.report.lanes(&self.lanes);
     }
 
     fn answered(&mut self, now: Instant, parcel: Parcel, ticket: Ticket, answer: &Answer, length: usize) {
@@ -446,96 +388,39 @@ impl Run {
         if answer.cure == "tls"
             && let Err(error) = self.client.reload_certificates()
         {
-            tracing::warn!(exporter = self.setup.name, %error, "cannot read the certificates anew");
+            self.report.cannot_reload(&error);
         }
         let (outcome, notice) = self
             .lane(signal)
             .answered(now.into_std(), parcel, ticket, answer, fastrand::f64());
         match outcome {
             Outcome::Delivered(parcel) => {
-                let rejected = answer.rejected.min(parcel.items());
-                self.counters
-                    .delivered(signal, parcel.items() - rejected, length as u64, rejected);
-                if (rejected > 0 || !answer.reason.is_empty()) && is_due(&mut self.told.rejected, now) {
-                    let reason = &answer.reason;
-                    tracing::warn!(exporter = self.setup.name, %signal, rejected, reason, "partial success");
-                }
+                self.report.delivered(&parcel, answer, length);
                 self.done(&parcel);
             }
             Outcome::Divided(pieces) => {
-                tracing::debug!(exporter = self.setup.name, %signal, reason = answer.reason, "a request is sent in parts");
                 pieces
                     .into_iter()
                     .for_each(|(sequence, pieces)| self.window.divided(sequence, pieces));
             }
             Outcome::GaveUp(parcel) => {
-                self.counters.given_up(signal, parcel.items());
-                tracing::error!(
-                    exporter = self.setup.name, %signal, items = parcel.items(), reason = answer.reason,
-                    "a request is given up after retry_on_failure.max_elapsed_time"
-                );
+                self.report.gave_up(&parcel, answer);
                 self.done(&parcel);
             }
             Outcome::Waits => {
-                let is_failure = !matches!(answer.verdict, Verdict::Refused | Verdict::TooLarge);
-                if is_failure && self.lane(signal).trouble().is_none() && is_due(&mut self.told.stuck, now) {
-                    let reason = &answer.reason;
-                    tracing::warn!(exporter = self.setup.name, %signal, reason, "a request fails while others are taken");
+                let is_of_request = matches!(answer.verdict, Verdict::Refused | Verdict::TooLarge);
+                if !is_of_request && self.lane(signal).trouble().is_none() {
+                    self.report.stuck(signal, answer);
                 }
             }
         }
         if let Some(notice) = notice {
-            self.tell(signal, answer, &notice);
+            self.report.gate(signal, answer, &notice);
         }
     }
 
     fn done(&mut self, parcel: &Parcel) {
         parcel.parts.iter().for_each(|part| self.window.done(part.sequence));
-    }
-
-    // ----- what is told
-
-    fn tell(&self, signal: Signal, answer: &Answer, notice: &Notice) {
-        let (exporter, endpoint, reason) = (&self.setup.name, self.client.endpoint(), &answer.reason);
-        let check = check(exporter, answer);
-        match notice {
-            Notice::Began => tracing::warn!(
-                exporter, %endpoint, %signal, reason, check, "the backend does not take data: it waits in the journal"
-            ),
-            Notice::Still(since) => tracing::warn!(
-                exporter, %endpoint, %signal, reason, check, seconds = since.as_secs(),
-                "the backend still does not take data: it waits in the journal"
-            ),
-            Notice::Recovered(after) => tracing::info!(
-                exporter, %endpoint, %signal, seconds = after.as_secs_f64(), "the backend takes data again"
-            ),
-        }
-    }
-
-    fn tell_status(&mut self) {
-        for (signal, lane) in Signal::ALL.into_iter().zip(&self.lanes) {
-            let holds = lane.trouble().is_some_and(|answer| answer.verdict == Verdict::Curable);
-            self.counters.holding(signal, holds);
-        }
-        let troubles = Signal::ALL.into_iter().zip(&self.lanes);
-        let trouble = troubles
-            .filter_map(|(signal, lane)| Some((signal, lane.trouble()?)))
-            .next();
-        match trouble {
-            Some((signal, answer)) => {
-                let (endpoint, check) = (self.client.endpoint(), check(&self.setup.name, answer));
-                let check = if check.is_empty() {
-                    check
-                } else {
-                    format!("; check {check}")
-                };
-                self.status
-                    .set_degraded(format!("{endpoint} ({signal}): {}{check}", answer.reason));
-            }
-            None if self.is_degraded => self.status.clear(),
-            None => {}
-        }
-        self.is_degraded = trouble.is_some();
     }
 
     // ----- the position
@@ -561,11 +446,8 @@ impl Run {
                 self.reader.passed(position);
             }
             Ok(Err(error)) => {
-                let now = Instant::now();
-                self.save_at = now + Duration::from_secs(1);
-                if is_due(&mut self.told.saving, now) {
-                    tracing::error!(exporter = self.setup.name, %error, "cannot save the exporter's position");
-                }
+                self.save_at = Instant::now() + AFTER_ERROR;
+                self.report.cannot_save(&error);
             }
             Err(panic) => rethrow(panic),
         }
@@ -593,16 +475,7 @@ impl Run {
             self.after_saving(saved);
         }
         let is_complete = self.lanes.iter().all(Lane::is_empty) && self.window.len() == 0 && self.reader.is_caught_up();
-        let next = self.saved;
-        if is_complete {
-            tracing::info!(exporter = self.setup.name, next, "everything is forwarded");
-        } else {
-            tracing::info!(
-                exporter = self.setup.name,
-                next,
-                "stopped; the rest stays in the journal"
-            );
-        }
+        self.report.stopped(self.saved, is_complete);
     }
 }
 
@@ -620,14 +493,6 @@ fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel) -> std::io::Result<u64> {
         body: &parcel.joined(),
     };
     store.lock().unwrap_or_else(PoisonError::into_inner).keep(&refused)
-}
-
-/// The full name of the key that may cure an answer; empty if none would.
-fn check(exporter: &str, answer: &Answer) -> String {
-    match answer.cure {
-        "" => String::new(),
-        key => format!("exporters.{exporter}.{key}"),
-    }
 }
 
 fn signal_index(signal: Signal) -> usize {

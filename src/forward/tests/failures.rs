@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::rig::{Received, Reply, Rig, Sink, request};
-use crate::forward::{list_refused, read_refused};
+use crate::forward::{Resender, Verdict, list_refused, read_refused};
 use crate::otlp::{Encoding, Signal};
 
 /// Answers `first`, then 200.
@@ -314,6 +314,118 @@ async fn with_a_limit_a_request_is_given_up_and_the_next_ones_go() {
     }
     running.stop().await;
     assert_eq!(kept(&rig), []);
+}
+
+#[tokio::test]
+async fn an_exporter_whose_backend_is_away_does_not_slow_another_one() {
+    let away = Sink::start(|_, _| Reply::status(200)).await;
+    let mut here = Sink::start(|_, _| Reply::status(200)).await;
+    let mut rig = Rig::new(&here.url());
+    let running = rig.start();
+    rig.options.endpoint = away.url();
+    drop(away);
+    let second = rig.start_as("otlp/second", &rig.options);
+    let names: Vec<String> = (0..100).map(|index| format!("span {index}")).collect();
+    for name in &names {
+        rig.spans([name.as_str()]).await;
+    }
+    assert_eq!(here.next_spans(100).await, names);
+    running.stop().await;
+    assert_eq!(rig.saved(), Some(rig.end()));
+    second.stop().await;
+    let saved = crate::journal::load_position(&rig.positions(), "otlp/second").unwrap();
+    assert!(
+        saved.is_none_or(|position| position.next <= rig.end() - 100),
+        "{saved:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_keep_alive_connection_that_the_backend_closes_is_no_failure() {
+    // The second request of every pair dies with its connection.
+    let mut sink = Sink::start(|index, _| {
+        if index % 3 == 1 {
+            Reply::Reset
+        } else {
+            Reply::status(200)
+        }
+    })
+    .await;
+    let mut rig = Rig::new(&sink.url());
+    rig.options.retry_on_failure.initial_interval = Duration::from_secs(3600);
+    rig.options.retry_on_failure.max_interval = Duration::from_secs(3600);
+    let running = rig.start();
+    for name in ["a", "b", "c", "d"] {
+        rig.spans([name]).await;
+        while sink.next().await.names() != [name] {}
+    }
+    running.stop().await;
+    assert_eq!(rig.degraded(), None);
+    assert_eq!(rig.saved(), Some(rig.end()));
+}
+
+#[tokio::test]
+async fn what_was_refused_can_be_sent_again_when_the_backend_takes_it() {
+    let is_healed = Arc::new(AtomicBool::new(false));
+    let healed = Arc::clone(&is_healed);
+    let answers = move |_: usize, _: &Received| Reply::status(if healed.load(Ordering::SeqCst) { 200 } else { 400 });
+    let mut sink = Sink::start(answers).await;
+    let rig = Rig::new(&sink.url());
+    let body = rig.append(Signal::Traces, Encoding::Gzip, request(["a"])).await;
+    rig.start().stop().await;
+    sink.rest();
+    let resender = Resender::new(&rig.options).unwrap();
+    let kept = list_refused(&rig.refused()).unwrap();
+    assert_eq!(resender.resend(&kept[0]).await.unwrap().verdict, Verdict::Refused);
+    assert_eq!(list_refused(&rig.refused()).unwrap(), kept);
+    is_healed.store(true, Ordering::SeqCst);
+    assert_eq!(resender.resend(&kept[0]).await.unwrap().verdict, Verdict::Delivered);
+    assert_eq!(list_refused(&rig.refused()).unwrap(), []);
+    assert!(sink.rest().iter().all(|received| received.body == body));
+}
+
+#[tokio::test]
+async fn its_metrics_tell_what_became_of_every_request() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let exposition = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let partial = Bytes::copy_from_slice(&[0x0a, 0x08, 0x08, 0x01, 0x12, 0x04, b'l', b'a', b't', b'e']);
+    let answers = move |index: usize, received: &Received| match (index, received.names().join("").as_str()) {
+        (0, _) => Reply::status(503),
+        (1, _) => Reply::status(401),
+        (_, "bad") => Reply::status(400),
+        _ => Reply::Http {
+            status: 200,
+            headers: vec![("content-type", "application/x-protobuf")],
+            body: partial.clone(),
+        },
+    };
+    let mut sink = Sink::start(answers).await;
+    let mut rig = Rig::new(&sink.url());
+    rig.options.merge = false;
+    rig.options.max_concurrent_requests = 1;
+    rig.spans(["a", "b", "c"]).await;
+    rig.spans(["bad"]).await;
+    let running = rig.start();
+    for _ in 0..4 {
+        sink.next().await;
+    }
+    running.stop().await;
+    let text = exposition.render();
+    for line in [
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="transient"} 1"#,
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="curable"} 1"#,
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="refused"} 1"#,
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="delivered"} 1"#,
+        r#"spanledger_exporter_sent_requests_total{exporter="otlp",signal="traces"} 1"#,
+        r#"spanledger_exporter_sent_items_total{exporter="otlp",signal="traces"} 2"#,
+        r#"spanledger_exporter_rejected_items_total{exporter="otlp",signal="traces"} 1"#,
+        r#"spanledger_exporter_refused_requests_total{exporter="otlp",signal="traces"} 1"#,
+        r#"spanledger_exporter_holding{exporter="otlp",signal="traces"} 0"#,
+        r#"spanledger_exporter_in_flight_requests{exporter="otlp"} 0"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }
 
 #[tokio::test]

@@ -328,7 +328,7 @@ impl Rig {
     pub(super) fn new(endpoint: &str) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let mut options = Options::new(directory.path().join("journal"));
-        options.readers = vec!["otlp".to_owned()];
+        options.readers = vec!["otlp".to_owned(), "otlp/second".to_owned()];
         options.max_size = 256 << 20;
         let (journal, _) = Journal::open(options).unwrap();
         let retry_on_failure = RetryOptions {
@@ -381,17 +381,21 @@ impl Rig {
     }
 
     pub(super) fn start(&self) -> Running {
+        self.start_as("otlp", &self.options)
+    }
+
+    pub(super) fn start_as(&self, name: &str, options: &ExporterOptions) -> Running {
         let setup = Setup {
-            name: "otlp".to_owned(),
-            options: Arc::new(self.options.clone()),
+            name: name.to_owned(),
+            options: options.clone(),
             journal: self.journal.id(),
             positions: self.positions(),
-            refused: self.refused(),
+            refused: refused_directory(&self.directory.path().join("refused"), name),
             shutdown_timeout: self.shutdown_timeout,
         };
-        let forwarder = Forwarder::new(setup, self.journal.reader("otlp").unwrap()).unwrap();
+        let forwarder = Forwarder::new(setup, self.journal.reader(name).unwrap()).unwrap();
         let shutdown = CancellationToken::new();
-        let heartbeat = self.health.stage("otlp");
+        let heartbeat = self.health.stage(name);
         let status = heartbeat.status();
         let task = tokio::spawn(forwarder.run(shutdown.clone(), heartbeat, status));
         Running { shutdown, task }
