@@ -61,7 +61,11 @@ impl Body {
     }
 
     /// Counts the request as in flight until this body is sent.
-    pub(super) fn holding(mut self, in_flight: InFlight) -> Body {
+    pub(super) fn holding(mut self, mut in_flight: InFlight) -> Body {
+        // A stream may wait for what is to be sent; only its stalled writes count against the peer.
+        if !matches!(self.content, Content::Stream(_)) {
+            in_flight.answered();
+        }
         self.in_flight = Some(in_flight);
         self
     }

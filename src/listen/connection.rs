@@ -34,13 +34,21 @@ pub(super) struct Activity {
     quiet_since: AtomicU64,
     /// When the first byte since then arrived.
     heard_at: AtomicU64,
-    /// Since when the peer has not taken what is written to it.
+    /// Since when the socket has not taken what is written to it.
     write_stalled_at: AtomicU64,
+    /// Answers that are made and not sent yet.
+    unsent: AtomicUsize,
+    /// When the first of them was made, or one was sent since. Over HTTP/2 an answer waits for the peer's flow control,
+    /// while the socket takes everything.
+    sent_at: AtomicU64,
     http2: AtomicBool,
 }
 
 /// Counts one request as in flight while it lives.
-pub(super) struct InFlight(Arc<Activity>);
+pub(super) struct InFlight {
+    activity: Arc<Activity>,
+    is_answered: bool,
+}
 
 /// What is to be done with a connection now.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,6 +70,8 @@ impl Activity {
             quiet_since: AtomicU64::new(0),
             heard_at: AtomicU64::new(0),
             write_stalled_at: AtomicU64::new(0),
+            unsent: AtomicUsize::new(0),
+            sent_at: AtomicU64::new(0),
             http2: AtomicBool::new(false),
         })
     }
@@ -69,11 +79,15 @@ impl Activity {
     /// A request has begun.
     pub(super) fn begin(self: &Arc<Activity>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+        InFlight {
+            activity: self.clone(),
+            is_answered: false,
+        }
     }
 
+    /// A request is in flight, or an answer is not taken by the socket yet.
     pub(super) fn is_busy(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) > 0
+        self.in_flight.load(Ordering::Relaxed) > 0 || self.write_stalled_at.load(Ordering::Relaxed) != 0
     }
 
     /// Since when no request is in flight, for the choice of a connection to close; `None` while one is.
@@ -90,6 +104,10 @@ impl Activity {
         let passed = |since: u64| Duration::from_millis(now.saturating_sub(since));
         let write_stalled_at = self.write_stalled_at.load(Ordering::Relaxed);
         if write_stalled_at != 0 && passed(write_stalled_at) >= limits.write_timeout {
+            return Verdict::Cut;
+        }
+        let is_unsent = self.unsent.load(Ordering::Relaxed) > 0;
+        if is_unsent && passed(self.sent_at.load(Ordering::Relaxed)) >= limits.write_timeout {
             return Verdict::Cut;
         }
         if self.is_busy() {
@@ -144,12 +162,28 @@ impl Activity {
     }
 }
 
+impl InFlight {
+    /// The answer is made; what is left is to send it.
+    pub(super) fn answered(&mut self) {
+        let activity = &self.activity;
+        self.is_answered = true;
+        if activity.unsent.fetch_add(1, Ordering::Relaxed) == 0 {
+            activity.sent_at.store(activity.now(), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let activity = &self.0;
+        let activity = &self.activity;
+        let now = activity.now();
+        if self.is_answered {
+            activity.sent_at.store(now, Ordering::Relaxed);
+            activity.unsent.fetch_sub(1, Ordering::Relaxed);
+        }
         if activity.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             activity.heard_at.store(0, Ordering::Relaxed);
-            activity.quiet_since.store(activity.now(), Ordering::Relaxed);
+            activity.quiet_since.store(now, Ordering::Relaxed);
         }
     }
 }
@@ -319,5 +353,24 @@ mod tests {
         assert!(matches!(verdict(&activity, 31), Verdict::Leave(_)));
         drop(request);
         assert!(activity.quiet_since().is_some());
+    }
+
+    #[test]
+    fn a_peer_whose_flow_control_lets_no_answer_through_is_cut_and_one_that_takes_some_is_not() {
+        let activity = activity();
+        let mut requests: Vec<InFlight> = (0..3).map(|_| activity.begin()).collect();
+        assert!(
+            matches!(verdict(&activity, 10_000), Verdict::Leave(_)),
+            "the service may take its time"
+        );
+        requests.iter_mut().for_each(InFlight::answered);
+        assert!(matches!(verdict(&activity, 29), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 31), Verdict::Cut);
+        drop(requests.pop());
+        activity.sent_at.store(20 * SECOND, Ordering::Relaxed);
+        assert!(matches!(verdict(&activity, 49), Verdict::Leave(_)));
+        assert_eq!(verdict(&activity, 50), Verdict::Cut);
+        drop(requests);
+        assert!(matches!(verdict(&activity, 50), Verdict::Leave(_)));
     }
 }

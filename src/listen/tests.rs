@@ -295,6 +295,25 @@ async fn when_every_connection_is_busy_a_further_one_is_closed_at_once() {
     served.stop().await;
 }
 
+#[tokio::test]
+async fn a_peer_that_does_not_read_its_answer_is_cut() {
+    let mut impatient = options();
+    impatient.limits.write_timeout = Duration::from_millis(20);
+    impatient.limits.header_timeout = Duration::from_millis(20);
+    impatient.limits.max_connections = 1;
+    let served = serve(impatient, |_| async {
+        Response::new(Full::new(Bytes::from(vec![0; 64 << 20])))
+    });
+    let mut silent = TcpStream::connect(served.tcp()).await.unwrap();
+    silent.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    silent.read_exact(&mut [0; 15]).await.unwrap();
+    // The only place is free again when the silent one is cut.
+    while http1().get(served.url().parse().unwrap()).await.is_err() {}
+    let mut rest = Vec::new();
+    assert!(silent.read_to_end(&mut rest).await.is_err() || rest.len() < 64 << 20);
+    served.stop().await;
+}
+
 /// An authority and the files of one server certificate signed by it.
 struct Certificates {
     directory: tempfile::TempDir,

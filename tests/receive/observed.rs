@@ -6,14 +6,14 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use spanledger::otlp::{Encoding, compress};
 
 /// A recorder that only this test's thread, and so its runtime, reports to.
-fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
+pub fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     (recorder, handle)
 }
 
 /// The value of a sample, by its name and all of its labels in order.
-fn sample(handle: &PrometheusHandle, sample: &str) -> Option<f64> {
+pub fn sample(handle: &PrometheusHandle, sample: &str) -> Option<f64> {
     let exposition = handle.render();
     let line = exposition
         .lines()
