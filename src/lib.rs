@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -17,4 +18,5 @@ pub mod meter;
 pub mod otlp;
 pub mod receive;
 pub mod rules;
+pub mod settings;
 pub mod telemetry;

@@ -2,4 +2,6 @@
 //!
 //! The functions here make answers; listeners, connections and authentication are the business of [`crate::listen`].
 
+pub mod health;
 pub mod query;
+pub mod scrape;

@@ -49,12 +49,6 @@ pub enum Command {
     },
     /// Create or check the database tables, then exit
     Migrate(ConfigArgs),
-    /// Look into the journal
-    Journal {
-        /// What to look for.
-        #[command(subcommand)]
-        command: JournalCommand,
-    },
     /// Work with rows that were set aside
     Rows {
         /// What to do with them.
@@ -75,15 +69,6 @@ pub enum Command {
     },
 }
 
-/// `spanledger journal …`
-#[derive(Debug, Subcommand)]
-pub enum JournalCommand {
-    /// What the journal holds and how far each reader is
-    Status(ConfigArgs),
-    /// Check every record; exit 1 when something is damaged
-    Verify(ConfigArgs),
-}
-
 /// `spanledger rows …`
 #[derive(Debug, Subcommand)]
 pub enum RowsCommand {
@@ -91,8 +76,6 @@ pub enum RowsCommand {
     Quarantine(ConfigArgs),
     /// Write the rows in quarantine again
     Retry(ConfigArgs),
-    /// Make all rows anew from what the journal still holds
-    Rebuild(ConfigArgs),
 }
 
 /// `spanledger metrics …`
@@ -113,8 +96,6 @@ pub enum MetricsCommand {
 pub enum RefusedCommand {
     /// List refused requests
     List(ConfigArgs),
-    /// Send refused requests again
-    Retry(ConfigArgs),
 }
 
 /// Where the configuration comes from.

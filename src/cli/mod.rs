@@ -1,5 +1,9 @@
 //! The command line: what can be said, and what each command does.
 
 pub mod args;
+pub mod commands;
+mod demo_guard;
+mod healthcheck;
+mod refused;
 
 pub use args::{Cli, Command};

@@ -91,6 +91,15 @@ pub fn effective(records: &[KeyRecord]) -> String {
     out
 }
 
+/// Every setting's value by path, secrets included: for telling what changed, never for printing.
+pub fn values(records: &[KeyRecord]) -> std::collections::BTreeMap<String, String> {
+    let value = |record: &KeyRecord| match &record.of {
+        RecordOf::Setting { value, .. } => Some((record.path.join("."), inline(value))),
+        RecordOf::Section => None,
+    };
+    records.iter().filter_map(value).collect()
+}
+
 /// Hides every text below `node`, keeping the shape and the keys.
 fn redacted(node: &Node) -> Node {
     let value = match &node.value {

@@ -82,6 +82,11 @@ impl<'a> Reader<'a> {
         value
     }
 
+    /// What was read, in order, whatever the mistakes.
+    pub fn records(self) -> Vec<KeyRecord> {
+        self.records.into_inner()
+    }
+
     /// What was read, in order, or all mistakes.
     ///
     /// # Errors

@@ -1,0 +1,219 @@
+//! The running program: builds the rooms from the settings, runs them, and drains them.
+//!
+//! # Order
+//!
+//! Start: journal, readers, listeners bound (so that every own address is known), stages, listeners served, ready.
+//! Stop: not ready, receivers stop accepting and answer what they took, readers get `shutdown_timeout` to catch up,
+//! each saves its position, the journal is closed. What is left waits in the journal.
+
+mod listeners;
+mod reload;
+mod signals;
+mod stages;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::api::health::HealthEndpoint;
+use crate::api::scrape::ScrapeEndpoint;
+use crate::config::Mistakes;
+use crate::demo::{self, DemoOptions};
+use crate::forward::{Endpoint, ForwardError};
+use crate::journal::{Journal, JournalError};
+use crate::ledger::LedgerError;
+use crate::listen::{Address, ListenError};
+use crate::meter::MeterError;
+use crate::settings::{Loaded, Settings};
+use crate::telemetry::{Health, LogControl, OwnMetrics, own};
+use listeners::Listeners;
+use reload::Reloader;
+use signals::{Signals, Told};
+use stages::Stages;
+
+pub use stages::{METER_STATE, REFUSED_STATE, state_directory};
+
+/// Names of the readers of the journal; exporters have their own.
+const METER: &str = "meter";
+const LEDGER: &str = "ledger";
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The rules.
+    #[error(transparent)]
+    Rules(#[from] Mistakes),
+    /// The meter's state.
+    #[error(transparent)]
+    Meter(#[from] MeterError),
+    /// The rows.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// An exporter.
+    #[error("exporters.{name}: {source}")]
+    Exporter {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: ForwardError,
+    },
+    /// An exporter that would send to this very program.
+    #[error("exporters.{0}.endpoint is one of our own listeners; traces would go round for ever")]
+    Loop(String),
+    /// The operating system.
+    #[error("cannot watch for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// A program that is built and bound, and receives nothing yet.
+pub struct Program {
+    journal: Journal,
+    listeners: Listeners,
+    stages: Stages,
+    health: Health,
+    own: OwnMetrics,
+    reloader: Reloader,
+    shutdown_timeout: Duration,
+}
+
+impl Program {
+    /// Opens the journal, binds every listener and starts the readers.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the program from starting; each names the setting to change. A database or a backend that is away
+    /// does not.
+    pub async fn start(loaded: Loaded, own: OwnMetrics, log: LogControl) -> Result<Self, StartError> {
+        let Loaded { settings, records, .. } = loaded;
+        let health = Health::default();
+        let catalogue = settings.metrics.catalogue()?;
+        let journal = open_journal(&settings)?;
+        let listeners = Listeners::bind(&settings, &journal)?;
+        refuse_loops(&settings, &listeners.addresses())?;
+        let reloader = Reloader::new(records, log, listeners.tls_reloaders());
+        let shutdown_timeout = settings.shutdown_timeout;
+        let stages = Stages::start(settings, catalogue, &journal, &health).await?;
+        Ok(Self {
+            journal,
+            listeners,
+            stages,
+            health,
+            own,
+            reloader,
+            shutdown_timeout,
+        })
+    }
+
+    /// Receives until it is told to stop, then drains. `reread` reads the configuration again, on SIGHUP.
+    ///
+    /// # Errors
+    ///
+    /// When signals cannot be watched.
+    pub async fn run(mut self, demo: bool, reread: impl Fn() -> Result<Loaded, Mistakes>) -> Result<(), StartError> {
+        let mut signals = Signals::watch().map_err(StartError::Signals)?;
+        let (receiving, serving) = (CancellationToken::new(), CancellationToken::new());
+        let journal = self.journal.clone();
+        let health = HealthEndpoint::new(self.health.clone(), move || journal.is_writable().err());
+        let scrape = ScrapeEndpoint::new(self.stages.meter(), self.own.clone());
+        let demo = demo.then(|| self.listeners.grpc_address()).flatten().map(demo_to);
+        let mut listeners = self
+            .listeners
+            .serve(health.clone(), scrape, receiving.clone(), serving.clone());
+        health.set_serving(true);
+        tracing::info!("ready");
+        let upkeep = tokio::spawn(upkeep(self.own.clone()));
+        let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Stop => break,
+                    Told::Reload => self.reloader.reload(&reread),
+                },
+                ended = self.stages.next_end() => report_end(ended),
+            }
+        }
+        tracing::info!("stopping: what was accepted is answered, then the destinations are tried");
+        health.set_serving(false);
+        if let Some(demo) = demo {
+            demo.abort();
+        }
+        receiving.cancel();
+        listeners.receivers_drained().await;
+        self.stages.drain(&self.journal, self.shutdown_timeout).await;
+        self.journal.close();
+        serving.cancel();
+        listeners.ended().await;
+        upkeep.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the journal with every reader that the settings name.
+///
+/// # Errors
+///
+/// What keeps it from being opened, such as another process that has it open.
+pub fn open_journal(settings: &Settings) -> Result<Journal, StartError> {
+    let mut options = settings.journal.clone();
+    options.may_skip = settings.exporters.iter().map(|(name, _)| name.clone()).collect();
+    options.readers = [METER, LEDGER]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(options.may_skip.iter().cloned())
+        .collect();
+    let (journal, recovery) = Journal::open(options)?;
+    tracing::info!(journal = %journal.id(), ?recovery, "the journal is open");
+    Ok(journal)
+}
+
+/// An exporter that sends to ourselves would feed itself for ever.
+fn refuse_loops(settings: &Settings, own: &[Address]) -> Result<(), StartError> {
+    let own = own.iter().filter_map(Address::tcp).collect::<Vec<_>>();
+    for (name, options) in &settings.exporters {
+        let endpoint =
+            Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure).map_err(|source| {
+                StartError::Exporter {
+                    name: name.clone(),
+                    source,
+                }
+            })?;
+        if endpoint.is_own_listener(&own) {
+            return Err(StartError::Loop(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Demo traffic to our own receiver.
+fn demo_to(address: Address) -> DemoOptions {
+    DemoOptions {
+        endpoint: format!("http://{address}"),
+        rate: 20,
+        duration: None,
+        seed: 1,
+    }
+}
+
+/// Stages end when they are told to; anything else is a fault, which the health listener tells from now on.
+fn report_end(ended: Result<String, tokio::task::JoinError>) {
+    match ended {
+        Ok(stage) => tracing::error!(stage, "a stage ended by itself; the process is no longer alive"),
+        Err(error) => tracing::error!(reason = %error, "a stage died; the process is no longer alive"),
+    }
+}
+
+/// Folds the program's own observations, so that they do not pile up between scrapes.
+async fn upkeep(own: OwnMetrics) {
+    let mut ticks = tokio::time::interval(own::UPKEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        own.upkeep();
+    }
+}

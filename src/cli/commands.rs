@@ -1,0 +1,199 @@
+//! What each command does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tokio::runtime::Runtime;
+
+use super::args::{Cli, Command, ConfigArgs, DemoArgs, MetricsCommand, RefusedCommand, RowsCommand, RunArgs};
+use super::demo_guard::{self, DemoEnvironment};
+use super::{healthcheck, refused};
+use crate::app::{METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
+use crate::config::expand::{Environment, ProcessEnvironment};
+use crate::config::{Mistakes, render};
+use crate::demo::{self, DemoOptions};
+use crate::ledger::{self, Ledger};
+use crate::meter;
+use crate::settings::{self, Loaded};
+use crate::telemetry::{LogOptions, OwnMetrics, logs};
+
+/// Exit code for mistakes in the configuration.
+const EXIT_MISTAKES: u8 = 2;
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "config.yaml";
+
+/// Executes what the command line says.
+///
+/// # Errors
+///
+/// What made the command fail; mistakes in the configuration are printed and give exit code 2.
+pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    let outcome = match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) => run(&args),
+        Command::Demo(args) => demo(&args),
+        Command::Validate(args) => validate(&args),
+        Command::PrintConfig { config, rules } => print_config(&config, rules),
+        Command::Healthcheck { config, endpoint } => check_health(&config, endpoint),
+        Command::Migrate(args) => migrate(&args),
+        Command::Rows { command } => rows(&command),
+        Command::Metrics {
+            command: MetricsCommand::Reset { name, config },
+        } => reset_metric(&config, &name),
+        Command::Refused { command } => refused_requests(&command),
+    };
+    match outcome {
+        Err(error) if error.is::<Mistakes>() => {
+            eprintln!("{error}");
+            Ok(ExitCode::from(EXIT_MISTAKES))
+        }
+        outcome => outcome,
+    }
+}
+
+fn load(args: &ConfigArgs, environment: &dyn Environment) -> Result<Loaded, Mistakes> {
+    let default = PathBuf::from(DEFAULT_FILE);
+    let files = match args.files.as_slice() {
+        [] if matches!(default.try_exists(), Ok(true)) => vec![default],
+        files => files.to_vec(),
+    };
+    settings::read(&files, &args.set, environment)
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let loaded = if args.demo {
+        load(&args.config, &DemoEnvironment)?
+    } else {
+        load(&args.config, &ProcessEnvironment)?
+    };
+    let log = logs::start(loaded.settings.logs);
+    for name in &loaded.unset_variables {
+        tracing::warn!(
+            name,
+            "the configuration refers to a variable that is not set; it counts as empty"
+        );
+    }
+    if args.demo {
+        demo_guard::prepare(&loaded.settings)?;
+    }
+    let own = OwnMetrics::install()?;
+    let reload = {
+        let args = args.config.clone();
+        move || load(&args, &ProcessEnvironment)
+    };
+    runtime()?.block_on(async { Program::start(loaded, own, log).await?.run(args.demo, reload).await })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    logs::start(LogOptions::default());
+    let options = DemoOptions {
+        endpoint: args.endpoint.clone(),
+        rate: args.rate,
+        duration: args.duration,
+        seed: args.seed,
+    };
+    let report = runtime()?.block_on(async {
+        tokio::select! {
+            report = demo::send(&options) => report.map(Some),
+            _ = tokio::signal::ctrl_c() => Ok(None),
+        }
+    })?;
+    let Some(report) = report else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    say(&format!(
+        "{} requests acknowledged, {} failed",
+        report.acknowledged, report.failed
+    ));
+    Ok(if report.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn validate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
+    let loaded = load(args, &ProcessEnvironment)?;
+    loaded.settings.metrics.catalogue()?;
+    say("the configuration is valid");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_config(args: &ConfigArgs, rules: bool) -> anyhow::Result<ExitCode> {
+    let loaded = load(args, &ProcessEnvironment)?;
+    let text = match rules {
+        true => loaded.settings.metrics.catalogue()?.to_yaml(),
+        false => render::effective(&loaded.records),
+    };
+    say(text.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_health(args: &ConfigArgs, endpoint: Option<String>) -> anyhow::Result<ExitCode> {
+    let url = match endpoint {
+        Some(endpoint) => endpoint,
+        None => healthcheck::url_of(&load(args, &ProcessEnvironment)?.settings.health.endpoint),
+    };
+    say(&runtime()?.block_on(healthcheck::ask(&url))?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reset_metric(args: &ConfigArgs, name: &str) -> anyhow::Result<ExitCode> {
+    let settings = load(args, &ProcessEnvironment)?.settings;
+    // Opening the journal takes its lock: a running program would write its own state over the change.
+    let journal = open_journal(&settings)?;
+    meter::reset(&state_directory(&settings, METER_STATE), name)?;
+    journal.close();
+    say(&format!("{name} starts anew"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refused_requests(command: &RefusedCommand) -> anyhow::Result<ExitCode> {
+    let RefusedCommand::List(args) = command;
+    let settings = load(args, &ProcessEnvironment)?.settings;
+    let exporters = settings.exporters.iter().map(|(name, _)| name.as_str());
+    refused::list(&state_directory(&settings, REFUSED_STATE), exporters)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn migrate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
+    let loaded = load(args, &ProcessEnvironment)?;
+    logs::start(loaded.settings.logs);
+    runtime()?.block_on(ledger::migrate(loaded.settings.database))?;
+    say("the tables are there and fit");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rows(command: &RowsCommand) -> anyhow::Result<ExitCode> {
+    /// More than fits a terminal, and little enough for memory.
+    const AT_ONCE: u32 = 10_000;
+    let (RowsCommand::Quarantine(args) | RowsCommand::Retry(args)) = command;
+    let ledger = Ledger::new(load(args, &ProcessEnvironment)?.settings.database)?;
+    match command {
+        RowsCommand::Quarantine(_) => {
+            for row in runtime()?.block_on(ledger.quarantine(AT_ONCE))? {
+                say(&format!("{}: {}\n  {}", row.id, row.reason, row.row));
+            }
+        }
+        RowsCommand::Retry(_) => {
+            let (written, refused) = runtime()?.block_on(ledger.retry_quarantine(AT_ONCE))?;
+            say(&format!("{written} rows written, {refused} still refused"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard output, which is what these commands are for. A closed pipe is no error: `| head` is usual.
+pub(super) fn say(text: &str) {
+    use std::io::Write as _;
+    let _closed_pipe = writeln!(std::io::stdout(), "{text}");
+}

@@ -1,0 +1,288 @@
+//! `receivers`, `metrics`, `api`, `health`: everything that listens.
+
+use std::path::PathBuf;
+
+use super::exporters::size;
+use crate::config::yaml::Value;
+use crate::config::{Mistakes, Node, Section};
+use crate::listen::{Auth, ListenOptions, TlsOptions};
+use crate::receive::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
+use crate::rules::{Catalogue, RuleFile};
+
+/// What `endpoint` of a listener means.
+const ENDPOINT: &str = "host:port; port 0 picks a free one; unix:///path.";
+
+/// `metrics`.
+pub struct MetricsSettings {
+    /// Where the scrape is served.
+    pub listen: ListenOptions,
+    /// Series of one metric before further ones fold into the overflow series.
+    pub max_series_per_metric: usize,
+    /// Resource attributes that become labels of every derived metric.
+    pub resource_labels: Vec<String>,
+    /// Labels with fixed values on every derived metric.
+    pub const_labels: Vec<(String, String)>,
+    /// Files of further rules.
+    pub rules: Vec<PathBuf>,
+}
+
+impl MetricsSettings {
+    /// The metrics in force: the built-in ones and those of the rules files.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes in the files and labels.
+    pub fn catalogue(&self) -> Result<Catalogue, Mistakes> {
+        let mut mistakes = Vec::new();
+        let mut files = Vec::new();
+        for path in &self.rules {
+            match RuleFile::read(path) {
+                Ok(file) => files.push(file),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        if mistakes.is_empty() {
+            Catalogue::load(&files, &self.resource_labels, &self.const_labels)
+        } else {
+            Err(Mistakes(mistakes))
+        }
+    }
+}
+
+/// `api`.
+pub struct ApiSettings {
+    /// Where the API is served.
+    pub listen: ListenOptions,
+    /// Whether the whole table is shown, or only the rows that this program wrote.
+    pub all_rows: bool,
+    /// Base URL of SigNoz, for links from a row to its trace.
+    pub signoz_url: Option<String>,
+    /// Tokens, some for one organization only.
+    pub tokens: Vec<ApiToken>,
+    /// Listens off loopback without tokens.
+    pub insecure: bool,
+}
+
+/// A token of the API.
+#[derive(Clone, Default)]
+pub struct ApiToken {
+    /// The token.
+    pub token: String,
+    /// The only organization that is visible; none: all.
+    pub organization: Option<String>,
+}
+
+pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
+    section.section("otlp", "OTLP.", |otlp| {
+        let (grpc, http) = otlp.section("protocols", "", |protocols| (grpc(protocols), http(protocols)));
+        ReceiveOptions {
+            grpc: Some(grpc),
+            http: Some(http),
+            auth: otlp.section("auth", "Who may send.", auth),
+            max_in_flight_bytes: size(
+                otlp,
+                "max_in_flight_size",
+                "64MiB",
+                "Requests in memory at once; beyond it senders are told to try again.",
+            ),
+            ..ReceiveOptions::default()
+        }
+    })
+}
+
+fn grpc(protocols: &Section<'_>) -> GrpcOptions {
+    protocols.section("grpc", "OTLP/gRPC.", |section| {
+        let endpoint = section.get("endpoint", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:4317", ENDPOINT);
+        let mebibytes: usize = section.get(
+            "max_recv_msg_size_mib",
+            "64",
+            "Largest message in MiB, before and after decompression.",
+        );
+        if mebibytes == 0 || mebibytes > 1024 {
+            section.mistake("max_recv_msg_size_mib", "expected 1 to 1024");
+        }
+        GrpcOptions {
+            endpoint,
+            max_recv_msg_size: mebibytes.clamp(1, 1024) << 20,
+            tls: tls(section),
+        }
+    })
+}
+
+fn http(protocols: &Section<'_>) -> HttpOptions {
+    protocols.section("http", "OTLP/HTTP, protobuf and JSON.", |section| {
+        let endpoint = section.get("endpoint", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:4318", ENDPOINT);
+        let max_request_body_size = size(
+            section,
+            "max_request_body_size",
+            "64MiB",
+            "Largest body, before and after decompression.",
+        );
+        let cors = section.section("cors", "For browsers that send across origins.", |cors| CorsOptions {
+            allowed_origins: cors.get("allowed_origins", "[]", "Origins, such as https://*.example.com, or *."),
+            allowed_headers: cors.get("allowed_headers", "[]", "Headers beside the usual ones."),
+            max_age: cors.get("max_age", "2h", "How long browsers remember the answer."),
+        });
+        HttpOptions {
+            endpoint,
+            max_request_body_size,
+            cors,
+            tls: tls(section),
+        }
+    })
+}
+
+pub(super) fn metrics(section: &Section<'_>) -> MetricsSettings {
+    MetricsSettings {
+        listen: listen(section, "metrics", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:8889"),
+        max_series_per_metric: section.get(
+            "max_series_per_metric",
+            "2000",
+            "Further series of a metric fold into one, labelled otel_metric_overflow.",
+        ),
+        resource_labels: section.get(
+            "resource_labels",
+            "[]",
+            "Resource attributes that become labels, such as [service.name, k8s.namespace.name].",
+        ),
+        const_labels: section.get("const_labels", "{}", "Labels with fixed values."),
+        rules: section.get(
+            "rules",
+            "[]",
+            "Files of further rules; a built-in metric is overridden by its name.",
+        ),
+    }
+}
+
+pub(super) fn api(section: &Section<'_>) -> ApiSettings {
+    let mut listen = endpoint(section, "api", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:8890");
+    let all_rows = section.choice(
+        "rows",
+        "own",
+        "Show the rows that this program wrote, or the whole table.",
+        &[("own", false), ("all", true)],
+    );
+    let signoz_url = section.get(
+        "signoz_url",
+        "",
+        "Base URL of SigNoz, for links from a row to its trace.",
+    );
+    let (tokens, insecure) = section.section("auth", "Who may ask. Off loopback it is required.", |auth| {
+        let meaning = "Tokens, or {token: …, organization: …} to see one organization only.";
+        let tokens: Vec<ApiToken> = auth.parsed_secret("bearer_tokens", "[]", meaning, "list", api_tokens);
+        (
+            tokens,
+            auth.get("insecure", "false", "Listen off loopback without tokens."),
+        )
+    });
+    listen.auth = Auth::bearer(tokens.iter().map(|token| token.token.clone()));
+    ApiSettings {
+        listen,
+        all_rows,
+        signoz_url,
+        tokens,
+        insecure,
+    }
+}
+
+pub(super) fn health(section: &Section<'_>) -> ListenOptions {
+    listen(section, "health", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:13133")
+}
+
+/// A listener with `endpoint`, `tls` and `auth`.
+fn listen(section: &Section<'_>, key: &'static str, default: &'static str) -> ListenOptions {
+    let listen = endpoint(section, key, default);
+    ListenOptions {
+        auth: section.section("auth", "Who may ask.", auth),
+        ..listen
+    }
+}
+
+/// A listener with `endpoint` and `tls`.
+fn endpoint(section: &Section<'_>, key: &'static str, default: &'static str) -> ListenOptions {
+    let endpoint: String = section.get("endpoint", default, ENDPOINT);
+    ListenOptions {
+        tls: tls(section),
+        ..ListenOptions::new(endpoint, key)
+    }
+}
+
+fn tls(section: &Section<'_>) -> Option<TlsOptions> {
+    section.section("tls", "Serve TLS.", |tls| {
+        let certificate: Option<PathBuf> = tls.get("cert_file", "", "Certificate (PEM).");
+        let private_key: Option<PathBuf> = tls.get("key_file", "", "Key of the certificate (PEM).");
+        let client_ca_file = tls.get(
+            "client_ca_file",
+            "",
+            "Ask clients for a certificate of these authorities (PEM).",
+        );
+        match (certificate, private_key) {
+            (Some(cert_file), Some(key_file)) => Some(TlsOptions {
+                cert_file,
+                key_file,
+                client_ca_file,
+            }),
+            (None, None) if client_ca_file.is_none() => None,
+            _ => {
+                tls.mistake(
+                    "cert_file",
+                    "cert_file and key_file go together, and client_ca_file needs both",
+                );
+                None
+            }
+        }
+    })
+}
+
+fn auth(section: &Section<'_>) -> Auth {
+    let tokens: Vec<String> = section.secret(
+        "bearer_tokens",
+        "[]",
+        "Tokens that are let in; empty: no authentication.",
+    );
+    if tokens.iter().any(String::is_empty) {
+        section.mistake("bearer_tokens", "a token is empty; is its variable set?");
+    }
+    Auth::bearer(tokens.into_iter().filter(|token| !token.is_empty()))
+}
+
+fn api_tokens(node: &Node) -> Result<Vec<ApiToken>, String> {
+    let items = match &node.value {
+        Value::Sequence(items) => items.as_slice(),
+        Value::Scalar { .. } => std::slice::from_ref(node),
+        _ => return Err(format!("expected a list, got {}", node.kind())),
+    };
+    items.iter().map(api_token).collect()
+}
+
+fn api_token(node: &Node) -> Result<ApiToken, String> {
+    let text = |node: &Node| <Option<String> as crate::config::Setting>::from_node(node);
+    let token = match &node.value {
+        Value::Mapping(entries) => {
+            if let Some(entry) = entries
+                .iter()
+                .find(|entry| !matches!(entry.key.as_str(), "token" | "organization"))
+            {
+                return Err(format!("unknown key `{}`; expected token and organization", entry.key));
+            }
+            let organization = node.get("organization").map(text).transpose()?.flatten();
+            if organization.is_none() {
+                // An empty organization would show all of them, the opposite of what was meant.
+                return Err("a token with an empty organization; is its variable set?".into());
+            }
+            ApiToken {
+                token: node.get("token").map(text).transpose()?.flatten().unwrap_or_default(),
+                organization,
+            }
+        }
+        _ => ApiToken {
+            token: text(node)?.unwrap_or_default(),
+            organization: None,
+        },
+    };
+    if token.token.is_empty() {
+        Err("a token is empty; is its variable set?".into())
+    } else {
+        Ok(token)
+    }
+}

@@ -1,0 +1,191 @@
+//! Which setting means what: binds the configuration to the options of the rooms.
+//!
+//! Each key is named here once, with its default and its meaning. The same calls check a user's files, and make
+//! `config.example.yaml`, `docs/configuration.md` and `print-config`.
+
+mod database;
+mod exporters;
+mod journal;
+mod listeners;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use crate::config::expand::{Environment, Notes};
+use crate::config::section::KeyRecord;
+use crate::config::{Layer, Location, Mistake, Mistakes, Node, Reader, Section, load, render};
+use crate::forward::ExporterOptions;
+use crate::ledger::LedgerOptions;
+use crate::listen::ListenOptions;
+use crate::receive::ReceiveOptions;
+use crate::telemetry::{LogFormat, LogOptions};
+
+pub use listeners::{ApiSettings, ApiToken, MetricsSettings};
+
+/// Everything that can be configured.
+pub struct Settings {
+    /// `receivers`.
+    pub receivers: ReceiveOptions,
+    /// `journal`; the readers are named by who builds the program.
+    pub journal: crate::journal::Options,
+    /// `exporters`, by name.
+    pub exporters: Vec<(String, ExporterOptions)>,
+    /// `database`.
+    pub database: LedgerOptions,
+    /// `metrics`.
+    pub metrics: MetricsSettings,
+    /// `api`.
+    pub api: ApiSettings,
+    /// `health`.
+    pub health: ListenOptions,
+    /// `telemetry.logs`.
+    pub logs: LogOptions,
+    /// How long the destinations are tried after SIGTERM.
+    pub shutdown_timeout: Duration,
+}
+
+/// Settings that were read, with the record of every key.
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// Every key with its value, in order.
+    pub records: Vec<KeyRecord>,
+    /// Variables that are referred to, are not set, and have no default.
+    pub unset_variables: Vec<String>,
+}
+
+/// Reads the settings from files and `--set` options.
+///
+/// # Errors
+///
+/// Every mistake, with its place.
+pub fn read(files: &[PathBuf], set: &[String], environment: &dyn Environment) -> Result<Loaded, Mistakes> {
+    let mut layers = Vec::new();
+    for file in files {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let at = Location {
+                file: name.as_str().into(),
+                line: 0,
+                column: 0,
+            };
+            Mistakes(vec![Mistake {
+                at: Some(at),
+                path: String::new(),
+                message: format!("cannot read: {error}"),
+            }])
+        })?;
+        layers.push(Layer::File { name, text });
+    }
+    layers.extend(set.iter().cloned().map(Layer::Set));
+    let mut notes = Notes::default();
+    let root = load(&layers, environment, &mut notes)?;
+    let reader = Reader::new(environment);
+    let settings = reader.read(&root, bind);
+    Ok(Loaded {
+        settings,
+        records: reader.finish()?,
+        unset_variables: notes.unset,
+    })
+}
+
+/// The built-in files: what a user would write to get the defaults.
+pub struct Reference {
+    records: Vec<KeyRecord>,
+}
+
+impl Reference {
+    /// Describes every key.
+    pub fn new(environment: &dyn Environment) -> Self {
+        let reader = Reader::describing(environment);
+        reader.read(
+            &Node::null(Location {
+                file: "reference".into(),
+                line: 0,
+                column: 0,
+            }),
+            bind,
+        );
+        // The described exporter has no endpoint, which is a mistake in a user's file only.
+        Self {
+            records: reader.records(),
+        }
+    }
+
+    /// `config.example.yaml`.
+    pub fn example(&self) -> String {
+        let header = "# Every setting of spanledger with its default. What is not set has the value shown here.\n\
+            # ${env:NAME}, ${env:NAME:-default} and ${file:PATH} are substituted in values; $$ is a dollar.\n\
+            # Durations: 500ms, 10s, 1h30m, 90d. Sizes: 64MiB, 1.5GB, or a number of bytes.\n";
+        render::example(header, &self.records, &["exporters"])
+    }
+
+    /// `docs/configuration.md`.
+    pub fn document(&self) -> String {
+        let header = "# Configuration\n\n\
+            Files are YAML; several `--config` are merged, later ones win, and `--set key=value` wins over files.\n\
+            `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` are substituted in values, `$$` is a dollar.\n\
+            An unknown key is a mistake. `spanledger validate --config FILE` names every mistake with its line;\n\
+            `spanledger print-config` shows the values in force. Exporters are named `otlp` or `otlp/<name>`.\n";
+        format!("{header}{}", render::reference(&self.records))
+    }
+}
+
+fn bind(root: &Section<'_>) -> Settings {
+    Settings {
+        receivers: root.section("receivers", "What is received.", listeners::receivers),
+        journal: root.section(
+            "journal",
+            "The durable journal that every request goes through.",
+            journal::bind,
+        ),
+        exporters: exporters::bind(root),
+        database: root.section("database", "Where the rows of `code_exec_logs` go.", database::bind),
+        metrics: root.section("metrics", "Derived metrics and their exposition.", listeners::metrics),
+        api: root.section("api", "Query API and page.", listeners::api),
+        health: root.section("health", "Health and readiness.", listeners::health),
+        logs: root.section("telemetry", "The program's own telemetry.", |telemetry| {
+            telemetry.section("logs", "Logs, on standard error.", logs)
+        }),
+        shutdown_timeout: root.get(
+            "shutdown_timeout",
+            "10s",
+            "How long destinations are tried after SIGTERM.",
+        ),
+    }
+}
+
+fn logs(section: &Section<'_>) -> LogOptions {
+    let levels = [
+        ("error", Level(LevelFilter::ERROR)),
+        ("warn", Level(LevelFilter::WARN)),
+        ("info", Level(LevelFilter::INFO)),
+        ("debug", Level(LevelFilter::DEBUG)),
+        ("trace", Level(LevelFilter::TRACE)),
+    ];
+    LogOptions {
+        level: section
+            .choice("level", "info", "The least important level that is written.", &levels)
+            .0,
+        format: section.choice(
+            "format",
+            "text",
+            "How lines are written.",
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        ),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Level(LevelFilter);
+
+impl Default for Level {
+    fn default() -> Self {
+        Self(LevelFilter::INFO)
+    }
+}
+
+#[cfg(test)]
+mod tests;

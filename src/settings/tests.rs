@@ -1,0 +1,136 @@
+//! The files that users read say what the program does.
+
+use super::*;
+use crate::config::expand::Environment;
+
+struct Empty;
+
+impl Environment for Empty {
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn file(&self, _: &str) -> std::io::Result<String> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+}
+
+fn loaded(text: &str) -> Result<Loaded, Mistakes> {
+    let layers = [Layer::File {
+        name: "c.yaml".into(),
+        text: text.into(),
+    }];
+    let root = load(&layers, &Empty, &mut Notes::default())?;
+    let reader = Reader::new(&Empty);
+    let settings = reader.read(&root, bind);
+    Ok(Loaded {
+        settings,
+        records: reader.finish()?,
+        unset_variables: Vec::new(),
+    })
+}
+
+/// Compares with the file, or writes it when SPANLEDGER_WRITE_DOCS is set.
+fn assert_file_is(path: &str, expected: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("SPANLEDGER_WRITE_DOCS").is_some() {
+        std::fs::write(&path, expected).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == expected,
+        "{} is out of date: SPANLEDGER_WRITE_DOCS=1 cargo test settings::",
+        path.display()
+    );
+}
+
+#[test]
+fn the_built_in_defaults_are_valid() {
+    let settings = loaded("").unwrap().settings;
+    assert_eq!(settings.shutdown_timeout, Duration::from_secs(10));
+    assert_eq!(settings.receivers.grpc.unwrap().endpoint, "127.0.0.1:4317");
+    assert_eq!(settings.database.url, "sqlite:./spanledger-data/executions.db");
+    assert!(settings.exporters.is_empty());
+}
+
+#[test]
+fn the_example_file_holds_every_key_and_is_valid() {
+    let example = Reference::new(&Empty).example();
+    assert_file_is("config.example.yaml", &example);
+    assert!(loaded(&example).is_ok());
+    for key in [
+        "max_recv_msg_size_mib",
+        "when_full",
+        "signoz_url",
+        "assembly_window",
+        "# exporters:",
+        "max_age",
+    ] {
+        assert!(example.contains(key), "{key} is missing");
+    }
+}
+
+#[test]
+fn the_exporters_of_the_example_are_valid_once_they_have_an_endpoint() {
+    let example = Reference::new(&Empty).example();
+    let mut uncommented = String::new();
+    for line in example.lines() {
+        let line = line
+            .strip_prefix("# ")
+            .filter(|rest| rest.contains(':') && !rest.contains("${"))
+            .unwrap_or(line);
+        uncommented.push_str(&line.replace("    endpoint:  ", "    endpoint: http://signoz:4318 "));
+        uncommented.push('\n');
+    }
+    let uncommented = uncommented
+        .replace("# Durations", "# durations")
+        .replace("Durations: ", "# ");
+    if let Err(mistakes) = loaded(&uncommented) {
+        panic!("{mistakes}\n{uncommented}");
+    }
+}
+
+#[test]
+fn the_reference_holds_every_key() {
+    assert_file_is("docs/configuration.md", &Reference::new(&Empty).document());
+}
+
+#[test]
+fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
+    let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    headers: {signoz-ingestion-key: s3cr3t}\n\
+        database: {url: 'postgres://u:s3cr3t@db/x'}\n\
+        receivers: {otlp: {auth: {bearer_tokens: [s3cr3t]}}}\n\
+        api: {auth: {bearer_tokens: [{token: s3cr3t, organization: o1}]}}\n";
+    let printed = render::effective(&loaded(text).unwrap().records);
+    assert!(!printed.contains("s3cr3t"), "{printed}");
+    assert!(printed.contains("signoz-ingestion-key: \"[redacted]\""), "{printed}");
+    let again = render::effective(
+        &loaded(&printed)
+            .unwrap_or_else(|error| panic!("{error}\n{printed}"))
+            .records,
+    );
+    assert_eq!(printed, again);
+}
+
+#[test]
+fn mistakes_across_settings_are_found() {
+    for (text, expected) in [
+        ("exporters: {otlp: {}}", "exporters.otlp.endpoint"),
+        ("exporters: {zipkin: {endpoint: 'http://x:1'}}", "otlp or otlp/<name>"),
+        ("database: {url: 'mysql://x'}", "postgres://"),
+        ("journal: {max_size: 1MiB}", "16MiB or more"),
+        ("metrics: {tls: {cert_file: x}}", "go together"),
+        ("database: {redact: ['(']}", "database.redact"),
+        ("receivers: {otlp: {auth: {bearer_tokens: ['']}}}", "a token is empty"),
+        (
+            "telemetry: {logs: {level: loud}}",
+            "expected one of error, warn, info, debug, trace",
+        ),
+    ] {
+        let mistakes = loaded(text)
+            .err()
+            .unwrap_or_else(|| panic!("{text} was accepted"))
+            .to_string();
+        assert!(mistakes.contains(expected), "{text}: {mistakes}");
+    }
+}
