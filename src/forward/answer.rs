@@ -126,7 +126,10 @@ pub(super) struct HttpAnswer<'a> {
 /// What an HTTP answer means.
 pub(super) fn classify_http(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
     if (200..300).contains(&answer.status) {
-        let partial = reply::partial_success(answer.content_type, answer.body);
+        let mut partial = reply::partial_success(answer.content_type, answer.body);
+        if answer.content_type.starts_with("text/html") {
+            partial.message = "it answers with a web page: is `endpoint` that of an OTLP receiver?".to_owned();
+        }
         return Answer {
             rejected: partial.rejected,
             ..Answer::new(Verdict::Delivered, partial.message)

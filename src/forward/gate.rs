@@ -57,6 +57,9 @@ impl Gate {
             Some(_) => Passage::Probe,
         }
     }
+    pub(super) fn is_open(&self) -> bool {
+        self.closed.is_none()
+    }
 
     /// A probe was sent.
     pub(super) fn probing(&mut self) {

@@ -74,6 +74,7 @@ pub(super) struct Lane {
     probes: u32,
     /// Requests that the backend took.
     delivered: u64,
+    failed_since_delivery: bool,
     /// Why the gate is closed.
     trouble: Option<Answer>,
 }
@@ -88,6 +89,7 @@ impl Lane {
             partials_under_way: 0,
             probes: 0,
             delivered: 0,
+            failed_since_delivery: false,
             trouble: None,
         }
     }
@@ -208,6 +210,7 @@ impl Lane {
         match answer.verdict {
             Verdict::Delivered => {
                 self.delivered += 1;
+                self.failed_since_delivery = false;
                 self.loader.went_well();
                 (Outcome::Delivered(parcel), self.works(now, ticket))
             }
@@ -281,6 +284,18 @@ impl Lane {
         Ok(Outcome::Divided(counted))
     }
 
+    /// A backend that works may fail once in a while (one of several behind a balancer restarts): the request waits,
+    /// the others go on. The second failure without a success between is the backend's.
+    fn is_hiccup(&self, ticket: Ticket, answer: &Answer) -> bool {
+        let is_passing = matches!(
+            answer.verdict,
+            Verdict::Transient | Verdict::TimedOut | Verdict::Unclear
+        );
+        let was_reached = answer.cure != "endpoint" && answer.retry_after.is_none();
+        let works_otherwise = self.delivered > 0 && !self.failed_since_delivery;
+        is_passing && was_reached && works_otherwise && !ticket.is_probe && self.gate.is_open()
+    }
+
     fn failed(
         &mut self,
         now: Instant,
@@ -298,11 +313,16 @@ impl Lane {
         let (failures, suspicion) = (history.failures, history.suspicion);
 
         let retry = self.retry;
+        let is_hiccup = self.is_hiccup(ticket, answer);
+        self.failed_since_delivery = true;
         let notice = if suspicion > 0 {
             history.not_before = Some(now + retry.delay(suspicion, answer.retry_after, random));
             if ticket.is_probe {
                 self.gate.inconclusive();
             }
+            None
+        } else if is_hiccup {
+            history.not_before = Some(now + retry.delay(failures, None, random));
             None
         } else {
             self.trouble = Some(answer.clone());

@@ -291,6 +291,11 @@ impl Load {
             part,
         }
     }
+
+    /// As if it had so many items.
+    pub(super) fn set_items(&mut self, items: u32) {
+        self.part.items = items;
+    }
 }
 
 /// The size before compression, where it is known without decompressing.

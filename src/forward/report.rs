@@ -126,7 +126,7 @@ impl Report {
         let says_something = rejected > 0 || !answer.reason.is_empty();
         if says_something && self.is_due(Trouble::Rejected) {
             let (exporter, reason) = (&self.exporter, &answer.reason);
-            tracing::warn!(exporter, %signal, rejected, reason, "the backend rejected items of a request that it took");
+            tracing::warn!(exporter, %signal, rejected, reason, "the backend took a request, but not without a word");
         }
     }
 

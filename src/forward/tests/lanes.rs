@@ -107,6 +107,35 @@ fn a_backend_that_takes_nothing_is_asked_by_one_request_at_a_time_and_nothing_is
 }
 
 #[test]
+fn one_failure_of_a_backend_that_works_holds_up_only_the_request_that_failed() {
+    let now = Instant::now();
+    let options = ExporterOptions {
+        merge: false,
+        ..ExporterOptions::default()
+    };
+    let mut lane = lane(&options);
+    (0..5).for_each(|sequence| push(&mut lane, sequence, "a"));
+    let sent = lane.next(now).unwrap();
+    answered(&mut lane, now, sent, Verdict::Delivered);
+    let sent = lane.next(now).unwrap();
+    answered(&mut lane, now, sent, Verdict::Transient);
+    assert_eq!(
+        lane.wake_at(now),
+        Some(now + Duration::from_secs(1)),
+        "the request that failed waits by itself"
+    );
+    let sent = lane.next(now).unwrap();
+    assert_eq!(sequences(&sent.0), [2], "the next one goes");
+    assert!(lane.trouble().is_none());
+    answered(&mut lane, now, sent, Verdict::Transient);
+    assert!(
+        lane.trouble().is_some(),
+        "the second failure without a success between is the backend's"
+    );
+    assert!(lane.next(now).is_none());
+}
+
+#[test]
 fn a_curable_answer_is_asked_about_again_at_the_longest_interval() {
     let now = Instant::now();
     let mut lane = lane(&ExporterOptions::default());

@@ -4,5 +4,6 @@ mod failures;
 mod grpc;
 mod http;
 mod lanes;
+mod loading;
 mod rig;
 mod secure;
