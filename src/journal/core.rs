@@ -384,7 +384,11 @@ impl Core {
             state.refused.push((slot.completion, reason.clone()));
         }
         lock(&self.tail).refuse_from(first);
-        state.written = state.written.min(first - 1).max(state.durable);
+        // Not `first - 1`: between two starts there are sequences that nobody has.
+        let last_left = from
+            .checked_sub(1)
+            .map_or(state.durable, |index| state.pending[index].sequence);
+        state.written = state.written.min(last_left);
     }
 
     /// Wakes the sync thread, if it sleeps: waking it again and again would cost a system call each time.

@@ -327,7 +327,7 @@ impl Recoverer<'_> {
                     let scanned = trying("read a segment", self.scan(&segment, valid_through, is_last))?;
                     self.report_scan(&name, &scanned);
                     if is_last {
-                        let size = trying("sync the last segment", self.settle(&segment, scanned.summary.end))?;
+                        let size = trying("sync the last segment", self.settle(&segment, &scanned))?;
                         segment.size = size;
                     }
                     scanned.summary
@@ -433,15 +433,31 @@ impl Recoverer<'_> {
         }
         Ok(Scan {
             summary,
+            known_durable,
             lost,
             unfinished,
         })
     }
 
     /// Cuts off what is behind the last record and makes the rest durable. Returns the new size.
-    fn settle(&self, segment: &Segment, end: u64) -> io::Result<u64> {
+    ///
+    /// Syncing is not enough: when a sync had failed just before the program died, the pages count as clean although they
+    /// are not on the disk. So what is not known to be durable is written again, as it is.
+    fn settle(&mut self, segment: &Segment, scan: &Scan) -> io::Result<u64> {
         if !self.may_write {
             return Ok(segment.size);
+        }
+        let end = scan.summary.end;
+        let mut walk = Walk::new(segment, DATA_START, end);
+        let doubtful = loop {
+            match walk.next()? {
+                Frame::Record { offset, header } if header.sequence > scan.known_durable => break offset,
+                Frame::Record { .. } | Frame::Gap { .. } => {}
+                Frame::End => break end,
+            }
+        };
+        if let Err(error) = rewrite(&*segment.file, doubtful, end) {
+            self.note(format!("the newest records could not be written again ({error})"));
         }
         let size = end.next_multiple_of(4096);
         // Only to give room back: nothing is ever appended here, so a file that cannot be cut is just larger.
@@ -471,6 +487,8 @@ impl Recoverer<'_> {
             {
                 continue;
             }
+            // Where a record is known to be missing, it may be one whose header is whole and whose body is not.
+            let has_holes = summary.records < summary.last - summary.first + 1;
             let mut walk = Walk::new(segment, DATA_START, summary.end);
             loop {
                 let frame = match walk.next() {
@@ -490,7 +508,11 @@ impl Recoverer<'_> {
                             offset: walk.position() - header.span(),
                             received_at: header.received_at,
                         });
-                        if let Some(digest) = header.digest.filter(|_| header.received_at >= horizon) {
+                        let is_whole = !has_holes
+                            || walk
+                                .body(walk.position() - header.span(), &header)
+                                .is_ok_and(|body| body.is_some());
+                        if let Some(digest) = header.digest.filter(|_| is_whole && header.received_at >= horizon) {
                             let Header {
                                 sequence,
                                 received_at,
@@ -535,6 +557,8 @@ impl Recoverer<'_> {
 
 struct Scan {
     summary: Summary,
+    /// Newest sequence that a record here knows to be on the disk.
+    known_durable: u64,
     lost: u64,
     unfinished: u64,
 }
@@ -548,6 +572,21 @@ fn empty(segment: &Segment) -> Summary {
         end: DATA_START,
         ..Summary::default()
     }
+}
+
+fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = from;
+    while at < to {
+        let length = buffer.len().min((to - at) as usize);
+        let count = file.read_at(&mut buffer[..length], at)?;
+        if count == 0 {
+            break;
+        }
+        file.write_at(&[&buffer[..count]], at)?;
+        at += count as u64;
+    }
+    Ok(())
 }
 
 /// A file whose first header was not completely written has no second one, and no records.

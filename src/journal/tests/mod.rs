@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod behaviour;
+mod sim_disk;
+mod simulation;
 
 use bytes::Bytes;
 

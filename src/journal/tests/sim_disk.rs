@@ -1,0 +1,379 @@
+//! A disk that forgets: after a power failure there is what was synced, and of the rest whatever chance leaves: writes that are missing, out
+//! of order, or torn in the middle. It can refuse to write or sync, run full, and lose power at any single operation.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::journal::disk::{Disk, DiskFile};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+#[derive(Clone)]
+enum Change {
+    Write { offset: u64, data: Vec<u8> },
+    Length(u64),
+}
+
+#[derive(Default, Clone)]
+struct Content {
+    /// What reads see.
+    current: Vec<u8>,
+    /// What is on the platter.
+    synced: Vec<u8>,
+    /// What leads from one to the other.
+    unsynced: Vec<Change>,
+}
+
+#[derive(Clone)]
+enum DirectoryChange {
+    Link(String, usize),
+    Unlink(String),
+    Rename(String, String),
+}
+
+fn apply_to_directory(directory: &mut BTreeMap<String, usize>, change: &DirectoryChange) {
+    match change {
+        DirectoryChange::Link(name, file) => drop(directory.insert(name.clone(), *file)),
+        DirectoryChange::Unlink(name) => drop(directory.remove(name)),
+        DirectoryChange::Rename(from, to) => {
+            if let Some(file) = directory.remove(from) {
+                directory.insert(to.clone(), file);
+            }
+        }
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Change) {
+    match change {
+        Change::Length(length) => bytes.resize(*length as usize, 0),
+        Change::Write { offset, data } => {
+            let end = *offset as usize + data.len();
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[*offset as usize..end].copy_from_slice(data);
+        }
+    }
+}
+
+struct Inner {
+    random: fastrand::Rng,
+    directory: BTreeMap<String, usize>,
+    synced_directory: BTreeMap<String, usize>,
+    unsynced_directory: Vec<DirectoryChange>,
+    contents: Vec<Content>,
+    capacity: u64,
+    /// One in so many writes and syncs fails; 0: none.
+    faults: u32,
+    read_faults: u32,
+    /// Operations until the power goes.
+    power: Option<u64>,
+    is_off: bool,
+}
+
+impl Inner {
+    fn used(&self) -> u64 {
+        self.directory
+            .values()
+            .map(|file| self.contents[*file].current.len() as u64)
+            .sum()
+    }
+
+    /// Every change of the disk comes by here.
+    fn operation(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.power {
+            *left = left.saturating_sub(1);
+            self.is_off |= *left == 0;
+        }
+        if self.is_off {
+            Err(io::Error::other("the power is off"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn is_unlucky(&mut self) -> bool {
+        self.faults > 0 && self.random.u32(0..self.faults) == 0
+    }
+
+    /// Lets chance decide which unsynced changes reached the platter.
+    fn settle(&mut self, file: usize) {
+        let mut changes = std::mem::take(&mut self.contents[file].unsynced);
+        self.random.shuffle(&mut changes);
+        let mut synced = std::mem::take(&mut self.contents[file].synced);
+        for change in changes {
+            match (self.random.u32(0..4), change) {
+                (0, _) => {}
+                (1, Change::Write { offset, data }) if !data.is_empty() => {
+                    let from = self.random.usize(0..data.len());
+                    let to = self.random.usize(from..=data.len());
+                    apply(
+                        &mut synced,
+                        &Change::Write {
+                            offset: offset + from as u64,
+                            data: data[from..to].to_vec(),
+                        },
+                    );
+                }
+                (_, change) => apply(&mut synced, &change),
+            }
+        }
+        self.contents[file].synced = synced;
+    }
+}
+
+/// See the module. Clones are the same disk.
+#[derive(Clone)]
+pub(super) struct SimDisk(Arc<Mutex<Inner>>);
+
+struct SimFile {
+    disk: SimDisk,
+    file: usize,
+}
+
+impl SimDisk {
+    pub(super) fn new(seed: u64, capacity: u64) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            random: fastrand::Rng::with_seed(seed),
+            directory: BTreeMap::new(),
+            synced_directory: BTreeMap::new(),
+            unsynced_directory: Vec::new(),
+            contents: Vec::new(),
+            capacity,
+            faults: 0,
+            read_faults: 0,
+            power: None,
+            is_off: false,
+        })))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn set_faults(&self, one_in: u32, reads_one_in: u32) {
+        let mut inner = self.inner();
+        inner.faults = one_in;
+        inner.read_faults = reads_one_in;
+    }
+
+    pub(super) fn set_capacity(&self, bytes: u64) {
+        self.inner().capacity = bytes;
+    }
+
+    /// The power goes off at the so-manieth operation from now.
+    pub(super) fn fail_power_after(&self, operations: u64) {
+        self.inner().power = Some(operations);
+    }
+
+    pub(super) fn is_off(&self) -> bool {
+        self.inner().is_off
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.inner().used()
+    }
+
+    /// Power failure and return of the power.
+    pub(super) fn lose_power(&self) {
+        let mut inner = self.inner();
+        for file in 0..inner.contents.len() {
+            inner.settle(file);
+            let synced = inner.contents[file].synced.clone();
+            inner.contents[file].current = synced;
+        }
+        let count = inner.unsynced_directory.len();
+        let kept = inner.random.usize(0..=count);
+        let changes = std::mem::take(&mut inner.unsynced_directory);
+        for change in &changes[..kept] {
+            apply_to_directory(&mut inner.synced_directory, change);
+        }
+        inner.directory = inner.synced_directory.clone();
+        inner.power = None;
+        inner.is_off = false;
+    }
+
+    /// The process died, and the system did not.
+    pub(super) fn kill(&self) {
+        let mut inner = self.inner();
+        inner.power = None;
+        inner.is_off = false;
+    }
+
+    /// The content of a file, to damage it.
+    pub(super) fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut inner = self.inner();
+        let file = inner.directory[name];
+        let content = &mut inner.contents[file];
+        change(&mut content.current);
+        content.synced = content.current.clone();
+        content.unsynced.clear();
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let inner = self.inner();
+        let file = *inner.directory.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile {
+            disk: self.clone(),
+            file,
+        }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut inner = self.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let file = inner.contents.len();
+        inner.contents.push(Content::default());
+        let change = DirectoryChange::Link(name.to_owned(), file);
+        apply_to_directory(&mut inner.directory, &change);
+        inner.unsynced_directory.push(change);
+        Ok(Arc::new(SimFile {
+            disk: self.clone(),
+            file,
+        }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let change = DirectoryChange::Rename(from.to_owned(), to.to_owned());
+        apply_to_directory(&mut inner.directory, &change);
+        inner.unsynced_directory.push(change);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let change = DirectoryChange::Unlink(name.to_owned());
+        apply_to_directory(&mut inner.directory, &change);
+        inner.unsynced_directory.push(change);
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.inner().directory.keys().cloned().collect())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        inner.synced_directory = inner.directory.clone();
+        inner.unsynced_directory.clear();
+        Ok(())
+    }
+
+    fn free_space(&self) -> io::Result<u64> {
+        let inner = self.inner();
+        Ok(inner.capacity.saturating_sub(inner.used()))
+    }
+
+    fn lock(&self, _name: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        Ok(Some(Box::new(())))
+    }
+
+    fn directory(&self) -> &Path {
+        Path::new("/simulated")
+    }
+}
+
+impl SimFile {
+    fn change(&self, change: Change) -> io::Result<()> {
+        let mut inner = self.disk.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            // Part of it may be done.
+            if let Change::Write { offset, data } = &change {
+                let length = inner.random.usize(0..=data.len());
+                let part = Change::Write {
+                    offset: *offset,
+                    data: data[..length].to_vec(),
+                };
+                let content = &mut inner.contents[self.file];
+                apply(&mut content.current, &part);
+                content.unsynced.push(part);
+            }
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let length = inner.contents[self.file].current.len() as u64;
+        let after = match &change {
+            Change::Length(length) => *length,
+            Change::Write { offset, data } => length.max(offset + data.len() as u64),
+        };
+        if after > length && inner.used() + after - length > inner.capacity {
+            return Err(io::Error::from_raw_os_error(ENOSPC));
+        }
+        let content = &mut inner.contents[self.file];
+        apply(&mut content.current, &change);
+        content.unsynced.push(change);
+        Ok(())
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut inner = self.disk.inner();
+        if inner.read_faults > 0 {
+            let one_in = inner.read_faults;
+            if inner.random.u32(0..one_in) == 0 {
+                return Err(io::Error::from_raw_os_error(EIO));
+            }
+        }
+        let content = &inner.contents[self.file].current;
+        let from = (offset as usize).min(content.len());
+        let count = buffer.len().min(content.len() - from);
+        buffer[..count].copy_from_slice(&content[from..from + count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.change(Change::Write {
+            offset,
+            data: parts.concat(),
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut inner = self.disk.inner();
+        inner.operation()?;
+        if inner.is_unlucky() {
+            // As Linux does: the pages count as clean afterwards, whether they were written or not.
+            inner.settle(self.file);
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let content = &mut inner.contents[self.file];
+        for change in std::mem::take(&mut content.unsynced) {
+            apply(&mut content.synced, &change);
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        self.change(Change::Length(length))
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.change(Change::Length(length))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.disk.inner().contents[self.file].current.len() as u64)
+    }
+}
