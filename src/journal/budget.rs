@@ -30,13 +30,11 @@ pub(super) fn room(state: &mut State, settings: &Settings, size: u64, free: u64,
             Room::Remove(index)
         }
     };
-    // An empty one, from a start after which nothing came or a segment of which everything was refused.
-    if let Some(index) = state
-        .sealed
-        .iter()
-        .position(|sealed| sealed.is_empty() && sealed.is_quiet())
-    {
-        return usable(&state.sealed[index], index);
+    // An empty one, from a start after which nothing came or a segment of which everything was refused. One of another size
+    // stays for now: its header may be the only one to say what was refused in the segment before it.
+    let is_free = |sealed: &Sealed| sealed.is_empty() && sealed.is_quiet() && sealed.segment.size == size;
+    if let Some(index) = state.sealed.iter().position(is_free) {
+        return Room::Recycle(index);
     }
     let front = state.sealed.front().filter(|front| front.is_quiet());
     let released = front.filter(|front| is_passed(&state.readers, front));

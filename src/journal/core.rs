@@ -115,6 +115,9 @@ pub(super) struct State {
     pub(super) active: Option<Active>,
     /// Oldest first.
     pub(super) sealed: VecDeque<Sealed>,
+    /// Number and size of segment files that could not be written over or removed. Their headers may still be needed; they go
+    /// after the next segment has begun.
+    pub(super) spoiled: Vec<(u32, u64)>,
     pub(super) pending: VecDeque<Slot>,
     pub(super) parked: VecDeque<Parked>,
     pub(super) parked_bytes: u64,
@@ -496,6 +499,7 @@ impl State {
             .collect();
         assert!(incarnations.is_sorted_by(|a, b| a < b), "segments out of order");
         let mut bytes: u64 = self.sealed.iter().map(|sealed| sealed.segment.size).sum();
+        bytes += self.spoiled.iter().map(|(_, size)| size).sum::<u64>();
         bytes += self.active.as_ref().map_or(0, |active| active.segment.size);
         assert_eq!(bytes, self.file_bytes, "file sizes do not add up");
     }

@@ -74,6 +74,7 @@ impl Core {
             active: None,
             file_bytes: sealed.iter().map(|sealed| sealed.segment.size).sum(),
             sealed,
+            spoiled: Vec::new(),
             pending: VecDeque::new(),
             parked: VecDeque::new(),
             parked_bytes: 0,

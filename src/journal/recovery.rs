@@ -461,7 +461,9 @@ impl Recoverer<'_> {
         }
         let size = end.next_multiple_of(4096);
         // Only to give room back: nothing is ever appended here, so a file that cannot be cut is just larger.
-        let is_cut = size < segment.size && segment.file.truncate(size).is_ok();
+        // One without records keeps its size, to be written over.
+        let is_worth_it = scan.summary.records > 0 && size < segment.size;
+        let is_cut = is_worth_it && segment.file.truncate(size).is_ok();
         segment.file.sync_data()?;
         Ok(if is_cut { size } else { segment.size })
     }

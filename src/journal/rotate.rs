@@ -53,7 +53,10 @@ impl Core {
             )
         };
         match self.find_room(&header, size, now) {
-            Ok(Outcome::Ready(segment)) => self.install(segment),
+            Ok(Outcome::Ready(segment)) => {
+                self.install(segment);
+                self.sweep();
+            }
             Ok(Outcome::Full) => self.stall(now, None),
             Err(error)
                 if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded =>
@@ -110,8 +113,11 @@ impl Core {
                     victim.segment.retired.store(true, Ordering::Release);
                     let file = Arc::clone(&victim.segment.file);
                     if let Err(error) = header.write(&*file) {
-                        // The file cannot be trusted any more; nobody wanted what was in it.
-                        self.discard(&victim)?;
+                        // The file cannot be trusted any more; nobody wanted what was in it. But its old header, if that
+                        // is what is on the disk, may be the only one to say what was refused before it.
+                        lock(&self.state)
+                            .spoiled
+                            .push((victim.segment.number, victim.segment.size));
                         return Err(error);
                     }
                     self.meters.recycled.increment(1);
@@ -153,8 +159,11 @@ impl Core {
             .and_then(|()| header.write(&*file))
             .and_then(|()| self.disk.sync_dir());
         if let Err(error) = prepared {
-            // Best effort: an unfinished file is recognised and reused when the journal is opened.
-            let _ = self.disk.remove(&name);
+            lock(&self.state).file_bytes += size;
+            // What cannot be removed now counts until it can be; recovery would recognise it.
+            if let Err(error) = self.remove_file(number, size) {
+                tracing::warn!(%error, "an unfinished segment file could not be removed");
+            }
             return Err(error);
         }
         Ok(file)
@@ -181,13 +190,51 @@ impl Core {
     /// Removes the file of a segment that is no longer listed.
     fn discard(&self, victim: &Sealed) -> io::Result<()> {
         victim.segment.retired.store(true, Ordering::Release);
-        {
-            let mut state = lock(&self.state);
-            state.file_bytes -= victim.segment.size;
+        self.remove_file(victim.segment.number, victim.segment.size)
+    }
+
+    fn remove_file(&self, number: u32, size: u64) -> io::Result<()> {
+        let removed = self.disk.remove(&file_name(number));
+        if let Err(error) = removed.or_else(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        }) {
+            lock(&self.state).spoiled.push((number, size));
+            return Err(error);
         }
         self.meters.removed.increment(1);
-        self.disk.remove(&file_name(victim.segment.number))?;
+        lock(&self.state).file_bytes -= size;
+        // In order: should the power fail, a later segment must not be gone while an earlier one is still there.
         self.disk.sync_dir()
+    }
+
+    /// Removes what could not be removed or reused earlier. A new segment has begun, so no header is needed any more but those of
+    /// segments with records.
+    fn sweep(&self) {
+        loop {
+            let removed = {
+                let mut state = lock(&self.state);
+                let size = self.settings.segment_size;
+                let is_left_over =
+                    |sealed: &Sealed| sealed.is_empty() && sealed.is_quiet() && sealed.segment.size != size;
+                let index = state.sealed.iter().position(is_left_over);
+                let spoiled = if index.is_none() { state.spoiled.pop() } else { None };
+                let empty = index.and_then(|index| state.sealed.remove(index));
+                drop(state);
+                match (empty, spoiled) {
+                    (Some(empty), _) => self.discard(&empty),
+                    (None, Some((number, size))) => self.remove_file(number, size),
+                    (None, None) => return,
+                }
+            };
+            if let Err(error) = removed {
+                tracing::warn!(%error, "a segment file that is of no use could not be removed");
+                return;
+            }
+        }
     }
 
     fn install(&self, segment: Arc<Segment>) {

@@ -195,6 +195,14 @@ impl Simulation {
 
     fn crash(&mut self, is_power_failure: bool) {
         self.say(|| format!("crash, power failure: {is_power_failure}"));
+        for sealed in &lock(&self.core().state).sealed {
+            self.say(|| {
+                format!(
+                    "  had {} {:?} after {}",
+                    sealed.segment.number, sealed.summary, sealed.segment.header.valid_before
+                )
+            });
+        }
         self.settle_answers();
         if is_power_failure && matches!(self.options.fsync, Fsync::Interval(_)) {
             self.lose_unsynced();
