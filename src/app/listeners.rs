@@ -1,10 +1,14 @@
 //! Everything that the program listens on, bound together and served together.
 
-use http::Response;
+use std::net::IpAddr;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::health::HealthEndpoint;
+use crate::api::query::QueryApi;
 use crate::api::scrape::ScrapeEndpoint;
 use crate::journal::Journal;
 use crate::listen::{Address, Listener, TlsReloader};
@@ -18,6 +22,8 @@ pub(super) struct Listeners {
     receivers: Receivers,
     metrics: Listener,
     health: Listener,
+    /// None when it would be open to everybody.
+    api: Option<Listener>,
 }
 
 impl Listeners {
@@ -27,6 +33,7 @@ impl Listeners {
             receivers: Receivers::bind(&settings.receivers, journal.clone())?,
             metrics: Listener::bind("metrics", settings.metrics.listen.clone())?,
             health: Listener::bind("health", settings.health.clone())?,
+            api: bind_api(settings)?,
         })
     }
 
@@ -59,8 +66,7 @@ impl Listeners {
     /// the last.
     pub(super) fn serve(
         self,
-        health: HealthEndpoint,
-        scrape: ScrapeEndpoint,
+        Endpoints { health, scrape, query }: Endpoints,
         receiving: CancellationToken,
         serving: CancellationToken,
     ) -> Serving {
@@ -68,6 +74,7 @@ impl Listeners {
             receivers,
             metrics,
             health: health_listener,
+            api,
         } = self;
         let mut others = JoinSet::new();
         others.spawn(metrics.serve(
@@ -82,8 +89,15 @@ impl Listeners {
                 let answer: Response<String> = health.answer(request.method(), request.uri().path());
                 async move { answer }
             },
-            serving,
+            serving.clone(),
         ));
+        if let Some(api) = api {
+            let answer = move |request: Request<Incoming>| {
+                let query = query.clone();
+                async move { query.answer(&request).await }
+            };
+            others.spawn(api.serve(answer, serving));
+        }
         let mut receiver_tasks = JoinSet::new();
         receiver_tasks.spawn(receivers.serve(receiving));
         Serving {
@@ -91,6 +105,45 @@ impl Listeners {
             others,
         }
     }
+}
+
+/// Off loopback the API opens only to those who have a token, or when the operator insists; executions name users and
+/// carry error texts.
+fn bind_api(settings: &Settings) -> Result<Option<Listener>, StartError> {
+    let api = &settings.api;
+    let guarded = !api.query.tokens.is_empty();
+    if !guarded && !is_loopback(&api.listen.endpoint) {
+        let endpoint = api.listen.endpoint.as_str();
+        if !api.query.insecure {
+            tracing::error!(
+                endpoint,
+                "the API stays closed: off loopback it needs api.auth.bearer_tokens, or api.auth.insecure: true"
+            );
+            return Ok(None);
+        }
+        tracing::warn!(
+            endpoint,
+            "the API is open to everybody who can connect (api.auth.insecure)"
+        );
+    }
+    Ok(Some(Listener::bind("api", api.listen.clone())?))
+}
+
+/// Whether only this machine can connect. A name other than localhost counts as not.
+fn is_loopback(endpoint: &str) -> bool {
+    if endpoint.starts_with("unix:") {
+        return true;
+    }
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What answers at the listeners beside the receivers.
+pub(super) struct Endpoints {
+    pub(super) health: HealthEndpoint,
+    pub(super) scrape: ScrapeEndpoint,
+    pub(super) query: QueryApi,
 }
 
 /// Listeners that serve.
@@ -108,5 +161,32 @@ impl Serving {
     /// Waits until the others have ended; their token must be cancelled.
     pub(super) async fn ended(mut self) {
         while self.others.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_from_addresses_that_others_can_reach() {
+        for local in [
+            "127.0.0.1:8890",
+            "[::1]:8890",
+            "localhost:0",
+            "unix:///run/api",
+            "127.8.0.1:1",
+        ] {
+            assert!(is_loopback(local), "{local}");
+        }
+        for open in [
+            "0.0.0.0:8890",
+            "[::]:8890",
+            ":8890",
+            "10.0.0.7:8890",
+            "api.internal:8890",
+        ] {
+            assert!(!is_loopback(open), "{open}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::health::HealthEndpoint;
+use crate::api::query::{PipelineReport, QueryApi, QueryError, QueryOptions};
 use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
@@ -26,7 +27,7 @@ use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
-use listeners::Listeners;
+use listeners::{Endpoints, Listeners};
 use reload::Reloader;
 use signals::{Signals, Told};
 use stages::Stages;
@@ -63,6 +64,9 @@ pub enum StartError {
         /// What is wrong.
         source: ForwardError,
     },
+    /// The query API.
+    #[error(transparent)]
+    Query(#[from] QueryError),
     /// An exporter that would send to this very program.
     #[error("exporters.{0}.endpoint is one of our own listeners; traces would go round for ever")]
     Loop(String),
@@ -78,6 +82,7 @@ pub struct Program {
     stages: Stages,
     health: Health,
     own: OwnMetrics,
+    query: QueryOptions,
     reloader: Reloader,
     shutdown_timeout: Duration,
 }
@@ -98,6 +103,12 @@ impl Program {
         refuse_loops(&settings, &listeners.addresses())?;
         let reloader = Reloader::new(records, log, listeners.tls_reloaders());
         let shutdown_timeout = settings.shutdown_timeout;
+        let query = QueryOptions {
+            url: settings.database.url.clone(),
+            schema: settings.database.schema.clone(),
+            table: settings.database.table.clone(),
+            ..settings.api.query.clone()
+        };
         let stages = Stages::start(settings, catalogue, &journal, &health).await?;
         Ok(Self {
             journal,
@@ -105,6 +116,7 @@ impl Program {
             stages,
             health,
             own,
+            query,
             reloader,
             shutdown_timeout,
         })
@@ -121,10 +133,13 @@ impl Program {
         let journal = self.journal.clone();
         let health = HealthEndpoint::new(self.health.clone(), move || journal.is_writable().err());
         let scrape = ScrapeEndpoint::new(self.stages.meter(), self.own.clone());
+        let endpoints = Endpoints {
+            health: health.clone(),
+            scrape,
+            query: self.query_api(serving.clone())?,
+        };
         let demo = demo.then(|| self.listeners.grpc_address()).flatten().map(demo_to);
-        let mut listeners = self
-            .listeners
-            .serve(health.clone(), scrape, receiving.clone(), serving.clone());
+        let mut listeners = self.listeners.serve(endpoints, receiving.clone(), serving.clone());
         health.set_serving(true);
         tracing::info!("ready");
         let upkeep = tokio::spawn(upkeep(self.own.clone()));
@@ -152,6 +167,15 @@ impl Program {
         upkeep.abort();
         tracing::info!("stopped");
         Ok(())
+    }
+
+    fn query_api(&self, shutdown: CancellationToken) -> Result<QueryApi, QueryError> {
+        let (health, journal) = (self.health.clone(), self.journal.clone());
+        QueryApi::new(
+            self.query.clone(),
+            move || PipelineReport::of(&health, Some(journal.status())),
+            shutdown,
+        )
     }
 }
 

@@ -96,6 +96,8 @@ pub enum MetricsCommand {
 pub enum RefusedCommand {
     /// List refused requests
     List(ConfigArgs),
+    /// Send refused requests again
+    Retry(ConfigArgs),
 }
 
 /// Where the configuration comes from.

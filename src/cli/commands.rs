@@ -158,11 +158,13 @@ fn reset_metric(args: &ConfigArgs, name: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn refused_requests(command: &RefusedCommand) -> anyhow::Result<ExitCode> {
-    let RefusedCommand::List(args) = command;
+    let (RefusedCommand::List(args) | RefusedCommand::Retry(args)) = command;
     let settings = load(args, &ProcessEnvironment)?.settings;
-    let exporters = settings.exporters.iter().map(|(name, _)| name.as_str());
-    refused::list(&state_directory(&settings, REFUSED_STATE), exporters)?;
-    Ok(ExitCode::SUCCESS)
+    let directory = state_directory(&settings, REFUSED_STATE);
+    match command {
+        RefusedCommand::List(_) => refused::list(&directory, &settings.exporters),
+        RefusedCommand::Retry(_) => runtime()?.block_on(refused::retry(&directory, &settings.exporters)),
+    }
 }
 
 fn migrate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {

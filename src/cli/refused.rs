@@ -1,36 +1,64 @@
 //! `spanledger refused …`: requests that a backend refused for their content.
 
 use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
 use super::commands::say;
-use crate::forward::{Kept, list_refused, refused_directory};
+use crate::forward::{ExporterOptions, Kept, Resender, Verdict, list_refused, refused_directory};
+
+/// Exporters by name, as the settings have them.
+type Exporters = [(String, ExporterOptions)];
 
 /// Prints what is kept of every exporter, oldest first, a line each.
-pub(super) fn list<'a>(directory: &Path, exporters: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+pub(super) fn list(directory: &Path, exporters: &Exporters) -> anyhow::Result<ExitCode> {
     let mut count = 0;
-    for exporter in exporters {
-        let directory = refused_directory(directory, exporter);
-        let kept = list_refused(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    for (name, _) in exporters {
+        let kept = kept_of(directory, name)?;
         count += kept.len();
         kept.iter().for_each(|kept| say(&line(kept)));
     }
     say(&format!("{count} refused requests are kept in {}", directory.display()));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends every kept request once; what is delivered goes, the rest stays. Failure when something stays.
+pub(super) async fn retry(directory: &Path, exporters: &Exporters) -> anyhow::Result<ExitCode> {
+    let (mut delivered, mut left) = (0, 0);
+    for (name, options) in exporters {
+        let resender = Resender::new(options).with_context(|| format!("exporters.{name}"))?;
+        for kept in kept_of(directory, name)? {
+            let answer = resender.resend(&kept).await?;
+            if answer.verdict == Verdict::Delivered {
+                delivered += 1;
+            } else {
+                left += 1;
+                say(&format!("{}\n  again: {}", line(&kept), answer.reason));
+            }
+        }
+    }
+    say(&format!("{delivered} delivered, {left} still refused"));
+    Ok(if left == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn kept_of(directory: &Path, exporter: &str) -> anyhow::Result<Vec<Kept>> {
+    let directory = refused_directory(directory, exporter);
+    list_refused(&directory).with_context(|| format!("cannot read {}", directory.display()))
 }
 
 fn line(kept: &Kept) -> String {
     let refusal = &kept.refusal;
-    let at = httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_nanos(refusal.refused_at));
+    let at = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_nanos(refusal.refused_at));
+    let (exporter, signal, items) = (&refusal.exporter, &refusal.signal, refusal.items);
+    let (bytes, encoding, reason) = (refusal.body_bytes, &refusal.encoding, &refusal.reason);
     format!(
-        "{at}  {}  {} {} items, {} bytes {}: {}  ({})",
-        refusal.exporter,
-        refusal.signal,
-        refusal.items,
-        refusal.body_bytes,
-        refusal.encoding,
-        refusal.reason,
+        "{at}  {exporter}  {signal}: {items} items, {bytes} bytes {encoding}: {reason}  ({})",
         kept.path.display()
     )
 }

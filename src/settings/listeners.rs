@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::exporters::size;
+use crate::api::query::{ApiToken, QueryOptions, RowsShown};
 use crate::config::yaml::Value;
 use crate::config::{Mistakes, Node, Section};
 use crate::listen::{Auth, ListenOptions, TlsOptions};
@@ -53,23 +54,8 @@ impl MetricsSettings {
 pub struct ApiSettings {
     /// Where the API is served.
     pub listen: ListenOptions,
-    /// Whether the whole table is shown, or only the rows that this program wrote.
-    pub all_rows: bool,
-    /// Base URL of SigNoz, for links from a row to its trace.
-    pub signoz_url: Option<String>,
-    /// Tokens, some for one organization only.
-    pub tokens: Vec<ApiToken>,
-    /// Listens off loopback without tokens.
-    pub insecure: bool,
-}
-
-/// A token of the API.
-#[derive(Clone, Default)]
-pub struct ApiToken {
-    /// The token.
-    pub token: String,
-    /// The only organization that is visible; none: all.
-    pub organization: Option<String>,
+    /// What it shows, to whom; the database is filled in by who builds the program.
+    pub query: QueryOptions,
 }
 
 pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
@@ -155,12 +141,12 @@ pub(super) fn metrics(section: &Section<'_>) -> MetricsSettings {
 }
 
 pub(super) fn api(section: &Section<'_>) -> ApiSettings {
-    let mut listen = endpoint(section, "api", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:8890");
-    let all_rows = section.choice(
+    let listen = endpoint(section, "api", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:8890");
+    let rows = section.choice(
         "rows",
         "own",
         "Show the rows that this program wrote, or the whole table.",
-        &[("own", false), ("all", true)],
+        &[("own", RowsShown::Own), ("all", RowsShown::All)],
     );
     let signoz_url = section.get(
         "signoz_url",
@@ -175,13 +161,15 @@ pub(super) fn api(section: &Section<'_>) -> ApiSettings {
             auth.get("insecure", "false", "Listen off loopback without tokens."),
         )
     });
-    listen.auth = Auth::bearer(tokens.iter().map(|token| token.token.clone()));
     ApiSettings {
         listen,
-        all_rows,
-        signoz_url,
-        tokens,
-        insecure,
+        query: QueryOptions {
+            rows,
+            signoz_url,
+            tokens,
+            insecure,
+            ..QueryOptions::default()
+        },
     }
 }
 

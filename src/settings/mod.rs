@@ -22,7 +22,7 @@ use crate::listen::ListenOptions;
 use crate::receive::ReceiveOptions;
 use crate::telemetry::{LogFormat, LogOptions};
 
-pub use listeners::{ApiSettings, ApiToken, MetricsSettings};
+pub use listeners::{ApiSettings, MetricsSettings};
 
 /// Everything that can be configured.
 pub struct Settings {
