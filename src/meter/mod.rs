@@ -6,6 +6,7 @@
 //! * `store` and `index`: the series; sans-io.
 //! * `checkpoint` and `resume`: what is saved, and what a restart makes of it.
 //! * `exposition`: the text of a scrape.
+//! * [`Tally`]: the same without a journal.
 //! * [`stage`]: the running meter; `shared`, `meters`: its store behind a lock, and its own metrics.
 
 mod checkpoint;
@@ -16,11 +17,17 @@ mod resume;
 mod shared;
 pub mod stage;
 mod store;
+mod tally;
 
 pub use exposition::ExpositionFormat;
 pub use stage::{Meter, MeterError, MeterHandle, MeterOptions, reset};
+pub use tally::Tally;
 
 #[cfg(test)]
 mod contract_tests;
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod stage_tests;
+#[cfg(test)]
+mod store_tests;

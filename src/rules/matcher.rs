@@ -249,6 +249,13 @@ impl<'a> View<'_, 'a> {
         self.slot(slot)?.as_str().filter(|text| !text.is_empty())
     }
 
+    fn text_bytes(&self, slot: u32) -> Option<&'a [u8]> {
+        match self.slot(slot)? {
+            AnyValue::Text(text) => Some(text.as_bytes()),
+            _ => None,
+        }
+    }
+
     fn datum(&self, operand: Operand) -> Option<Datum<'a>> {
         let named = match operand {
             Operand::Slot(slot) => return Datum::from_value(self.slot(slot)?),
@@ -339,7 +346,11 @@ impl<'a> View<'_, 'a> {
     fn is_execution_span(&self) -> bool {
         let named = &self.program.named;
         let has_mark = named.execution_marks.iter().any(|slot| is_set(self.bits, *slot));
-        semantics::is_execution_span(has_mark, self.text(named.workflow_id), self.text(named.node_id))
+        semantics::is_execution_span(
+            has_mark,
+            self.text_bytes(named.workflow_id),
+            self.text_bytes(named.node_id),
+        )
     }
 
     fn is_tool_span(&self) -> bool {

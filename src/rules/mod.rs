@@ -8,6 +8,7 @@
 //! * `read` and `print`: rules from and to YAML; [`check`]: names.
 //! * `compile` and [`matcher`]: all rules as one program over a span, which reads its attributes once and allocates
 //!   nothing; [`series_key`]: the values of labels as one string of bytes.
+//! * [`table`]: the catalogue as documentation.
 //!
 //! This room knows no clock, no files but rules files, and no sockets.
 
@@ -23,6 +24,7 @@ mod read;
 pub mod semantics;
 pub mod series_key;
 pub mod signal;
+pub mod table;
 
 use std::path::Path;
 

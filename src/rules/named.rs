@@ -15,6 +15,17 @@ pub enum Kind {
     Predicate,
 }
 
+impl Kind {
+    /// `text`, `number`, `predicate`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Text => "text",
+            Kind::Number => "number",
+            Kind::Predicate => "predicate",
+        }
+    }
+}
+
 /// A notion that the program derives itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Named {

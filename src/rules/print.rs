@@ -44,7 +44,7 @@ fn line(out: &mut String, key: &str, value: &str) {
     writeln!(out, "    {key}: {value}").unwrap_or_default();
 }
 
-fn condition(condition: &Condition) -> String {
+pub(super) fn condition(condition: &Condition) -> String {
     match condition {
         Condition::All(parts) if parts.is_empty() => "{}".to_owned(),
         Condition::All(parts) => format!("{{and: {}}}", list(parts.iter().map(self::condition))),
@@ -68,7 +68,7 @@ fn test(source: &Source, test: &Test) -> String {
     }
 }
 
-fn measure(measure: &Measure) -> String {
+pub(super) fn measure(measure: &Measure) -> String {
     match measure {
         Measure::One(value) => expression(value),
         Measure::Split { label, parts } => {

@@ -107,12 +107,13 @@ pub const EXCEPTION_EVENT: &str = "exception";
 pub const EXCEPTION_MESSAGE: &str = "exception.message";
 
 /// Whether these ids are those of the second span of a run: the router executing what another span already stands for.
-pub fn is_second_span(workflow_id: Option<&str>, node_id: Option<&str>) -> bool {
-    workflow_id == Some("runtime-router") && node_id == Some("code-execution")
+pub fn is_second_span<T: AsRef<[u8]>>(workflow_id: Option<T>, node_id: Option<T>) -> bool {
+    workflow_id.is_some_and(|id| id.as_ref() == b"runtime-router")
+        && node_id.is_some_and(|id| id.as_ref() == b"code-execution")
 }
 
 /// Whether a span is an execution: it has one of [`EXECUTION_MARKS`] and is not the second span of a run.
-pub fn is_execution_span(has_mark: bool, workflow_id: Option<&str>, node_id: Option<&str>) -> bool {
+pub fn is_execution_span<T: AsRef<[u8]>>(has_mark: bool, workflow_id: Option<T>, node_id: Option<T>) -> bool {
     has_mark && !is_second_span(workflow_id, node_id)
 }
 
@@ -544,7 +545,7 @@ mod tests {
 
     #[test]
     fn an_execution_has_a_mark_and_is_not_the_second_span_of_a_run() {
-        assert!(is_execution_span(true, None, None));
+        assert!(is_execution_span(true, None::<&str>, None));
         assert!(is_execution_span(true, Some("runtime-router"), Some("n1")));
         assert!(!is_execution_span(true, Some("runtime-router"), Some("code-execution")));
         assert!(!is_execution_span(false, Some("w"), Some("n")));

@@ -175,3 +175,39 @@ fn common_labels_that_clash_or_identify_someone_are_mistakes() {
         metrics.const_labels: the metric `code_executions_total` has a label `language` of its own";
     assert_eq!(found, expected);
 }
+
+#[test]
+fn the_documentation_shows_the_catalogue_as_it_is() {
+    let catalogue = Catalogue::built_in();
+    let generated = [
+        ("docs/metrics.md", "metrics", table::metrics(&catalogue)),
+        ("docs/metrics.md", "sources", table::sources(&catalogue)),
+        ("docs/metric-rules.md", "notions", table::notions()),
+    ];
+    for (file, section, table) in generated {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let expected = with_table(&text, section, &table);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, expected).unwrap();
+        } else {
+            assert!(
+                text == expected,
+                "{file} is out of date; run this test with UPDATE_DOCS=1"
+            );
+        }
+    }
+}
+
+/// The text with the table behind the marker `<!-- section -->` replaced.
+fn with_table(text: &str, section: &str, table: &str) -> String {
+    let marker = format!("<!-- {section} -->\n");
+    let (before, after) = text.split_once(&marker).unwrap();
+    let rest = after.trim_start_matches('\n');
+    let old_table = rest
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.len() + 1)
+        .sum();
+    format!("{before}{marker}\n{table}{}", &rest[old_table..])
+}
