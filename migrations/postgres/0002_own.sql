@@ -24,6 +24,8 @@ CREATE TABLE {own:executions} (
     sources text NOT NULL
 );
 CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
+-- For whoever follows the rows as they are written: nearly free, since rows come in this order.
+CREATE INDEX {index:own:executions:received_at_ns} ON {own:executions} USING brin (received_at_ns);
 
 -- Spans whose partners may still come: executions that may still be completed, and spans that may complete one.
 CREATE TABLE {own:context} (

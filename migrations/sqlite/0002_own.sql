@@ -24,6 +24,9 @@ CREATE TABLE {own:executions} (
     sources text NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
+-- For the query API: the few rows whose time-out or cost it needs to know, so that it need not look up all of them.
+CREATE INDEX {index:own:executions:noteworthy} ON {own:executions} (created_at, reported_outcome, cost_usd)
+    WHERE reported_outcome = 'timeout' OR cost_usd IS NOT NULL;
 
 -- Spans whose partners may still come: executions that may still be completed, and spans that may complete one.
 CREATE TABLE {own:context} (

@@ -39,11 +39,13 @@ impl QueryApi {
         let at = dialect.time_text("t.created_at");
         // Time and id in one text: its greatest value names the latest row.
         let latest = dialect.bytewise(&format!("{at} || ' ' || t.id"));
-        let mut sql = self.select(&format!(
-            "t.error_message, t.runtime, {}, min({at}), max({latest})",
-            dialect.integer("count(*)")
-        ));
-        filter.to_sql(&mut sql, self.beside());
+        let mut sql = self.select(
+            &format!(
+                "t.error_message, t.runtime, {}, min({at}), max({latest})",
+                dialect.integer("count(*)")
+            ),
+            &filter,
+        );
         sql.push(" GROUP BY t.error_message, t.runtime ORDER BY count(*) DESC LIMIT ")
             .integer(MESSAGES);
         let kinds = [Kind::Text, Kind::Text, Kind::Integer, Kind::Text, Kind::Text];

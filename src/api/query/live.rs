@@ -25,10 +25,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::database::{Dialect, Kind};
-use super::filter::{FILTERS, Filter};
+use super::filter::{FILTERS, Filter, RowsShown};
 use super::row::{Execution, KINDS};
 use super::{Asked, QueryApi, QueryError};
 use crate::listen::{Body, BoxError};
@@ -71,6 +71,8 @@ pub(super) struct Live {
     news: broadcast::Sender<News>,
     clients: Arc<AtomicUsize>,
     polling: Mutex<bool>,
+    /// Whether the poller knows where it is: from then on it misses nothing.
+    following: watch::Sender<bool>,
 }
 
 impl Default for Live {
@@ -79,6 +81,7 @@ impl Default for Live {
             news: broadcast::Sender::new(BACKLOG),
             clients: Arc::default(),
             polling: Mutex::default(),
+            following: watch::Sender::new(false),
         }
     }
 }
@@ -143,6 +146,7 @@ impl QueryApi {
         let mut polling = live.polling.lock().unwrap_or_else(PoisonError::into_inner);
         if live.news.receiver_count() == 0 || self.inner.shutdown.is_cancelled() {
             *polling = false;
+            live.following.send_replace(false);
             return true;
         }
         false
@@ -153,9 +157,13 @@ impl QueryApi {
         let mut place: Option<Place> = None;
         loop {
             let rows = match place {
-                // From now on.
-                None => self.last_place().await.map(|last| {
+                None => self.start_place().await.map(|(last, past)| {
+                    // From now on: what will be read again was there before.
+                    past.iter()
+                        .filter(|row| row.place <= last)
+                        .for_each(|row| _ = seen.is_new(row));
                     place = Some(last);
+                    self.inner.live.following.send_replace(true);
                     Vec::new()
                 }),
                 Some(after) => self.rows_after(after, AT_ONCE).await,
@@ -203,14 +211,21 @@ impl QueryApi {
         Ok(Place(rows.first().and_then(|row| row[0].integer()).unwrap_or_default()))
     }
 
+    /// The last place, and the rows about it that will be read again.
+    async fn start_place(&self) -> Result<(Place, Vec<LiveRow>), QueryError> {
+        let last = self.last_place().await?;
+        Ok((last, self.rows_after(last, AT_ONCE).await?))
+    }
+
     /// The latest `limit` rows after a place, oldest first; in PostgreSQL also those a little before it.
     async fn rows_after(&self, after: Place, limit: i64) -> Result<Vec<LiveRow>, QueryError> {
         let (place, from) = match self.dialect() {
             Dialect::Sqlite => ("t.rowid", after.0),
             Dialect::Postgres => ("e.received_at_ns", after.0.saturating_sub(OVERLAP)),
         };
-        let mut sql = self.select(&format!("{}, {place}", Execution::columns(self.dialect())));
-        sql.push(&format!(" WHERE {place} > ")).integer(from);
+        let everything = Filter::everything(RowsShown::All, None);
+        let mut sql = self.select(&format!("{}, {place}", Execution::columns(self.dialect())), &everything);
+        sql.push(&format!(" AND {place} > ")).integer(from);
         sql.push(&format!(" ORDER BY {place} DESC, t.id DESC LIMIT "))
             .integer(limit);
         let kinds: Vec<Kind> = KINDS.into_iter().chain([Kind::Integer]).collect();
@@ -278,6 +293,9 @@ impl Client {
 
     /// `None` when the client is gone.
     async fn follow(&self, news: &mut broadcast::Receiver<News>, after: Option<Place>) -> Option<()> {
+        // What is written after this line is shown. Without a database, the stream begins all the same, and late.
+        let mut following = self.api.inner.live.following.subscribe();
+        drop(tokio::time::timeout(PING, following.wait_for(|following| *following)).await);
         self.send("retry: 2000\n: rows as they are written\n\n").await?;
         // What was sent for `Last-Event-ID` may come as news as well.
         let mut sent = match after {

@@ -24,8 +24,6 @@ mod parameters;
 mod pipeline;
 mod row;
 mod stats;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

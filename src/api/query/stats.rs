@@ -6,13 +6,23 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
 use super::aggregate::{self, Aggregate};
-use super::database::{Cell, Kind, Sql};
+use super::database::{Cell, Dialect, Kind};
 use super::filter::{FILTERS, Filter, outcome_sql, time};
 use super::row::TextColumn;
 use super::{Answer, Asked, QueryApi, QueryError};
 
 /// Groups in one answer, at most: the largest ones.
 const LARGEST_GROUPS: i64 = 1000;
+
+/// The fields whose values are counted when none are named.
+const FACETS: [&str; 6] = [
+    "runtime",
+    "language",
+    "outcome",
+    "exitCode",
+    "organizationId",
+    "agentId",
+];
 
 /// Buckets in one answer, at most.
 const BUCKETS: i64 = 1000;
@@ -31,7 +41,7 @@ enum Group {
 }
 
 impl Group {
-    fn parse(text: &str) -> Result<Group, QueryError> {
+    fn parse(parameter: &str, text: &str) -> Result<Group, QueryError> {
         let column = TextColumn::ALL
             .into_iter()
             .find(|column| column.group() == text || column.parameter() == text);
@@ -42,15 +52,39 @@ impl Group {
             (None, _) => {
                 let known: Vec<_> = TextColumn::ALL.iter().map(|column| column.group()).collect();
                 let message = format!("is not one of {}, outcome, exitCode", known.join(", "));
-                Err(QueryError::invalid("groupBy", &message))
+                Err(QueryError::invalid(parameter, &message))
             }
         }
     }
 
-    fn sql(self, sql: &Sql) -> String {
+    /// Whether the filter names values of it.
+    fn is_filtered(self, filter: &Filter) -> bool {
+        match self {
+            Group::Text(column) => filter.texts.iter().any(|(filtered, _)| *filtered == column),
+            Group::Outcome => !filter.outcomes.is_empty(),
+            Group::ExitCode => !filter.exit_codes.is_empty(),
+        }
+    }
+
+    /// The filter without those: to count what else could be chosen.
+    fn without(self, filter: &Filter) -> Filter {
+        match self {
+            Group::Text(column) => filter.without(column),
+            Group::Outcome => Filter {
+                outcomes: Vec::new(),
+                ..filter.clone()
+            },
+            Group::ExitCode => Filter {
+                exit_codes: Vec::new(),
+                ..filter.clone()
+            },
+        }
+    }
+
+    fn sql(self, dialect: Dialect) -> String {
         match self {
             Group::Text(column) => format!("t.{}", column.name()),
-            Group::Outcome => outcome_sql(sql.dialect),
+            Group::Outcome => outcome_sql(dialect),
             Group::ExitCode => "CAST(t.exit_code AS text)".to_owned(),
         }
     }
@@ -84,11 +118,8 @@ impl QueryApi {
         if let Some(agent) = &agent {
             filter.texts.push((TextColumn::Agent, vec![agent.clone()]));
         }
-        let (groups, days, validation) = tokio::try_join!(
-            self.by_runtime_and_language(&filter),
-            self.by_day(&filter),
-            self.validation(&filter)
-        )?;
+        let (groups, (days, attempts, failures)) =
+            tokio::try_join!(self.by_runtime_and_language(&filter), self.by_day(&filter))?;
         let mut total = Aggregate::default();
         let mut runtimes: BTreeMap<String, u64> = BTreeMap::new();
         let mut languages: BTreeMap<String, u64> = BTreeMap::new();
@@ -97,7 +128,6 @@ impl QueryApi {
             *languages.entry(language.clone()).or_default() += part.count;
             total.merge(part);
         }
-        let (attempts, failures) = validation;
         let mut stats = json!({
             "totalExecutions": total.count,
             "successRate": total.success_rate(),
@@ -117,8 +147,7 @@ impl QueryApi {
         });
         if agent.is_some() {
             // The share of the organization's executions that reused this registered agent.
-            let mut sql = self.select(&self.dialect().integer("count(*)"));
-            everyone.to_sql(&mut sql, self.beside());
+            let mut sql = self.select(&self.dialect().integer("count(*)"), &everyone);
             let all = self.database().fetch(sql, &[Kind::Integer]).await?;
             let all = all.first().and_then(|row| row[0].integer()).unwrap_or_default();
             let reuse = if all == 0 { 0.0 } else { total.count as f64 / all as f64 };
@@ -129,8 +158,7 @@ impl QueryApi {
     }
 
     async fn total(&self, filter: &Filter) -> Result<Aggregate, QueryError> {
-        let mut sql = self.select(&aggregate::columns(self.dialect()));
-        filter.to_sql(&mut sql, self.beside());
+        let mut sql = self.select(&aggregate::columns(self.dialect()), &filter);
         sql.push(" GROUP BY t.duration_ms");
         let mut total = Aggregate::default();
         for row in self.database().fetch(sql, &aggregate::KINDS).await? {
@@ -144,8 +172,7 @@ impl QueryApi {
         filter: &Filter,
     ) -> Result<HashMap<(String, String), Aggregate>, QueryError> {
         let columns = aggregate::columns(self.dialect());
-        let mut sql = self.select(&format!("t.runtime, t.language, {columns}"));
-        filter.to_sql(&mut sql, self.beside());
+        let mut sql = self.select(&format!("t.runtime, t.language, {columns}"), &filter);
         sql.push(" GROUP BY t.runtime, t.language, t.duration_ms");
         let kinds: Vec<Kind> = [Kind::Text, Kind::Text].into_iter().chain(aggregate::KINDS).collect();
         let mut groups: HashMap<(String, String), Aggregate> = HashMap::new();
@@ -159,58 +186,52 @@ impl QueryApi {
         Ok(groups)
     }
 
-    /// As the backend lists days: only those with executions, oldest first.
-    async fn by_day(&self, filter: &Filter) -> Result<Vec<Value>, QueryError> {
+    /// As the backend lists days: only those with executions, oldest first. Beside them, how many inputs were
+    /// validated and how many of these failed.
+    async fn by_day(&self, filter: &Filter) -> Result<(Vec<Value>, i64, i64), QueryError> {
         let day = format!("substr({}, 1, 10)", self.dialect().time_text("t.created_at"));
-        let integer = |expression: &str| self.dialect().integer(expression);
-        let mut sql = self.select(&format!(
-            "{day}, {}, {}",
-            integer("count(*)"),
-            integer("count(*) FILTER (WHERE t.success)")
-        ));
-        filter.to_sql(&mut sql, self.beside());
+        let counts = [
+            "count(*)",
+            "count(*) FILTER (WHERE t.success)",
+            "count(t.validation_passed)",
+            "count(*) FILTER (WHERE NOT t.validation_passed)",
+        ];
+        let counts = counts.map(|expression| self.dialect().integer(expression)).join(", ");
+        let mut sql = self.select(&format!("{day}, {counts}"), filter);
         sql.push(&format!(" GROUP BY {day} ORDER BY {day}"));
-        let rows = self
-            .database()
-            .fetch(sql, &[Kind::Text, Kind::Integer, Kind::Integer])
-            .await?;
-        let entry = |row: Vec<Cell>| {
-            let (count, successes) = (row[1].integer()?, row[2].integer()?);
-            Some(json!({
-                "date": row.into_iter().next()?.into_text()?,
-                "count": count,
-                "successCount": successes,
-                "errorCount": count - successes,
-            }))
-        };
-        Ok(rows.into_iter().filter_map(entry).collect())
-    }
-
-    async fn validation(&self, filter: &Filter) -> Result<(i64, i64), QueryError> {
-        let integer = |expression: &str| self.dialect().integer(expression);
-        let failures = "count(*) FILTER (WHERE NOT t.validation_passed)";
-        let columns = format!("{}, {}", integer("count(t.validation_passed)"), integer(failures));
-        let mut sql = self.select(&columns);
-        filter.to_sql(&mut sql, self.beside());
-        let rows = self.database().fetch(sql, &[Kind::Integer, Kind::Integer]).await?;
-        let cell = |index: usize| rows.first().and_then(|row| row[index].integer()).unwrap_or_default();
-        Ok((cell(0), cell(1)))
+        let kinds = [Kind::Text, Kind::Integer, Kind::Integer, Kind::Integer, Kind::Integer];
+        let (mut attempts, mut failures) = (0, 0);
+        let mut days = Vec::new();
+        for mut row in self.database().fetch(sql, &kinds).await? {
+            let date = std::mem::take(&mut row[0]).into_text();
+            let whole = |index: usize| row[index].integer().unwrap_or_default();
+            attempts += whole(3);
+            failures += whole(4);
+            days.push(json!({
+                "date": date,
+                "count": whole(1),
+                "successCount": whole(2),
+                "errorCount": whole(1) - whole(2),
+            }));
+        }
+        Ok((days, attempts, failures))
     }
 
     /// `/code-exec-logs/stats`
     pub(super) async fn stats(&self, asked: Asked) -> Result<Answer, QueryError> {
         let mut parameters = asked.parameters;
         let filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
-        let group = parameters.one("groupBy")?.map(|text| Group::parse(&text)).transpose()?;
+        let group = parameters
+            .one("groupBy")?
+            .map(|text| Group::parse("groupBy", &text))
+            .transpose()?;
         let limit = parameters.number("limit", 1, LARGEST_GROUPS)?.unwrap_or(100);
         parameters.finish(&format!("{FILTERS}, groupBy, limit"))?;
         let Some(group) = group else {
             return Ok(Answer::one(self.total(&filter).await?.to_json()));
         };
-        let mut sql = Sql::new(self.dialect(), "");
-        let key = group.sql(&sql);
-        sql = self.select(&format!("{key}, {}", aggregate::columns(self.dialect())));
-        filter.to_sql(&mut sql, self.beside());
+        let key = group.sql(self.dialect());
+        let mut sql = self.select(&format!("{key}, {}", aggregate::columns(self.dialect())), &filter);
         sql.push(&format!(" GROUP BY {key}, t.duration_ms"));
         let kinds: Vec<Kind> = [Kind::Text].into_iter().chain(aggregate::KINDS).collect();
         let mut groups: HashMap<Option<String>, Aggregate> = HashMap::new();
@@ -241,7 +262,10 @@ impl QueryApi {
     pub(super) async fn timeseries(&self, asked: Asked) -> Result<Answer, QueryError> {
         let mut parameters = asked.parameters;
         let mut filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
-        let group = parameters.one("groupBy")?.map(|text| Group::parse(&text)).transpose()?;
+        let group = parameters
+            .one("groupBy")?
+            .map(|text| Group::parse("groupBy", &text))
+            .transpose()?;
         let step = parameters.number("step", 1, 366 * 86_400)?;
         parameters.finish(&format!("{FILTERS}, groupBy, step (seconds)"))?;
         if filter.from.is_none() {
@@ -267,14 +291,11 @@ impl QueryApi {
         let dialect = self.dialect();
         let epoch = dialect.epoch("t.created_at");
         let bucket = format!("({epoch} / {step}) * {step}");
-        let mut sql = Sql::new(dialect, "");
-        let key = group.map_or("''".to_owned(), |group| group.sql(&sql));
-        sql = self.select(&format!(
-            "{key}, {}, {}",
-            dialect.integer(&bucket),
-            aggregate::columns(dialect)
-        ));
-        filter.to_sql(&mut sql, self.beside());
+        let key = group.map_or("''".to_owned(), |group| group.sql(dialect));
+        let mut sql = self.select(
+            &format!("{key}, {}, {}", dialect.integer(&bucket), aggregate::columns(dialect)),
+            &filter,
+        );
         let grouped = if group.is_some() {
             format!("{key}, ")
         } else {
@@ -323,47 +344,76 @@ impl QueryApi {
     pub(super) async fn facets(&self, asked: Asked) -> Result<Answer, QueryError> {
         let mut parameters = asked.parameters;
         let filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
-        let limit = parameters.number("limit", 1, 100)?.unwrap_or(10);
-        parameters.finish(&format!("{FILTERS}, limit"))?;
+        let limit = parameters.number("limit", 1, 100)?.unwrap_or(10) as usize;
+        let mut fields = parameters.all("field");
+        parameters.finish(&format!("{FILTERS}, field, limit"))?;
+        if fields.is_empty() {
+            fields = FACETS.map(str::to_owned).to_vec();
+        }
+        fields.sort_unstable();
+        fields.dedup();
+        // One look at the rows for all fields of few values that are not filtered; their combinations are few as well.
+        let (mut together, mut alone) = (Vec::new(), Vec::new());
+        for field in &fields {
+            let group = Group::parse("field", field)?;
+            match group {
+                _ if group.is_filtered(&filter) => alone.push((field, group)),
+                Group::Text(column) if !column.has_few_values() && column != TextColumn::Organization => {
+                    alone.push((field, group));
+                }
+                _ => together.push((field, group)),
+            }
+        }
         let mut facets = Map::new();
-        let text = TextColumn::ALL.map(|column| (column.parameter(), Group::Text(column)));
-        let others = [("outcome", Group::Outcome), ("exitCode", Group::ExitCode)];
-        let values = text.into_iter().chain(others).map(|(name, group)| {
-            let filter = match group {
-                Group::Text(column) => filter.without(column),
-                Group::Outcome => Filter {
-                    outcomes: Vec::new(),
-                    ..filter.clone()
-                },
-                Group::ExitCode => Filter {
-                    exit_codes: Vec::new(),
-                    ..filter.clone()
-                },
-            };
-            async move { Ok::<_, QueryError>((name, self.values(group, &filter, limit).await?)) }
-        });
-        for facet in values {
-            let (name, values) = facet.await?;
-            facets.insert(name.to_owned(), values);
+        for (field, counts) in self.values(&together, &filter).await? {
+            facets.insert(field.clone(), commonest(counts, limit));
+        }
+        for (field, group) in alone {
+            let others = group.without(&filter);
+            for (field, counts) in self.values(&[(field, group)], &others).await? {
+                facets.insert(field.clone(), commonest(counts, limit));
+            }
         }
         Ok(Answer::one(Value::Object(facets)))
     }
 
-    /// The commonest values with their counts.
-    async fn values(&self, group: Group, filter: &Filter, limit: i64) -> Result<Value, QueryError> {
-        let mut sql = Sql::new(self.dialect(), "");
-        let key = group.sql(&sql);
-        sql = self.select(&format!("{key}, {}", self.dialect().integer("count(*)")));
-        filter.to_sql(&mut sql, self.beside());
-        sql.push(&format!(" GROUP BY {key} ORDER BY count(*) DESC, {key} LIMIT "))
-            .integer(limit);
-        let rows = self.database().fetch(sql, &[Kind::Text, Kind::Integer]).await?;
-        let value = |mut row: Vec<Cell>| {
-            let count = row[1].integer();
-            json!({"value": std::mem::take(&mut row[0]).into_text(), "count": count})
-        };
-        Ok(rows.into_iter().map(value).collect())
+    /// Each value of each field, with its count.
+    async fn values<'a>(
+        &self,
+        fields: &[(&'a String, Group)],
+        filter: &Filter,
+    ) -> Result<Vec<(&'a String, Counts)>, QueryError> {
+        if fields.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<String> = fields.iter().map(|(_, group)| group.sql(self.dialect())).collect();
+        let keys = keys.join(", ");
+        let mut sql = self.select(&format!("{keys}, {}", self.dialect().integer("count(*)")), filter);
+        sql.push(&format!(" GROUP BY {keys}"));
+        let mut kinds = vec![Kind::Text; fields.len()];
+        kinds.push(Kind::Integer);
+        let mut counts: Vec<(&String, Counts)> = fields.iter().map(|(field, _)| (*field, Counts::new())).collect();
+        for mut row in self.database().fetch(sql, &kinds).await? {
+            let count = row.pop().and_then(|cell| cell.integer()).unwrap_or_default();
+            for ((_, counts), value) in counts.iter_mut().zip(row) {
+                *counts.entry(value.into_text()).or_default() += count;
+            }
+        }
+        Ok(counts)
     }
+}
+
+/// How many rows have each value.
+type Counts = HashMap<Option<String>, i64>;
+
+fn commonest(counts: Counts, limit: usize) -> Value {
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+    counts
+        .into_iter()
+        .take(limit)
+        .map(|(value, count)| json!({"value": value, "count": count}))
+        .collect()
 }
 
 /// `YYYY-MM-DD HH:MM:SS.ffffff` as Unix seconds.
