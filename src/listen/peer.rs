@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use tokio::sync::Semaphore;
+
 /// The other end of a connection. All connections from one address (over IPv6: one /64 network) are one peer, and so
 /// are all connections over a Unix socket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -15,16 +17,20 @@ pub struct Peer {
 struct Shared {
     address: Option<IpAddr>,
     held: AtomicUsize,
+    turns: Arc<Semaphore>,
 }
 
 impl Peer {
     /// A peer of which nothing is known yet.
     pub(crate) fn new(address: Option<IpAddr>) -> Peer {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = Shared {
+            address,
+            held: AtomicUsize::new(0),
+            turns: Arc::new(Semaphore::new(cores)),
+        };
         Peer {
-            shared: Arc::new(Shared {
-                address,
-                held: AtomicUsize::new(0),
-            }),
+            shared: Arc::new(shared),
         }
     }
 
@@ -37,6 +43,11 @@ impl Peer {
     /// keeps the count.
     pub(crate) fn held(&self) -> &AtomicUsize {
         &self.shared.held
+    }
+
+    /// One for each core: as many of this peer's requests may stand in a queue that all peers share.
+    pub(crate) fn turns(&self) -> &Arc<Semaphore> {
+        &self.shared.turns
     }
 }
 

@@ -64,6 +64,11 @@ impl Admission {
 }
 
 impl Reservation {
+    /// Whose request it is.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
     /// Takes room for further bytes.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refused> {
         let admission = &self.admission;

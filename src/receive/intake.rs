@@ -11,9 +11,9 @@
 //! # Large requests
 //!
 //! A small request takes microseconds, less than handing it to another thread would. One that may take milliseconds
-//! (see [`is_heavy`]) runs on the blocking pool, at most one per core at a time, so that the others' requests, health
-//! checks and scrapes are not kept waiting. A small compressed body may be a large one in disguise: it is decompressed
-//! in place up to [`INLINE_INFLATED`], and handed over if that does not suffice.
+//! (see [`is_heavy`]) runs on the blocking pool, at most one per core at a time and in turn between peers, so that the
+//! others' requests, health checks and scrapes are not kept waiting. A small compressed body may be a large one in
+//! disguise: it is decompressed in place up to [`INLINE_INFLATED`], and handed over if that does not suffice.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,7 +38,7 @@ const HEAVY_ENCODED: usize = 256 * 1024;
 const HEAVY_PLAIN: usize = 4 * 1024 * 1024;
 
 /// What is decompressed on the receiving thread at most.
-const INLINE_INFLATED: usize = 4 * 1024 * 1024;
+const INLINE_INFLATED: usize = 2 * 1024 * 1024;
 
 /// Takes requests into the journal. Cheap to clone.
 #[derive(Clone)]
@@ -183,12 +183,15 @@ impl Intake {
                 Err(Stop::Heavy) => {}
             }
         }
-        // The turn ends with the work, also when the sender is gone by then. The semaphore is never closed.
-        let turn = self.shared.heavy.clone().acquire_owned().await.ok();
+        // First in the peer's own queue and then in that of all, so that thousands of requests of one peer do not stand
+        // before another's only one. A turn ends with the work, also when the sender is gone by then. The semaphores are
+        // never closed.
+        let of_peer = received.room.peer().turns().clone().acquire_owned().await.ok();
+        let of_all = self.shared.heavy.clone().acquire_owned().await.ok();
         let shared = self.shared.clone();
         let work = move || {
             let stored = shared.store(&mut received, usize::MAX);
-            drop(turn);
+            drop((of_peer, of_all));
             stored
         };
         match tokio::task::spawn_blocking(work).await {
