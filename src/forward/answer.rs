@@ -20,17 +20,24 @@ use std::time::{Duration, SystemTime};
 use super::reply;
 use super::retry::parse_retry_after;
 
-/// See the [module](self).
+/// What an answer means for the request that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the table of the module says what each means")]
 pub enum Verdict {
+    /// The backend has it.
     Delivered,
+    /// It fails now and may succeed later.
     Transient,
+    /// No answer came in time.
     TimedOut,
+    /// The backend has enough for now.
     OverQuota,
+    /// The backend refuses for a reason that its operator, or ours, has to remove.
     Curable,
+    /// Too many bytes in one request.
     TooLarge,
+    /// The content is not acceptable.
     Refused,
+    /// The backend failed and does not say whether the content is the reason.
     Unclear,
 }
 

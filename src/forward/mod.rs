@@ -8,17 +8,17 @@
 //! * Every record reaches the backend at least once, or is kept under `refused/`, or was given up after the configured
 //!   `max_elapsed_time` and counted. The position passes a record only then, and the journal may recycle it only once
 //!   that position is durable.
-//! * The bytes of a message arrive whole and in order: alone, joined with others ([`parcel`]), or cut between spans
-//!   ([`split`]). Nothing is decoded into structures and encoded again.
+//! * The bytes of a message arrive whole and in order: alone, joined with others (`parcel`), or cut between spans
+//!   (`split`). Nothing is decoded into structures and encoded again.
 //! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`]), and what waits for it (about twice
 //!   `max_request_size` for each signal).
 //! * A calm run sends nothing twice. After a crash what was delivered in the last [`SAVE_EVERY`] is sent again.
 //!
 //! # How it is built
 //!
-//! The decisions are sans-io and tested as such: [`retry`] (when), [`answer`] (what an answer means), [`parcel`] and
-//! [`split`] (what goes into a request), [`gate`] and [`lane`] (what is sent next), [`window`] (how far the position may
-//! move). [`client`] sends one request; [`run`] connects all of them with the journal.
+//! The decisions are sans-io and tested as such: `retry` (when), `answer` (what an answer means), `parcel` and
+//! `split` (what goes into a request), `gate` and `lane` (what is sent next), `window` (how far the position may
+//! move). `client` sends one request; `run` connects all of them with the journal.
 
 mod answer;
 mod client;

@@ -193,7 +193,7 @@ pub struct ExporterOptions {
     /// The signals that are sent here. Default all. A backend for traces alone answers 404 to metrics, which would hold
     /// them in the journal.
     pub signals: Vec<Signal>,
-    /// Small requests of one signal are joined. Default true. See [`super::parcel`] for which are.
+    /// Small requests of one signal are joined. Default true. Compressed requests that pass through are not joined.
     pub merge: bool,
     /// Requests larger than this before compression are split between spans, and joined ones do not exceed it. Default
     /// 3.5 MiB, because gRPC servers refuse more than 4 MiB unless told otherwise. A single span is sent whatever its size.

@@ -102,7 +102,7 @@ impl Report {
     /// The gate of a signal has closed, stays closed, or has opened.
     pub(super) fn gate(&self, signal: Signal, answer: &Answer, notice: &Notice) {
         let (exporter, endpoint, reason) = (&self.exporter, &self.endpoint, &answer.reason);
-        let check = check(exporter, answer);
+        let check = check(exporter, signal, answer);
         match notice {
             Notice::Began => tracing::warn!(
                 exporter, endpoint, %signal, reason, check, "the backend does not take data: it waits in the journal"
@@ -194,7 +194,7 @@ impl Report {
         }
         match first {
             Some((signal, answer)) => {
-                let check = check(&self.exporter, answer);
+                let check = check(&self.exporter, signal, answer);
                 let check = if check.is_empty() {
                     check
                 } else {
@@ -221,9 +221,13 @@ impl Report {
 }
 
 /// The full name of the key that may cure an answer; empty if none would.
-fn check(exporter: &str, answer: &Answer) -> String {
+fn check(exporter: &str, signal: Signal, answer: &Answer) -> String {
     match answer.cure {
         "" => String::new(),
+        // Some backends take traces only, and say 404 to the rest.
+        "endpoint" if answer.verdict == Verdict::Curable && signal != Signal::Traces => {
+            format!("exporters.{exporter}.endpoint, or leave {signal} out of exporters.{exporter}.signals")
+        }
         key => format!("exporters.{exporter}.{key}"),
     }
 }

@@ -286,7 +286,11 @@ async fn a_backend_without_metrics_does_not_keep_traces_waiting() {
     while rig.degraded().is_none() {
         tokio::task::yield_now().await;
     }
-    assert!(rig.degraded().unwrap().contains("(metrics): 404"));
+    let degraded = rig.degraded().unwrap();
+    assert!(
+        degraded.contains("(metrics): 404") && degraded.contains("exporters.otlp.signals"),
+        "{degraded}"
+    );
     running.stop().await;
     assert!(rig.saved().is_none_or(|saved| saved <= metrics));
 }

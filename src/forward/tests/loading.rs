@@ -91,7 +91,9 @@ fn a_part_that_is_cut_keeps_its_number_of_items_in_total() {
 #[test]
 fn taking_apart_keeps_every_part_in_order_until_each_is_alone() {
     let mut loader = Loader::new(&ExporterOptions::default());
-    (0..10).for_each(|sequence| drop(loader.push(load(sequence, Encoding::Gzip, "a"))));
+    for sequence in 0..10 {
+        loader.push(load(sequence, Encoding::Gzip, "a"));
+    }
     let mut parcels = all(&mut loader);
     while parcels.iter().any(|parcel| parcel.parts.len() > 1) {
         parcels = parcels.into_iter().flat_map(Parcel::ungroup).collect();

@@ -7,3 +7,4 @@ mod lanes;
 mod loading;
 mod rig;
 mod secure;
+mod tonic;
