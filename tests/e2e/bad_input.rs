@@ -45,10 +45,10 @@ async fn every_kind_of_broken_request_is_refused_with_a_reason_and_good_ones_bes
             None,
             message.clone().into(),
             415,
-            &["text/plain", "application/json", PROTOBUF],
+            &["application/json", PROTOBUF],
         ),
         ("", None, message.clone().into(), 415, &["application/json", PROTOBUF]),
-        (PROTOBUF, Some("br"), message.clone().into(), 415, &["br", "gzip"]),
+        (PROTOBUF, Some("br"), message.clone().into(), 415, &["gzip", "zstd"]),
         (PROTOBUF, None, cut.to_vec().into(), 400, &[]),
         (
             PROTOBUF,
@@ -73,22 +73,20 @@ async fn every_kind_of_broken_request_is_refused_with_a_reason_and_good_ones_bes
         ),
         (JSON, Some("gzip"), "{}".into(), 400, &["gzip"]),
     ];
+    let mut wrong = Vec::new();
     for (index, (content_type, encoding, body, status, words)) in cases.iter().enumerate() {
-        let case = format!("case {index}, {content_type:?} {encoding:?}");
         let answer = post(&program, content_type, *encoding, body.clone()).await;
-        assert_eq!(answer.status, *status, "{case}: {}", answer.text());
         let text = answer.text();
-        assert!(!text.is_empty(), "{case}: an answer without a reason");
-        for word in *words {
-            assert!(text.contains(word), "{case}: the answer does not name {word:?}: {text}");
-        }
+        let named = words.iter().all(|word| text.contains(word));
         // The reason comes in the form of the request: google.rpc.Status as JSON or as protobuf.
-        if *content_type == JSON {
-            let status: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{case}: {error}: {text}"));
-            assert!(
-                status["message"].as_str().is_some_and(|message| !message.is_empty()),
-                "{case}: {text}"
-            );
+        let status_json: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message = status_json["message"].as_str().unwrap_or_default();
+        let form = *content_type != JSON || !message.is_empty();
+        if answer.status != *status || text.is_empty() || !named || !form {
+            wrong.push(format!(
+                "case {index}, {content_type:?} {encoding:?}: expected {status} and words {words:?}, found {} {text}",
+                answer.status
+            ));
         }
         // A good one after each bad one, another way each time.
         let good = load.request(index as u64);
@@ -97,6 +95,7 @@ async fn every_kind_of_broken_request_is_refused_with_a_reason_and_good_ones_bes
             .accepted(ROUTES[index % ROUTES.len()], &good.request)
             .await;
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
     // The same over gRPC: broken message, broken compression, unknown compression.
     let address = program.address("otlp_grpc").await;

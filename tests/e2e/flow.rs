@@ -64,13 +64,13 @@ async fn a_full_journal_refuses_with_a_delay_until_there_is_room_and_loses_nothi
     let mut random = random("a_full_journal_refuses_with_a_delay_until_there_is_room_and_loses_nothing");
     let load = Load::new(&mut random);
     let mut sink = Sink::away();
-    let setup = Setup::forwarding_to(sink.url()).set("journal.max_size", "8MiB");
+    let setup = Setup::forwarding_to(sink.url()).set("journal.max_size", "16MiB");
     let program = setup.start().await;
     let sender = Sender::to(&program).await;
 
     let mut acknowledged = Vec::new();
     for number in 0.. {
-        assert!(number < 200, "20 MiB were accepted into a journal of 8 MiB");
+        assert!(number < 400, "40 MiB were accepted into a journal of 16 MiB");
         let planned = large(&load, number, &mut random);
         match sender
             .send(ROUTES[number as usize % ROUTES.len()], &planned.request)
@@ -85,12 +85,12 @@ async fn a_full_journal_refuses_with_a_delay_until_there_is_room_and_loses_nothi
         }
     }
     assert!(
-        acknowledged.len() > 20,
-        "only {} requests fitted into 8 MiB",
+        acknowledged.len() > 40,
+        "only {} requests fitted into 16 MiB",
         acknowledged.len()
     );
     assert!(
-        size(&setup.path("journal")) <= 8 << 20,
+        size(&setup.path("journal")) <= 16 << 20,
         "the journal takes {} bytes",
         size(&setup.path("journal"))
     );
@@ -149,12 +149,12 @@ async fn with_skip_forwarding_only_forwarding_gives_way() {
     let load = Load::new(&mut random);
     let mut sink = Sink::away();
     let setup = Setup::forwarding_to(sink.url())
-        .set("journal.max_size", "8MiB")
+        .set("journal.max_size", "16MiB")
         .set("journal.when_full", "skip_forwarding");
     let program = setup.start().await;
     let sender = Sender::to(&program).await;
     let mut sent = Vec::new();
-    for number in 0..200 {
+    for number in 0..400 {
         let planned = large(&load, number, &mut random);
         // Rows and metrics may lag for a moment and be what holds the journal: then it refuses, and takes it later.
         eventually("it is accepted", || async {
@@ -172,7 +172,7 @@ async fn with_skip_forwarding_only_forwarding_gives_way() {
     }
     counted_exactly(&setup, &program, &sent).await;
     assert!(
-        size(&setup.path("journal")) <= 8 << 20,
+        size(&setup.path("journal")) <= 16 << 20,
         "the journal takes {} bytes",
         size(&setup.path("journal"))
     );
@@ -189,7 +189,7 @@ async fn with_skip_forwarding_only_forwarding_gives_way() {
     assert_eq!(unique.len(), delivered.len(), "something was sent twice");
     let all: usize = sent.iter().map(|each| each.spans.len()).sum();
     let skipped = all - delivered.len();
-    assert!(skipped > 0, "20 MiB cannot have waited in 8 MiB");
+    assert!(skipped > 0, "40 MiB cannot have waited in 16 MiB");
     program
         .scrape_until("what was given up is counted", |scrape| {
             let counters = scrape.0.iter().filter(|(series, value)| {

@@ -8,6 +8,7 @@ use crate::common::sink::{Mode, Sink};
 use crate::common::{eventually, fixed_port, random, rows};
 use crate::end_to_end::delivered_spans;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -275,7 +276,7 @@ async fn a_refusal_of_the_content_is_set_aside_and_what_follows_is_delivered() {
 }
 
 /// All files below a directory.
-fn walk(directory: &std::path::Path) -> Vec<String> {
+fn walk(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -348,7 +349,12 @@ async fn run_demo_shows_moving_metrics_and_rows_with_no_configuration_and_no_oth
         })
         .await;
     }
-    let found = rows::wait(&directory.path().join("spanledger-data/executions.db"), 5).await;
+    let files = walk(directory.path());
+    let database = files
+        .iter()
+        .find(|path| path.ends_with("/executions.db"))
+        .expect("the demo's database");
+    let found = rows::wait(Path::new(database), 5).await;
     assert!(found.iter().any(|row| row.success));
     let (status, log) = program.terminate().await;
     assert_eq!(status.code(), Some(0), "{log}");
