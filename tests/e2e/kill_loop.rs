@@ -34,7 +34,10 @@ async fn what_was_acknowledged_survives_kills_at_any_moment_exactly_once() {
     let mut sink = Sink::start().await;
     // A backend that often refuses and is often away: retries are on their way at every moment.
     sink.set(Mode::Flaky(20, random.fork()));
-    let setup = Setup::forwarding_to(sink.url());
+    // Small segments that are used again as soon as everyone has read them: kills meet rotation and recycling too.
+    let setup = Setup::forwarding_to(sink.url())
+        .set("journal.max_size", "32MiB")
+        .set("journal.retain", "0s");
     let notes = Arc::new(Notes::default());
     let stop = CancellationToken::new();
     let (now, running) = watch::channel(None::<Arc<Sender>>);
