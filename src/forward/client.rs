@@ -279,7 +279,7 @@ enum End {
     TimedOut,
 }
 
-/// Reads a body to its end and keeps the first [`ANSWER_LIMIT`] bytes.
+/// Reads a body to its end, because trailers may follow, and keeps the first [`ANSWER_LIMIT`] bytes.
 async fn read(mut body: Incoming, deadline: Instant) -> (Bytes, End) {
     let mut kept = BytesMut::new();
     loop {

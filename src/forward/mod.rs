@@ -10,8 +10,8 @@
 //!   that position is durable.
 //! * The bytes of a message arrive whole and in order: alone, joined with others (`parcel`), or cut between spans
 //!   (`split`). Nothing is decoded into structures and encoded again.
-//! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`]), and what waits for it (about twice
-//!   `max_request_size` for each signal).
+//! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`], and as much for copies of it that are joined or
+//!   encoded), and what waits for it. See [`ExporterOptions::memory_bound`].
 //! * A calm run sends nothing twice. After a crash what was delivered in the last [`SAVE_EVERY`] is sent again.
 //!
 //! # How it is built
@@ -56,6 +56,9 @@ pub const HOP_HEADER: &str = "spanledger-hop";
 
 /// The bodies under way to one backend are together no larger than this, unless a single one is.
 pub const MAX_BYTES_IN_FLIGHT: usize = 8 << 20;
+
+/// Reading pauses while so many requests of `max_request_size` wait.
+const READ_AHEAD: usize = 2;
 
 /// The position is saved at most this often.
 pub const SAVE_EVERY: Duration = Duration::from_millis(100);

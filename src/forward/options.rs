@@ -271,6 +271,13 @@ impl ExporterOptions {
         }
     }
 
+    /// The most memory the exporter takes for bodies, while no single request is larger than all of it.
+    pub fn memory_bound(&self) -> usize {
+        let under_way = 2 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
+        // What waits, and the batch that was read when there was still room.
+        under_way + (super::READ_AHEAD + 1) * self.max_request_size
+    }
+
     /// What to do with a body that came in `received`: the encoding it is sent in.
     pub(super) fn encoding_for(&self, received: Encoding) -> Encoding {
         match self.compression {

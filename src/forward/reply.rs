@@ -314,6 +314,27 @@ mod tests {
     }
 
     #[test]
+    fn no_answer_makes_it_panic() {
+        for seed in 0..5000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut body = status_with_retry_info();
+            for _ in 0..random.usize(..8) {
+                let at = random.usize(..body.len());
+                body[at] = random.u8(..);
+            }
+            body.truncate(random.usize(..=body.len()));
+            for content_type in ["application/json", "application/x-protobuf", "text/plain"] {
+                drop(explanation_http(content_type, &body));
+                drop(partial_success(content_type, &body));
+            }
+            let text = String::from_utf8_lossy(&body);
+            drop(explanation_grpc_details(&text));
+            drop(grpc_message(&text));
+            super::super::parse_retry_after(&text, std::time::SystemTime::now());
+        }
+    }
+
+    #[test]
     fn partial_success_is_read_in_both_encodings_and_garbage_is_a_full_success() {
         let partial = PartialSuccess {
             rejected: 3,

@@ -22,7 +22,7 @@ use super::parcel::{Load, Parcel};
 use super::refused::{Refused, RefusedStore};
 use super::report::Report;
 use super::window::Window;
-use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, SAVE_EVERY};
+use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, READ_AHEAD, SAVE_EVERY};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record, load_position, save_position};
 use crate::otlp::Signal;
 use crate::telemetry::{Heartbeat, StageStatus};
@@ -238,11 +238,11 @@ impl Run {
         lanes.chain(mine).filter(|moment| *moment > now).min()
     }
 
-    /// Whether more may be read: each signal holds a bounded number of bytes, so one that is stuck keeps the others
-    /// going for a while, but not for ever.
+    /// Whether more may be read: enough to fill the next request while one is under way. A signal that is stuck lets
+    /// the others go on until what it holds takes all the room.
     fn has_room(&self) -> bool {
-        let enough = self.options.max_request_size;
-        self.window.len() < MOST_AHEAD && self.lanes.iter().all(|lane| lane.held() < enough)
+        let held: usize = self.lanes.iter().map(Lane::held).sum();
+        self.window.len() < MOST_AHEAD && held < READ_AHEAD * self.options.max_request_size
     }
 
     // ----- from the journal
