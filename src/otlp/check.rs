@@ -121,7 +121,7 @@ impl Check {
         field: &'static Field,
         depth: u32,
     ) -> Result<(), Broken> {
-        let is = |wire_type| match key.wire_type() == wire_type {
+        let is = |wire_type| match key.wire_type() == Some(wire_type) {
             true => Ok(()),
             false => Err(Broken {
                 fault: Fault::Mismatch,
@@ -157,11 +157,11 @@ impl Check {
                 cursor.fixed32().map(drop)
             }
             Kind::Doubles | Kind::Fixed64s => match key.wire_type() {
-                WireType::Delimited => packed(cursor.message()?, Cursor::fixed64),
+                Some(WireType::Delimited) => packed(cursor.message()?, Cursor::fixed64),
                 _ => is(WireType::Fixed64).and_then(|()| cursor.fixed64()).map(drop),
             },
             Kind::Uint64s => match key.wire_type() {
-                WireType::Delimited => packed(cursor.message()?, Cursor::varint),
+                Some(WireType::Delimited) => packed(cursor.message()?, Cursor::varint),
                 _ => is(WireType::Varint).and_then(|()| cursor.varint()).map(drop),
             },
         }
@@ -188,8 +188,8 @@ impl Check {
 
     /// As [`Check::message`], and looks at the ids. Of an id that is given twice the last one counts.
     fn span(&mut self, mut cursor: Cursor<'_>, message: &'static Message, depth: u32) -> Result<(), Broken> {
-        const TRACE_ID: u32 = wire::delimited(1);
-        const SPAN_ID: u32 = wire::delimited(2);
+        const TRACE_ID: u64 = wire::delimited(1);
+        const SPAN_ID: u64 = wire::delimited(2);
         let (mut trace_id, mut span_id) = (&[][..], &[][..]);
         while !cursor.is_done() {
             let at = cursor.position();
@@ -261,7 +261,9 @@ fn extend_path(path: &mut String, mut cursor: Cursor<'_>, message: &Message, pla
         let key = cursor.key()?;
         let mut value = cursor;
         let skipped = cursor.skip(key, MAX_DEPTH);
-        let index = seen.get_mut(key.number() as usize);
+        let index = usize::try_from(key.number())
+            .ok()
+            .and_then(|number| seen.get_mut(number));
         if skipped.is_ok() && cursor.position() <= place {
             if let Some(index) = index {
                 *index += 1;

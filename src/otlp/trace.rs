@@ -107,7 +107,7 @@ pub struct ResourceSpans<'a>(&'a [u8]);
 impl<'a> ResourceSpans<'a> {
     const RESOURCE: u8 = 1;
     const SCOPE_SPANS: u8 = 2;
-    const SCHEMA_URL: u32 = wire::delimited(3);
+    const SCHEMA_URL: u64 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ResourceSpans<'a> {
         ResourceSpans(bytes)
@@ -152,7 +152,7 @@ pub struct Scope<'a> {
 impl<'a> ScopeSpans<'a> {
     const SCOPE: u8 = 1;
     const SPANS: u8 = 2;
-    const SCHEMA_URL: u32 = wire::delimited(3);
+    const SCHEMA_URL: u64 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ScopeSpans<'a> {
         ScopeSpans(bytes)
@@ -160,8 +160,8 @@ impl<'a> ScopeSpans<'a> {
 
     /// Name, version and attributes of the scope, in one look through the message.
     pub fn scope(&self) -> Scope<'a> {
-        const NAME: u32 = wire::delimited(1);
-        const VERSION: u32 = wire::delimited(2);
+        const NAME: u64 = wire::delimited(1);
+        const VERSION: u64 = wire::delimited(2);
         let mut scope = Scope {
             name: Text::default(),
             version: Text::default(),
@@ -219,7 +219,7 @@ impl<'a> ScopeSpans<'a> {
 }
 
 /// The last occurrence of a string field.
-fn last_text(message: &[u8], wanted: u32) -> Text<'_> {
+fn last_text(message: &[u8], wanted: u64) -> Text<'_> {
     let mut text = Text::default();
     Cursor::new(message).for_each_field(|key, cursor| {
         match key.raw() == wanted {
@@ -252,17 +252,17 @@ pub struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    const TRACE_ID: u32 = wire::delimited(1);
-    const SPAN_ID: u32 = wire::delimited(2);
-    const TRACE_STATE: u32 = wire::delimited(3);
-    const PARENT_SPAN_ID: u32 = wire::delimited(4);
-    const NAME: u32 = wire::delimited(5);
-    const KIND: u32 = wire::varint(6);
-    const START: u32 = wire::fixed64(7);
-    const END: u32 = wire::fixed64(8);
-    const ATTRIBUTES: u32 = wire::delimited(9);
-    const EVENTS: u32 = wire::delimited(11);
-    const STATUS: u32 = wire::delimited(15);
+    const TRACE_ID: u64 = wire::delimited(1);
+    const SPAN_ID: u64 = wire::delimited(2);
+    const TRACE_STATE: u64 = wire::delimited(3);
+    const PARENT_SPAN_ID: u64 = wire::delimited(4);
+    const NAME: u64 = wire::delimited(5);
+    const KIND: u64 = wire::varint(6);
+    const START: u64 = wire::fixed64(7);
+    const END: u64 = wire::fixed64(8);
+    const ATTRIBUTES: u64 = wire::delimited(9);
+    const EVENTS: u64 = wire::delimited(11);
+    const STATUS: u64 = wire::delimited(15);
 
     #[inline(always)]
     fn decode(raw: &'a [u8]) -> Span<'a> {
@@ -281,60 +281,57 @@ impl<'a> Span<'a> {
             kind: 0,
             status_code: 0,
         };
-        // An error ends the message early: what came before it counts.
-        let _ended_early = span.read(Cursor::new(raw));
+        span.read(Cursor::new(raw));
         span
     }
 
     #[inline(always)]
-    fn read(&mut self, mut cursor: Cursor<'a>) -> Result<(), Broken> {
+    fn read(&mut self, cursor: Cursor<'a>) {
         let mut attributes = Extent::default();
         let mut events = Extent::default();
-        let result = (|| {
-            while !cursor.is_done() {
-                let at = cursor.position();
-                let key = cursor.key()?;
-                match key.raw() {
-                    Self::ATTRIBUTES => {
-                        cursor.slice()?;
-                        attributes.include(at, cursor.position());
-                    }
-                    Self::TRACE_ID => self.trace_id = cursor.slice()?,
-                    Self::SPAN_ID => self.span_id = cursor.slice()?,
-                    Self::TRACE_STATE => self.trace_state = cursor.slice()?,
-                    Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
-                    Self::NAME => self.name = cursor.slice()?,
-                    Self::KIND => self.kind = cursor.varint()? as i32,
-                    Self::START => self.start_unix_nano = cursor.fixed64()?,
-                    Self::END => self.end_unix_nano = cursor.fixed64()?,
-                    Self::EVENTS => {
-                        cursor.slice()?;
-                        events.include(at, cursor.position());
-                    }
-                    Self::STATUS => self.read_status(Cursor::new(cursor.slice()?))?,
-                    _ => cursor.skip(key, MAX_DEPTH)?,
+        let mut begin = cursor;
+        cursor.for_each_field(|key, cursor| {
+            match key.raw() {
+                Self::ATTRIBUTES => {
+                    cursor.slice()?;
+                    // They come in runs.
+                    while cursor.short_slice(Self::ATTRIBUTES).is_some() {}
+                    attributes.include(&begin, cursor);
                 }
+                Self::TRACE_ID => self.trace_id = cursor.slice()?,
+                Self::SPAN_ID => self.span_id = cursor.slice()?,
+                Self::TRACE_STATE => self.trace_state = cursor.slice()?,
+                Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
+                Self::NAME => self.name = cursor.slice()?,
+                Self::KIND => self.kind = cursor.varint()? as i32,
+                Self::START => self.start_unix_nano = cursor.fixed64()?,
+                Self::END => self.end_unix_nano = cursor.fixed64()?,
+                Self::EVENTS => {
+                    cursor.slice()?;
+                    events.include(&begin, cursor);
+                }
+                Self::STATUS => self.read_status(cursor.message()?),
+                _ => cursor.skip(key, MAX_DEPTH)?,
             }
+            begin = *cursor;
             Ok(())
-        })();
-        self.attributes = cursor.between(attributes.begin, attributes.end);
-        self.events = cursor.between(events.begin, events.end);
-        result
+        });
+        self.attributes = attributes.bytes();
+        self.events = events.bytes();
     }
 
     #[inline(always)]
-    fn read_status(&mut self, mut cursor: Cursor<'a>) -> Result<(), Broken> {
-        const MESSAGE: u32 = wire::delimited(2);
-        const CODE: u32 = wire::varint(3);
-        while !cursor.is_done() {
-            let key = cursor.key()?;
+    fn read_status(&mut self, cursor: Cursor<'a>) {
+        const MESSAGE: u64 = wire::delimited(2);
+        const CODE: u64 = wire::varint(3);
+        cursor.for_each_field(|key, cursor| {
             match key.raw() {
                 MESSAGE => self.status_message = cursor.slice()?,
                 CODE => self.status_code = cursor.varint()? as i32,
                 _ => cursor.skip(key, MAX_DEPTH)?,
             }
-        }
-        Ok(())
+            Ok(())
+        });
     }
 
     /// 16 bytes, not all zero, in a request that was checked.
@@ -412,18 +409,27 @@ impl<'a> Span<'a> {
 
 /// From the first to the last occurrence of a field.
 #[derive(Clone, Copy, Default)]
-struct Extent {
-    begin: usize,
-    end: usize,
+struct Extent<'a> {
+    /// From the first occurrence to the end of the message.
+    from: &'a [u8],
+    /// How much of that comes behind the last occurrence.
+    behind: usize,
 }
 
-impl Extent {
+impl<'a> Extent<'a> {
     #[inline(always)]
-    fn include(&mut self, begin: usize, end: usize) {
-        if self.end == 0 {
-            self.begin = begin;
+    fn include(&mut self, begin: &Cursor<'a>, end: &Cursor<'a>) {
+        if self.from.is_empty() {
+            self.from = begin.rest();
         }
-        self.end = end;
+        self.behind = end.rest().len();
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> &'a [u8] {
+        self.from
+            .get(..self.from.len().saturating_sub(self.behind))
+            .unwrap_or_default()
     }
 }
 
@@ -437,8 +443,8 @@ pub struct Event<'a> {
 
 impl<'a> Event<'a> {
     fn decode(raw: &'a [u8]) -> Event<'a> {
-        const TIME: u32 = wire::fixed64(1);
-        const NAME: u32 = wire::delimited(2);
+        const TIME: u64 = wire::fixed64(1);
+        const NAME: u64 = wire::delimited(2);
         let mut event = Event {
             name: &[],
             time_unix_nano: 0,
@@ -475,19 +481,19 @@ impl<'a> Event<'a> {
 /// change; everything else is copied as it is, in its order.
 fn without_rejected(body: &[u8]) -> Bytes {
     /// The fields that lead from the request to a span.
-    const PATH: [u32; 3] = [1, ResourceSpans::SCOPE_SPANS as u32, ScopeSpans::SPANS as u32];
+    const PATH: [u64; 3] = [1, ResourceSpans::SCOPE_SPANS as u64, ScopeSpans::SPANS as u64];
 
-    fn copy(message: &[u8], path: &[u32], out: &mut Vec<u8>) -> Result<(), Broken> {
+    fn copy(message: &[u8], path: &[u64], out: &mut Vec<u8>) -> Result<(), Broken> {
         let Some((&field, inner)) = path.split_first() else {
             return Ok(());
         };
         let mut cursor = Cursor::new(message);
         while !cursor.is_done() {
-            let begin = cursor.position();
+            let begin = cursor;
             let key = cursor.key()?;
             if key.raw() != wire::delimited(field) {
                 cursor.skip(key, MAX_DEPTH)?;
-                out.extend_from_slice(cursor.between(begin, cursor.position()));
+                out.extend_from_slice(cursor.since(&begin));
                 continue;
             }
             let contents = cursor.slice()?;
@@ -497,7 +503,7 @@ fn without_rejected(body: &[u8]) -> Bytes {
                 copy(contents, inner, out)?;
                 pending.finish(out);
             } else if Span::decode(contents).has_valid_ids() {
-                out.extend_from_slice(cursor.between(begin, cursor.position()));
+                out.extend_from_slice(cursor.since(&begin));
             }
         }
         Ok(())

@@ -167,24 +167,32 @@ fn integral(value: f64) -> Option<i64> {
     (FITS.contains(&value) && value.fract() == 0.0).then_some(value as i64)
 }
 
-const STRING: u32 = wire::delimited(1);
-const BOOL: u32 = wire::varint(2);
-const INT: u32 = wire::varint(3);
-const DOUBLE: u32 = wire::fixed64(4);
-const ARRAY: u32 = wire::delimited(5);
-const KVLIST: u32 = wire::delimited(6);
-const BYTES: u32 = wire::delimited(7);
-const STRING_INDEX: u32 = wire::varint(8);
-const KEY: u32 = wire::delimited(1);
-const VALUE: u32 = wire::delimited(2);
+const STRING: u64 = wire::delimited(1);
+const BOOL: u64 = wire::varint(2);
+const INT: u64 = wire::varint(3);
+const DOUBLE: u64 = wire::fixed64(4);
+const ARRAY: u64 = wire::delimited(5);
+const KVLIST: u64 = wire::delimited(6);
+const BYTES: u64 = wire::delimited(7);
+const STRING_INDEX: u64 = wire::varint(8);
+const KEY: u64 = wire::delimited(1);
+const VALUE: u64 = wire::delimited(2);
 
 /// The usual form: exactly one field. `None` if the bytes have any other.
 #[inline(always)]
 fn quick_value(bytes: &[u8]) -> Option<AnyValue<'_>> {
     let mut cursor = Cursor::new(bytes);
-    if cursor.is_done() {
-        return Some(AnyValue::Empty);
+    match *bytes {
+        [] => return Some(AnyValue::Empty),
+        [kind, value @ ..0x80] if u64::from(kind) == INT => return Some(AnyValue::Int(i64::from(value))),
+        _ => {}
     }
+    if let Some(text) = cursor.short_slice(STRING)
+        && cursor.is_done()
+    {
+        return Some(AnyValue::Text(Text(text)));
+    }
+    let mut cursor = Cursor::new(bytes);
     let value = match cursor.key().ok()?.raw() {
         STRING => AnyValue::Text(Text(cursor.slice().ok()?)),
         INT => AnyValue::Int(cursor.varint().ok()? as i64),
@@ -308,10 +316,15 @@ impl<'a> Fields<'a> {
     #[inline(always)]
     pub(super) fn next(&mut self) -> Option<&'a [u8]> {
         loop {
+            let wanted = wire::delimited(u64::from(self.path[2]));
             let mut cursor = Cursor::new(self.leaf);
+            if let Some(value) = cursor.short_slice(wanted) {
+                self.leaf = cursor.rest();
+                return Some(value);
+            }
             while !cursor.is_done() {
                 let Ok(key) = cursor.key() else { return self.give_up() };
-                if key.raw() == wire::delimited(u32::from(self.path[2])) {
+                if key.raw() == wanted {
                     let Ok(value) = cursor.slice() else {
                         return self.give_up();
                     };
@@ -341,7 +354,7 @@ impl<'a> Fields<'a> {
             let level = self.rest.get(..self.middle).filter(|_| in_middle).unwrap_or(self.rest);
             let mut cursor = Cursor::new(level);
             let key = cursor.key()?;
-            let wanted = wire::delimited(u32::from(self.path[usize::from(in_middle)]));
+            let wanted = wire::delimited(u64::from(self.path[usize::from(in_middle)]));
             let (contents, mut read) = if key.raw() == wanted {
                 let contents = cursor.slice()?;
                 (Some(contents), cursor.position())
@@ -476,6 +489,17 @@ impl<'a> Entry<'a> {
     /// The usual form: the key and then the value.
     #[inline(always)]
     fn quick(bytes: &'a [u8]) -> Option<Entry<'a>> {
+        let mut cursor = Cursor::new(bytes);
+        if let Some(key) = cursor.short_slice(KEY)
+            && let Some(value) = cursor.short_slice(VALUE)
+            && cursor.is_done()
+        {
+            return Some(Entry {
+                key: Text(key),
+                value,
+                split: false,
+            });
+        }
         let mut cursor = Cursor::new(bytes);
         if cursor.key().ok()?.raw() != KEY {
             return None;

@@ -72,118 +72,121 @@ pub enum WireType {
     Fixed32,
 }
 
-/// Field number and wire type as they stand on the wire: `number << 3 | type`. Never invalid.
+/// Field number and wire type as they stand on the wire: `number << 3 | type`. Compared with [`varint`], [`fixed64`],
+/// [`delimited`] and [`fixed32`]; one that equals none of the known keys is judged by [`Cursor::skip`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key(u32);
+pub struct Key(u64);
 
 impl Key {
     /// The number of the field.
     #[inline(always)]
-    pub const fn number(self) -> u32 {
+    pub const fn number(self) -> u64 {
         self.0 >> 3
     }
 
-    /// The layout of the value that follows.
+    /// The number on the wire.
     #[inline(always)]
-    pub const fn wire_type(self) -> WireType {
-        match self.0 & 7 {
-            0 => WireType::Varint,
-            1 => WireType::Fixed64,
-            2 => WireType::Delimited,
-            3 => WireType::StartGroup,
-            4 => WireType::EndGroup,
-            _ => WireType::Fixed32,
-        }
+    pub const fn raw(self) -> u64 {
+        self.0
     }
 
-    /// The key as the number on the wire, to be matched against [`varint`], [`fixed64`], [`delimited`], [`fixed32`].
+    /// The layout of the value that follows; `None` if there is no such layout.
     #[inline(always)]
-    pub const fn raw(self) -> u32 {
-        self.0
+    pub const fn wire_type(self) -> Option<WireType> {
+        match self.0 & 7 {
+            0 => Some(WireType::Varint),
+            1 => Some(WireType::Fixed64),
+            2 => Some(WireType::Delimited),
+            3 => Some(WireType::StartGroup),
+            4 => Some(WireType::EndGroup),
+            5 => Some(WireType::Fixed32),
+            _ => None,
+        }
     }
 }
 
 /// The key of a varint field.
-pub const fn varint(number: u32) -> u32 {
+pub const fn varint(number: u64) -> u64 {
     number << 3
 }
 
 /// The key of a field of eight bytes.
-pub const fn fixed64(number: u32) -> u32 {
+pub const fn fixed64(number: u64) -> u64 {
     number << 3 | 1
 }
 
 /// The key of a length-delimited field.
-pub const fn delimited(number: u32) -> u32 {
+pub const fn delimited(number: u64) -> u64 {
     number << 3 | 2
 }
 
 /// The key of a field of four bytes.
-pub const fn fixed32(number: u32) -> u32 {
+pub const fn fixed32(number: u64) -> u64 {
     number << 3 | 5
 }
 
 /// A place in protobuf bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a> {
-    /// From the beginning of the outermost bytes to the end of the current message.
-    bytes: &'a [u8],
-    /// Offset of the next unread byte; never beyond `bytes`.
-    at: usize,
+    /// What is left of the current message.
+    rest: &'a [u8],
+    /// Where the current message ends, counted from the beginning of the outermost bytes.
+    end: usize,
 }
 
 impl<'a> Cursor<'a> {
     /// At the beginning of an outermost message.
     #[inline(always)]
     pub const fn new(bytes: &'a [u8]) -> Cursor<'a> {
-        Cursor { bytes, at: 0 }
+        Cursor {
+            rest: bytes,
+            end: bytes.len(),
+        }
     }
 
-    /// Offset of the next unread byte in the outermost bytes.
+    /// Offset of the next unread byte from the beginning of the outermost bytes.
     #[inline(always)]
     pub const fn position(&self) -> usize {
-        self.at
-    }
-
-    /// Offset behind the last byte of the current message.
-    #[inline(always)]
-    pub const fn end(&self) -> usize {
-        self.bytes.len()
+        self.end - self.rest.len()
     }
 
     /// Nothing is left in the current message.
     #[inline(always)]
     pub const fn is_done(&self) -> bool {
-        self.at >= self.bytes.len()
+        self.rest.is_empty()
     }
 
     /// What is left of the current message.
     #[inline(always)]
-    pub fn rest(&self) -> &'a [u8] {
-        self.bytes.get(self.at..).unwrap_or_default()
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
-    /// The bytes between two offsets of the current message; empty if there are none.
+    /// What was read since `earlier`, a copy of this cursor.
     #[inline(always)]
-    pub fn between(&self, from: usize, to: usize) -> &'a [u8] {
-        self.bytes.get(from..to).unwrap_or_default()
+    pub fn since(&self, earlier: &Cursor<'a>) -> &'a [u8] {
+        let length = earlier.rest.len().saturating_sub(self.rest.len());
+        earlier.rest.get(..length).unwrap_or_default()
     }
 
-    #[inline(always)]
+    #[cold]
     fn broken<T>(&self, fault: Fault) -> Result<T, Broken> {
-        Err(Broken { fault, at: self.at })
+        Err(Broken {
+            fault,
+            at: self.position(),
+        })
     }
 
     /// Reads a varint. Nearly all of them have one or two bytes: those are read in line.
     #[inline(always)]
     pub fn varint(&mut self) -> Result<u64, Broken> {
-        match *self.rest() {
-            [first, ..] if first < 0x80 => {
-                self.at += 1;
+        match *self.rest {
+            [first, ref rest @ ..] if first < 0x80 => {
+                self.rest = rest;
                 Ok(u64::from(first))
             }
-            [first, second, ..] if second < 0x80 => {
-                self.at += 2;
+            [first, second, ref rest @ ..] if second < 0x80 => {
+                self.rest = rest;
                 Ok(u64::from(first & 0x7f) | u64::from(second) << 7)
             }
             _ => self.long_varint(),
@@ -193,17 +196,17 @@ impl<'a> Cursor<'a> {
     #[inline(never)]
     fn long_varint(&mut self) -> Result<u64, Broken> {
         let mut value = 0;
-        for (index, &byte) in self.rest().iter().take(10).enumerate() {
+        for (index, &byte) in self.rest.iter().take(10).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * index);
             if byte < 0x80 {
                 if index == 9 && byte > 1 {
                     return self.broken(Fault::Varint);
                 }
-                self.at += index + 1;
+                self.rest = self.rest.get(index + 1..).unwrap_or_default();
                 return Ok(value);
             }
         }
-        self.broken(if self.rest().len() < 10 {
+        self.broken(if self.rest.len() < 10 {
             Fault::Truncated
         } else {
             Fault::Varint
@@ -213,60 +216,43 @@ impl<'a> Cursor<'a> {
     /// Reads the key of the next field.
     #[inline(always)]
     pub fn key(&mut self) -> Result<Key, Broken> {
-        let begin = self.at;
-        let raw = self.varint()?;
-        if (8..=u64::from(u32::MAX)).contains(&raw) && raw & 7 < 6 {
-            return Ok(Key(raw as u32));
-        }
-        let fault = if raw & 7 > 5 {
-            Fault::WireType
-        } else {
-            Fault::FieldNumber
-        };
-        Err(Broken { fault, at: begin })
-    }
-
-    /// Reads a length and checks that as many bytes are there.
-    #[inline(always)]
-    fn length(&mut self) -> Result<usize, Broken> {
-        let begin = self.at;
-        let length = self.varint()?;
-        if length > (self.bytes.len() - self.at) as u64 {
-            return Err(Broken {
-                fault: Fault::Truncated,
-                at: begin,
-            });
-        }
-        Ok(length as usize)
+        self.varint().map(Key)
     }
 
     /// Reads a length-delimited value as bytes.
     #[inline(always)]
     pub fn slice(&mut self) -> Result<&'a [u8], Broken> {
-        let length = self.length()?;
-        let value = self.between(self.at, self.at + length);
-        self.at += length;
-        Ok(value)
+        let begin = *self;
+        let length = self.varint()?;
+        // A length beyond the address space is beyond the end of the message as well.
+        let split = usize::try_from(length)
+            .ok()
+            .and_then(|length| self.rest.split_at_checked(length));
+        match split {
+            Some((value, rest)) => {
+                self.rest = rest;
+                Ok(value)
+            }
+            None => begin.broken(Fault::Truncated),
+        }
     }
 
     /// Reads a length-delimited value as a nested message: a cursor that stands at its beginning.
     #[inline(always)]
     pub fn message(&mut self) -> Result<Cursor<'a>, Broken> {
-        let length = self.length()?;
-        let nested = Cursor {
-            bytes: self.between(0, self.at + length),
-            at: self.at,
-        };
-        self.at += length;
-        Ok(nested)
+        let contents = self.slice()?;
+        Ok(Cursor {
+            rest: contents,
+            end: self.position(),
+        })
     }
 
     /// Reads eight bytes.
     #[inline(always)]
     pub fn fixed64(&mut self) -> Result<u64, Broken> {
-        match self.rest().first_chunk() {
-            Some(bytes) => {
-                self.at += 8;
+        match self.rest.split_first_chunk() {
+            Some((bytes, rest)) => {
+                self.rest = rest;
                 Ok(u64::from_le_bytes(*bytes))
             }
             None => self.broken(Fault::Truncated),
@@ -276,13 +262,28 @@ impl<'a> Cursor<'a> {
     /// Reads four bytes.
     #[inline(always)]
     pub fn fixed32(&mut self) -> Result<u32, Broken> {
-        match self.rest().first_chunk() {
-            Some(bytes) => {
-                self.at += 4;
+        match self.rest.split_first_chunk() {
+            Some((bytes, rest)) => {
+                self.rest = rest;
                 Ok(u32::from_le_bytes(*bytes))
             }
             None => self.broken(Fault::Truncated),
         }
+    }
+
+    /// Reads a value whose key and length have one byte each, if the field of the one-byte key `key` comes next in this
+    /// form. Attributes and all that is in them mostly do.
+    #[inline(always)]
+    pub fn short_slice(&mut self, key: u64) -> Option<&'a [u8]> {
+        let [next, length @ ..0x80, rest @ ..] = self.rest else {
+            return None;
+        };
+        if u64::from(*next) != key {
+            return None;
+        }
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        self.rest = rest;
+        Some(value)
     }
 
     /// Hands each field to `read`, which reads or skips its value. For bytes that were checked before: should they be
@@ -297,29 +298,33 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Skips the value of `key`; `depth` is how many levels a group may still nest.
+    /// Judges `key` and skips its value; `depth` is how many levels a group may still nest.
     #[inline(always)]
     pub fn skip(&mut self, key: Key, depth: u32) -> Result<(), Broken> {
+        if key.number() == 0 || key.raw() > u64::from(u32::MAX) {
+            return self.broken(Fault::FieldNumber);
+        }
         match key.wire_type() {
-            WireType::Delimited => self.slice().map(drop),
-            WireType::Varint => self.varint().map(drop),
-            WireType::Fixed64 => self.fixed64().map(drop),
-            WireType::Fixed32 => self.fixed32().map(drop),
-            WireType::StartGroup => self.skip_group(key.number(), depth),
-            WireType::EndGroup => self.broken(Fault::EndGroup),
+            Some(WireType::Delimited) => self.slice().map(drop),
+            Some(WireType::Varint) => self.varint().map(drop),
+            Some(WireType::Fixed64) => self.fixed64().map(drop),
+            Some(WireType::Fixed32) => self.fixed32().map(drop),
+            Some(WireType::StartGroup) => self.skip_group(key.number(), depth),
+            Some(WireType::EndGroup) => self.broken(Fault::EndGroup),
+            None => self.broken(Fault::WireType),
         }
     }
 
     /// Groups are long out of use, and not part of OTLP; a decoder has to step over them all the same.
     #[cold]
-    fn skip_group(&mut self, number: u32, depth: u32) -> Result<(), Broken> {
+    fn skip_group(&mut self, number: u64, depth: u32) -> Result<(), Broken> {
         let Some(depth) = depth.checked_sub(1) else {
             return self.broken(Fault::TooDeep);
         };
         loop {
             let key = self.key()?;
             match key.wire_type() {
-                WireType::EndGroup if key.number() == number => return Ok(()),
+                Some(WireType::EndGroup) if key.number() == number => return Ok(()),
                 _ => self.skip(key, depth)?,
             }
         }
@@ -341,8 +346,10 @@ pub fn is_ascii(bytes: &[u8]) -> bool {
     for word in words {
         seen |= u64::from_le_bytes(*word);
     }
-    for byte in tail {
-        seen |= u64::from(*byte);
+    match bytes.last_chunk::<8>() {
+        // The last word overlaps the one before: cheaper than single bytes.
+        Some(last) => seen |= u64::from_le_bytes(*last),
+        None => tail.iter().for_each(|byte| seen |= u64::from(*byte)),
     }
     seen & HIGH_BITS == 0
 }
@@ -359,8 +366,8 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 
 /// Appends a length-delimited field.
 #[inline]
-pub fn put_bytes(out: &mut Vec<u8>, number: u32, value: &[u8]) {
-    put_varint(out, u64::from(delimited(number)));
+pub fn put_bytes(out: &mut Vec<u8>, number: u64, value: &[u8]) {
+    put_varint(out, delimited(number));
     put_varint(out, value.len() as u64);
     out.extend_from_slice(value);
 }
@@ -385,8 +392,8 @@ pub struct Pending {
 impl Pending {
     /// Appends the key and room for a length of `room` bytes (1 to 10).
     #[inline(always)]
-    pub fn begin(out: &mut Vec<u8>, number: u32, room: usize) -> Pending {
-        put_varint(out, u64::from(delimited(number)));
+    pub fn begin(out: &mut Vec<u8>, number: u64, room: usize) -> Pending {
+        put_varint(out, delimited(number));
         let room = room.clamp(1, 10);
         out.resize(out.len() + room, 0);
         Pending {
@@ -465,7 +472,11 @@ mod tests {
 
     #[test]
     fn keys_with_number_zero_or_an_unknown_wire_type_are_errors() {
-        let fault = |bytes: &[u8]| Cursor::new(bytes).key().unwrap_err().fault;
+        let fault = |bytes: &[u8]| {
+            let mut cursor = Cursor::new(bytes);
+            let key = cursor.key().unwrap();
+            cursor.skip(key, MAX_DEPTH).unwrap_err().fault
+        };
         assert_eq!(fault(&[0x02]), Fault::FieldNumber);
         assert_eq!(fault(&[0x0e]), Fault::WireType);
         assert_eq!(fault(&[0x0f]), Fault::WireType);
@@ -497,7 +508,7 @@ mod tests {
         let mut outer = Cursor::new(&bytes);
         outer.key().unwrap();
         let mut inner = outer.message().unwrap();
-        assert_eq!((inner.position(), inner.end()), (2, 5));
+        assert_eq!((inner.position(), inner.rest()), (2, &bytes[2..]));
         inner.key().unwrap();
         assert_eq!(
             inner.slice(),
