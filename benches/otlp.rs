@@ -1,6 +1,6 @@
 //! What reading OTLP costs per span, against prost on the same bytes.
 //!
-//! `cargo bench --bench otlp`. No framework: each line is the median of several runs over payloads that together exceed
+//! `cargo bench --bench otlp`, or `-- JSON` for the lines that contain the word. No framework: each line is the median of several runs over payloads that together exceed
 //! the second-level cache, with the smallest and largest run beside it to show how quiet the machine was.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -89,6 +89,10 @@ fn main() {
 }
 
 fn measure<T>(what: &str, payloads: &[T], work: impl Fn(&T) -> usize) {
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    if wanted.is_some_and(|wanted| !what.contains(&wanted)) {
+        return;
+    }
     let mut runs: Vec<f64> = (0..RUNS)
         .map(|_| {
             let (begin, processor_time) = (Instant::now(), processor_time());

@@ -85,15 +85,20 @@ impl Message {
         self.fields.get(usize::from(place))
     }
 
-    /// The field with a JSON name, and its place; the search begins at `expected`.
-    #[inline]
+    /// The field with a JSON name, and its place, which mostly is the `expected` one.
+    #[inline(always)]
     pub(super) fn named(&self, name: &[u8], expected: usize) -> Option<(usize, &'static Field)> {
-        let (before, from) = self.fields.split_at_checked(expected).unwrap_or((self.fields, &[]));
-        let is_named = |field: &&Field| field.name.as_bytes() == name;
-        match from.iter().position(|field| is_named(&field)) {
-            Some(place) => Some((expected + place, from.get(place)?)),
-            None => before.iter().enumerate().find(|(_, field)| is_named(field)),
+        match self.fields.get(expected) {
+            Some(field) if field.name.as_bytes() == name => Some((expected, field)),
+            _ => self.search(name),
         }
+    }
+
+    fn search(&self, name: &[u8]) -> Option<(usize, &'static Field)> {
+        self.fields
+            .iter()
+            .enumerate()
+            .find(|(_, field)| field.name.as_bytes() == name)
     }
 }
 

@@ -286,36 +286,40 @@ impl<'a> Span<'a> {
     }
 
     #[inline(always)]
-    fn read(&mut self, cursor: Cursor<'a>) {
+    fn read(&mut self, mut cursor: Cursor<'a>) {
         let mut attributes = Extent::default();
         let mut events = Extent::default();
-        let mut begin = cursor;
-        cursor.for_each_field(|key, cursor| {
-            match key.raw() {
-                Self::ATTRIBUTES => {
-                    cursor.slice()?;
-                    // They come in runs.
-                    while cursor.short_slice(Self::ATTRIBUTES).is_some() {}
-                    attributes.include(&begin, cursor);
+        // Written as a loop and not with `for_each_field`, which the compiler would not inline here. As there, damage ends
+        // the message, and what came before counts.
+        let _ended_early = (|| {
+            while !cursor.is_done() {
+                let begin = cursor;
+                let key = cursor.key()?;
+                match key.raw() {
+                    Self::ATTRIBUTES => {
+                        cursor.slice()?;
+                        // They come in runs.
+                        while cursor.short_slice(Self::ATTRIBUTES).is_some() {}
+                        attributes.include(&begin, &cursor);
+                    }
+                    Self::TRACE_ID => self.trace_id = cursor.slice()?,
+                    Self::SPAN_ID => self.span_id = cursor.slice()?,
+                    Self::TRACE_STATE => self.trace_state = cursor.slice()?,
+                    Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
+                    Self::NAME => self.name = cursor.slice()?,
+                    Self::KIND => self.kind = cursor.varint()? as i32,
+                    Self::START => self.start_unix_nano = cursor.fixed64()?,
+                    Self::END => self.end_unix_nano = cursor.fixed64()?,
+                    Self::EVENTS => {
+                        cursor.slice()?;
+                        events.include(&begin, &cursor);
+                    }
+                    Self::STATUS => self.read_status(cursor.message()?),
+                    _ => cursor.skip(key, MAX_DEPTH)?,
                 }
-                Self::TRACE_ID => self.trace_id = cursor.slice()?,
-                Self::SPAN_ID => self.span_id = cursor.slice()?,
-                Self::TRACE_STATE => self.trace_state = cursor.slice()?,
-                Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
-                Self::NAME => self.name = cursor.slice()?,
-                Self::KIND => self.kind = cursor.varint()? as i32,
-                Self::START => self.start_unix_nano = cursor.fixed64()?,
-                Self::END => self.end_unix_nano = cursor.fixed64()?,
-                Self::EVENTS => {
-                    cursor.slice()?;
-                    events.include(&begin, cursor);
-                }
-                Self::STATUS => self.read_status(cursor.message()?),
-                _ => cursor.skip(key, MAX_DEPTH)?,
             }
-            begin = *cursor;
-            Ok(())
-        });
+            Ok::<(), Broken>(())
+        })();
         self.attributes = attributes.bytes();
         self.events = events.bytes();
     }

@@ -365,11 +365,28 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a length-delimited field.
-#[inline]
+#[inline(always)]
 pub fn put_bytes(out: &mut Vec<u8>, number: u64, value: &[u8]) {
-    put_varint(out, delimited(number));
-    put_varint(out, value.len() as u64);
+    put_header(out, number, value.len());
     out.extend_from_slice(value);
+}
+
+/// Appends the key and the length of a length-delimited field.
+#[inline(always)]
+pub fn put_header(out: &mut Vec<u8>, number: u64, length: usize) {
+    if number < 16 && length < 0x80 {
+        out.extend_from_slice(&[delimited(number) as u8, length as u8]);
+    } else {
+        put_varint(out, delimited(number));
+        put_varint(out, length as u64);
+    }
+}
+
+/// Appends a field of eight bytes.
+#[inline(always)]
+pub fn put_fixed64(out: &mut Vec<u8>, number: u64, value: u64) {
+    put_varint(out, fixed64(number));
+    out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// How many bytes a varint takes.
@@ -406,6 +423,12 @@ impl Pending {
     #[inline(always)]
     pub fn finish(self, out: &mut Vec<u8>) {
         let length = out.len().saturating_sub(self.contents);
+        if self.room == 1 && length < 0x80 {
+            if let Some(room) = out.get_mut(self.contents - 1) {
+                *room = length as u8;
+            }
+            return;
+        }
         let needed = varint_len(length as u64);
         if needed != self.room {
             self.make_room(out, needed, length);

@@ -16,6 +16,7 @@
 //! Invariants: never panics; nests at most [`MAX_DEPTH`] messages; the output is valid for the check behind, and no larger
 //! than the text plus a few bytes for each value.
 
+mod attribute;
 mod error;
 mod number;
 mod reader;
@@ -27,8 +28,8 @@ use bytes::Bytes;
 use self::error::{Mistake, What};
 use self::reader::{Reader, Str};
 use super::Signal;
-use super::schema::{self, Field, Kind, Message, Presence};
-use super::wire::{self, MAX_DEPTH, Pending, put_bytes, put_varint};
+use super::schema::{self, Field, Kind, Message, Presence, Role};
+use super::wire::{self, MAX_DEPTH, Pending, put_bytes, put_fixed64, put_header, put_varint};
 
 pub use self::error::JsonError;
 
@@ -149,6 +150,9 @@ impl Transcoder<'_> {
         match field.kind {
             Kind::Message(message) => self.nested(number, message, depth),
             Kind::Messages(message) => self.list(|this| {
+                if message.role == Role::KeyValue && attribute::usual(&mut this.reader, &mut this.out, number, depth) {
+                    return Ok(());
+                }
                 if this.reader.take_null()? {
                     put_bytes(&mut this.out, number, &[]);
                     return Ok(());
@@ -289,7 +293,6 @@ impl Transcoder<'_> {
         if digits.is_empty() && !writes_empty {
             return Ok(());
         }
-        put_varint(&mut self.out, wire::delimited(number));
         let (pairs, odd) = digits.as_chunks::<2>();
         // Half a byte too much or too little is a wrong length, which must not become right by rounding.
         let length = match (odd, pairs.len()) {
@@ -297,7 +300,7 @@ impl Transcoder<'_> {
             (_, length @ (8 | 16)) => length - 1,
             (_, length) => length,
         };
-        put_varint(&mut self.out, length as u64);
+        put_header(&mut self.out, number, length);
         let mut invalid = odd.iter().any(|digit| hex_digit(*digit) > 15);
         for (index, [high, low]) in pairs.iter().enumerate() {
             let (high, low) = (hex_digit(*high), hex_digit(*low));
@@ -424,8 +427,7 @@ impl Transcoder<'_> {
     #[inline(always)]
     fn put_fixed64_field(&mut self, number: u64, value: u64, writes_zero: bool) -> Result<(), Mistake> {
         if value != 0 || writes_zero {
-            put_varint(&mut self.out, wire::fixed64(number));
-            self.out.extend_from_slice(&value.to_le_bytes());
+            put_fixed64(&mut self.out, number, value);
         }
         Ok(())
     }

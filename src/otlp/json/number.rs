@@ -1,4 +1,10 @@
-//! Integers as JSON writes them, exactly.
+//! Numbers as JSON writes them: integers exactly, doubles rounded once.
+
+/// The double that `text`, a number in the grammar of JSON, stands for; `None` if it is beyond the largest.
+pub(super) fn double(text: &[u8]) -> Option<f64> {
+    let value: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    value.is_finite().then_some(value)
+}
 
 /// The integer that `text`, a number in the grammar of JSON, stands for; also in the forms `5.0` and `1.5e3`. `None`: it
 /// has a fraction, or is so large that no 64-bit type holds it.

@@ -10,6 +10,7 @@
 //! between ASCII characters are UTF-8.
 
 use super::error::{Mistake, What};
+use crate::otlp::wire::is_ascii;
 
 /// How deep values that nobody asked for may nest: each level takes a stack frame.
 const MAX_SKIPPED_DEPTH: u32 = 128;
@@ -48,7 +49,9 @@ impl<'a> Reader<'a> {
         self.text.len() - self.at
     }
 
-    fn rest(&self) -> &'a [u8] {
+    /// The text that is left.
+    #[inline(always)]
+    pub(super) fn rest(&self) -> &'a [u8] {
         self.text.get(self.at..).unwrap_or_default()
     }
 
@@ -60,6 +63,12 @@ impl<'a> Reader<'a> {
             what
         };
         Err(Mistake { what, at: self.at })
+    }
+
+    /// Goes on to the beginning of `rest`, which is the end of the text.
+    #[inline(always)]
+    pub(super) const fn go_on_at(&mut self, rest: &'a [u8]) {
+        self.at = self.text.len().saturating_sub(rest.len());
     }
 
     /// The first character of the next token, white space skipped; 0 at the end.
@@ -321,7 +330,7 @@ fn utf16_escape(escape: &[u8]) -> (char, usize) {
 /// Eight at a time: a subtraction borrows into the high bit of each byte that is below the subtrahend. A borrow may run
 /// on into the bytes above a true finding, but never below it, so the lowest bit found is right.
 #[inline(always)]
-fn plain_length(text: &[u8]) -> usize {
+pub(super) fn plain_length(text: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 0xff;
     const HIGH_BITS: u64 = ONES * 0x80;
     let (words, tail) = text.as_chunks::<8>();
