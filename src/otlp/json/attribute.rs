@@ -30,6 +30,10 @@ pub(super) fn usual(reader: &mut Reader<'_>, out: &mut Vec<u8>, number: u64, dep
 #[inline(always)]
 fn read(text: &[u8]) -> Option<(&[u8], Value<'_>, &[u8])> {
     let (key, rest) = plain_string(text.strip_prefix(br#"{"key":""#)?)?;
+    if key.is_empty() {
+        // An empty string is left out, as everywhere in proto3.
+        return None;
+    }
     let rest = rest.strip_prefix(br#","value":{""#)?;
     let (value, rest) = if let Some(rest) = rest.strip_prefix(br#"stringValue":""#) {
         let (text, rest) = plain_string(rest)?;

@@ -60,7 +60,7 @@ fn white_space_makes_no_difference() {
             serde_json::to_vec(&traces).unwrap(),
             serde_json::to_vec_pretty(&traces).unwrap(),
         );
-        assert_eq!(transcode(Signal::Traces, &short), transcode(Signal::Traces, &long));
+        assert!(transcode(Signal::Traces, &short) == transcode(Signal::Traces, &long));
     });
 }
 
