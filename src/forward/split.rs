@@ -125,13 +125,13 @@ fn each_field<'a>(
     mut visit: impl FnMut(Field<'a>) -> Result<(), Broken>,
 ) -> Result<(), Broken> {
     while !message.is_done() {
-        let begin = message.position();
+        let begin = message;
         let key = message.key()?;
         if key.raw() == delimited(number) {
             visit(Field::Nested(message.message()?))?;
         } else {
             message.skip(key, crate::otlp::wire::MAX_DEPTH)?;
-            visit(Field::Other(message.between(begin, message.position())))?;
+            visit(Field::Other(message.since(&begin)))?;
         }
     }
     Ok(())
@@ -158,10 +158,10 @@ fn outline_scope(mut message: Cursor<'_>) -> Result<Scope<'_>, Broken> {
         items: Vec::new(),
     };
     while !message.is_done() {
-        let begin = message.position();
+        let begin = message;
         let key = message.key()?;
         message.skip(key, crate::otlp::wire::MAX_DEPTH)?;
-        let bytes = message.between(begin, message.position());
+        let bytes = message.since(&begin);
         if key.raw() == delimited(ITEMS) {
             scope.items.push(bytes)
         } else {

@@ -188,8 +188,8 @@ impl Check {
 
     /// As [`Check::message`], and looks at the ids. Of an id that is given twice the last one counts.
     fn span(&mut self, mut cursor: Cursor<'_>, message: &'static Message, depth: u32) -> Result<(), Broken> {
-        const TRACE_ID: u64 = wire::delimited(1);
-        const SPAN_ID: u64 = wire::delimited(2);
+        const TRACE_ID: u32 = wire::delimited(1);
+        const SPAN_ID: u32 = wire::delimited(2);
         let (mut trace_id, mut span_id) = (&[][..], &[][..]);
         while !cursor.is_done() {
             let at = cursor.position();

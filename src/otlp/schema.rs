@@ -80,8 +80,8 @@ pub(super) enum Kind {
 impl Message {
     /// The field with a number.
     #[inline(always)]
-    pub(super) fn field(&self, number: u64) -> Option<&'static Field> {
-        let place = *self.places.get(usize::try_from(number).ok()?)?;
+    pub(super) fn field(&self, number: u32) -> Option<&'static Field> {
+        let place = *self.places.get(number as usize)?;
         self.fields.get(usize::from(place))
     }
 

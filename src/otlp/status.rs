@@ -245,14 +245,14 @@ pub fn success_json(signal: Signal, rejected: u32, message: &str) -> Bytes {
 }
 
 /// proto3 leaves zeros out.
-fn put_number(out: &mut Vec<u8>, number: u64, value: u64) {
+fn put_number(out: &mut Vec<u8>, number: u32, value: u64) {
     if value != 0 {
-        put_varint(out, wire::varint(number));
+        put_varint(out, u64::from(wire::varint(number)));
         put_varint(out, value);
     }
 }
 
-fn put_text(out: &mut Vec<u8>, number: u64, text: &str) {
+fn put_text(out: &mut Vec<u8>, number: u32, text: &str) {
     if !text.is_empty() {
         put_bytes(out, number, cut(text).as_bytes());
     }

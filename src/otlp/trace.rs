@@ -107,7 +107,7 @@ pub struct ResourceSpans<'a>(&'a [u8]);
 impl<'a> ResourceSpans<'a> {
     const RESOURCE: u8 = 1;
     const SCOPE_SPANS: u8 = 2;
-    const SCHEMA_URL: u64 = wire::delimited(3);
+    const SCHEMA_URL: u32 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ResourceSpans<'a> {
         ResourceSpans(bytes)
@@ -152,7 +152,7 @@ pub struct Scope<'a> {
 impl<'a> ScopeSpans<'a> {
     const SCOPE: u8 = 1;
     const SPANS: u8 = 2;
-    const SCHEMA_URL: u64 = wire::delimited(3);
+    const SCHEMA_URL: u32 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ScopeSpans<'a> {
         ScopeSpans(bytes)
@@ -160,8 +160,8 @@ impl<'a> ScopeSpans<'a> {
 
     /// Name, version and attributes of the scope, in one look through the message.
     pub fn scope(&self) -> Scope<'a> {
-        const NAME: u64 = wire::delimited(1);
-        const VERSION: u64 = wire::delimited(2);
+        const NAME: u32 = wire::delimited(1);
+        const VERSION: u32 = wire::delimited(2);
         let mut scope = Scope {
             name: Text::default(),
             version: Text::default(),
@@ -219,7 +219,7 @@ impl<'a> ScopeSpans<'a> {
 }
 
 /// The last occurrence of a string field.
-fn last_text(message: &[u8], wanted: u64) -> Text<'_> {
+fn last_text(message: &[u8], wanted: u32) -> Text<'_> {
     let mut text = Text::default();
     Cursor::new(message).for_each_field(|key, cursor| {
         match key.raw() == wanted {
@@ -252,17 +252,17 @@ pub struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    const TRACE_ID: u64 = wire::delimited(1);
-    const SPAN_ID: u64 = wire::delimited(2);
-    const TRACE_STATE: u64 = wire::delimited(3);
-    const PARENT_SPAN_ID: u64 = wire::delimited(4);
-    const NAME: u64 = wire::delimited(5);
-    const KIND: u64 = wire::varint(6);
-    const START: u64 = wire::fixed64(7);
-    const END: u64 = wire::fixed64(8);
-    const ATTRIBUTES: u64 = wire::delimited(9);
-    const EVENTS: u64 = wire::delimited(11);
-    const STATUS: u64 = wire::delimited(15);
+    const TRACE_ID: u32 = wire::delimited(1);
+    const SPAN_ID: u32 = wire::delimited(2);
+    const TRACE_STATE: u32 = wire::delimited(3);
+    const PARENT_SPAN_ID: u32 = wire::delimited(4);
+    const NAME: u32 = wire::delimited(5);
+    const KIND: u32 = wire::varint(6);
+    const START: u32 = wire::fixed64(7);
+    const END: u32 = wire::fixed64(8);
+    const ATTRIBUTES: u32 = wire::delimited(9);
+    const EVENTS: u32 = wire::delimited(11);
+    const STATUS: u32 = wire::delimited(15);
 
     #[inline(always)]
     fn decode(raw: &'a [u8]) -> Span<'a> {
@@ -326,8 +326,8 @@ impl<'a> Span<'a> {
 
     #[inline(always)]
     fn read_status(&mut self, cursor: Cursor<'a>) {
-        const MESSAGE: u64 = wire::delimited(2);
-        const CODE: u64 = wire::varint(3);
+        const MESSAGE: u32 = wire::delimited(2);
+        const CODE: u32 = wire::varint(3);
         cursor.for_each_field(|key, cursor| {
             match key.raw() {
                 MESSAGE => self.status_message = cursor.slice()?,
@@ -447,8 +447,8 @@ pub struct Event<'a> {
 
 impl<'a> Event<'a> {
     fn decode(raw: &'a [u8]) -> Event<'a> {
-        const TIME: u64 = wire::fixed64(1);
-        const NAME: u64 = wire::delimited(2);
+        const TIME: u32 = wire::fixed64(1);
+        const NAME: u32 = wire::delimited(2);
         let mut event = Event {
             name: &[],
             time_unix_nano: 0,
@@ -485,9 +485,9 @@ impl<'a> Event<'a> {
 /// change; everything else is copied as it is, in its order.
 fn without_rejected(body: &[u8]) -> Bytes {
     /// The fields that lead from the request to a span.
-    const PATH: [u64; 3] = [1, ResourceSpans::SCOPE_SPANS as u64, ScopeSpans::SPANS as u64];
+    const PATH: [u32; 3] = [1, ResourceSpans::SCOPE_SPANS as u32, ScopeSpans::SPANS as u32];
 
-    fn copy(message: &[u8], path: &[u64], out: &mut Vec<u8>) -> Result<(), Broken> {
+    fn copy(message: &[u8], path: &[u32], out: &mut Vec<u8>) -> Result<(), Broken> {
         let Some((&field, inner)) = path.split_first() else {
             return Ok(());
         };

@@ -167,16 +167,16 @@ fn integral(value: f64) -> Option<i64> {
     (FITS.contains(&value) && value.fract() == 0.0).then_some(value as i64)
 }
 
-const STRING: u64 = wire::delimited(1);
-const BOOL: u64 = wire::varint(2);
-const INT: u64 = wire::varint(3);
-const DOUBLE: u64 = wire::fixed64(4);
-const ARRAY: u64 = wire::delimited(5);
-const KVLIST: u64 = wire::delimited(6);
-const BYTES: u64 = wire::delimited(7);
-const STRING_INDEX: u64 = wire::varint(8);
-const KEY: u64 = wire::delimited(1);
-const VALUE: u64 = wire::delimited(2);
+const STRING: u32 = wire::delimited(1);
+const BOOL: u32 = wire::varint(2);
+const INT: u32 = wire::varint(3);
+const DOUBLE: u32 = wire::fixed64(4);
+const ARRAY: u32 = wire::delimited(5);
+const KVLIST: u32 = wire::delimited(6);
+const BYTES: u32 = wire::delimited(7);
+const STRING_INDEX: u32 = wire::varint(8);
+const KEY: u32 = wire::delimited(1);
+const VALUE: u32 = wire::delimited(2);
 
 /// The usual form: exactly one field. `None` if the bytes have any other.
 #[inline(always)]
@@ -184,7 +184,7 @@ fn quick_value(bytes: &[u8]) -> Option<AnyValue<'_>> {
     let mut cursor = Cursor::new(bytes);
     match *bytes {
         [] => return Some(AnyValue::Empty),
-        [kind, value @ ..0x80] if u64::from(kind) == INT => return Some(AnyValue::Int(i64::from(value))),
+        [kind, value @ ..0x80] if u32::from(kind) == INT => return Some(AnyValue::Int(i64::from(value))),
         _ => {}
     }
     if let Some(text) = cursor.short_slice(STRING)
@@ -316,7 +316,7 @@ impl<'a> Fields<'a> {
     #[inline(always)]
     pub(super) fn next(&mut self) -> Option<&'a [u8]> {
         loop {
-            let wanted = wire::delimited(u64::from(self.path[2]));
+            let wanted = wire::delimited(u32::from(self.path[2]));
             let mut cursor = Cursor::new(self.leaf);
             if let Some(value) = cursor.short_slice(wanted) {
                 self.leaf = cursor.rest();
@@ -354,7 +354,7 @@ impl<'a> Fields<'a> {
             let level = self.rest.get(..self.middle).filter(|_| in_middle).unwrap_or(self.rest);
             let mut cursor = Cursor::new(level);
             let key = cursor.key()?;
-            let wanted = wire::delimited(u64::from(self.path[usize::from(in_middle)]));
+            let wanted = wire::delimited(u32::from(self.path[usize::from(in_middle)]));
             let (contents, mut read) = if key.raw() == wanted {
                 let contents = cursor.slice()?;
                 (Some(contents), cursor.position())

@@ -23,11 +23,11 @@ pub enum Fault {
     /// A varint does not fit 64 bits.
     #[error("varint is longer than ten bytes or exceeds 64 bits")]
     Varint,
-    /// Field number 0, or one that does not fit.
-    #[error("field number is 0 or too large")]
+    /// Field number 0.
+    #[error("field number is 0")]
     FieldNumber,
-    /// Wire types 6 and 7 do not exist.
-    #[error("wire type 6 or 7")]
+    /// Wire types 6 and 7 do not exist, nor do keys of more than 32 bits.
+    #[error("key of a field that cannot exist")]
     WireType,
     /// A group ends that did not begin, or with the number of another.
     #[error("end of a group that was not begun")]
@@ -75,18 +75,18 @@ pub enum WireType {
 /// Field number and wire type as they stand on the wire: `number << 3 | type`. Compared with [`varint`], [`fixed64`],
 /// [`delimited`] and [`fixed32`]; one that equals none of the known keys is judged by [`Cursor::skip`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key(u64);
+pub struct Key(u32);
 
 impl Key {
     /// The number of the field.
     #[inline(always)]
-    pub const fn number(self) -> u64 {
+    pub const fn number(self) -> u32 {
         self.0 >> 3
     }
 
     /// The number on the wire.
     #[inline(always)]
-    pub const fn raw(self) -> u64 {
+    pub const fn raw(self) -> u32 {
         self.0
     }
 
@@ -106,22 +106,22 @@ impl Key {
 }
 
 /// The key of a varint field.
-pub const fn varint(number: u64) -> u64 {
+pub const fn varint(number: u32) -> u32 {
     number << 3
 }
 
 /// The key of a field of eight bytes.
-pub const fn fixed64(number: u64) -> u64 {
+pub const fn fixed64(number: u32) -> u32 {
     number << 3 | 1
 }
 
 /// The key of a length-delimited field.
-pub const fn delimited(number: u64) -> u64 {
+pub const fn delimited(number: u32) -> u32 {
     number << 3 | 2
 }
 
 /// The key of a field of four bytes.
-pub const fn fixed32(number: u64) -> u64 {
+pub const fn fixed32(number: u32) -> u32 {
     number << 3 | 5
 }
 
@@ -216,7 +216,14 @@ impl<'a> Cursor<'a> {
     /// Reads the key of the next field.
     #[inline(always)]
     pub fn key(&mut self) -> Result<Key, Broken> {
-        self.varint().map(Key)
+        match *self.rest {
+            [first, ref rest @ ..] if first < 0x80 => {
+                self.rest = rest;
+                Ok(Key(u32::from(first)))
+            }
+            // A key of more than 32 bits becomes one with a wire type that does not exist.
+            _ => self.varint().map(|key| Key(u32::try_from(key).unwrap_or(u32::MAX))),
+        }
     }
 
     /// Reads a length-delimited value as bytes.
@@ -274,11 +281,11 @@ impl<'a> Cursor<'a> {
     /// Reads a value whose key and length have one byte each, if the field of the one-byte key `key` comes next in this
     /// form. Attributes and all that is in them mostly do.
     #[inline(always)]
-    pub fn short_slice(&mut self, key: u64) -> Option<&'a [u8]> {
+    pub fn short_slice(&mut self, key: u32) -> Option<&'a [u8]> {
         let [next, length @ ..0x80, rest @ ..] = self.rest else {
             return None;
         };
-        if u64::from(*next) != key {
+        if u32::from(*next) != key {
             return None;
         }
         let (value, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -301,7 +308,7 @@ impl<'a> Cursor<'a> {
     /// Judges `key` and skips its value; `depth` is how many levels a group may still nest.
     #[inline(always)]
     pub fn skip(&mut self, key: Key, depth: u32) -> Result<(), Broken> {
-        if key.number() == 0 || key.raw() > u64::from(u32::MAX) {
+        if key.number() == 0 {
             return self.broken(Fault::FieldNumber);
         }
         match key.wire_type() {
@@ -317,7 +324,7 @@ impl<'a> Cursor<'a> {
 
     /// Groups are long out of use, and not part of OTLP; a decoder has to step over them all the same.
     #[cold]
-    fn skip_group(&mut self, number: u64, depth: u32) -> Result<(), Broken> {
+    fn skip_group(&mut self, number: u32, depth: u32) -> Result<(), Broken> {
         let Some(depth) = depth.checked_sub(1) else {
             return self.broken(Fault::TooDeep);
         };
@@ -366,26 +373,26 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 
 /// Appends a length-delimited field.
 #[inline(always)]
-pub fn put_bytes(out: &mut Vec<u8>, number: u64, value: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, number: u32, value: &[u8]) {
     put_header(out, number, value.len());
     out.extend_from_slice(value);
 }
 
 /// Appends the key and the length of a length-delimited field.
 #[inline(always)]
-pub fn put_header(out: &mut Vec<u8>, number: u64, length: usize) {
+pub fn put_header(out: &mut Vec<u8>, number: u32, length: usize) {
     if number < 16 && length < 0x80 {
         out.extend_from_slice(&[delimited(number) as u8, length as u8]);
     } else {
-        put_varint(out, delimited(number));
+        put_varint(out, u64::from(delimited(number)));
         put_varint(out, length as u64);
     }
 }
 
 /// Appends a field of eight bytes.
 #[inline(always)]
-pub fn put_fixed64(out: &mut Vec<u8>, number: u64, value: u64) {
-    put_varint(out, fixed64(number));
+pub fn put_fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
+    put_varint(out, u64::from(fixed64(number)));
     out.extend_from_slice(&value.to_le_bytes());
 }
 
@@ -409,8 +416,8 @@ pub struct Pending {
 impl Pending {
     /// Appends the key and room for a length of `room` bytes (1 to 10).
     #[inline(always)]
-    pub fn begin(out: &mut Vec<u8>, number: u64, room: usize) -> Pending {
-        put_varint(out, delimited(number));
+    pub fn begin(out: &mut Vec<u8>, number: u32, room: usize) -> Pending {
+        put_varint(out, u64::from(delimited(number)));
         let room = room.clamp(1, 10);
         out.resize(out.len() + room, 0);
         Pending {
@@ -503,7 +510,7 @@ mod tests {
         assert_eq!(fault(&[0x02]), Fault::FieldNumber);
         assert_eq!(fault(&[0x0e]), Fault::WireType);
         assert_eq!(fault(&[0x0f]), Fault::WireType);
-        assert_eq!(fault(&encoded(1 << 32)), Fault::FieldNumber);
+        assert_eq!(fault(&encoded(1 << 32)), Fault::WireType);
     }
 
     #[test]

@@ -18,7 +18,7 @@ enum Value<'a> {
 /// Reads an attribute in the usual form and writes it as field `number` of the message in `out`. If false is returned
 /// nothing was read and nothing written.
 #[inline(always)]
-pub(super) fn usual(reader: &mut Reader<'_>, out: &mut Vec<u8>, number: u64, depth: u32) -> bool {
+pub(super) fn usual(reader: &mut Reader<'_>, out: &mut Vec<u8>, number: u32, depth: u32) -> bool {
     let Some((key, value, rest)) = read(reader.rest()).filter(|_| depth > 1) else {
         return false;
     };
@@ -77,7 +77,7 @@ fn number(text: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 #[inline(always)]
-fn write(out: &mut Vec<u8>, number: u64, key: &[u8], value: Value<'_>) {
+fn write(out: &mut Vec<u8>, number: u32, key: &[u8], value: Value<'_>) {
     let delimited = |length: usize| 1 + varint_len(length as u64) + length;
     let value_length = match value {
         Value::Text(text) => delimited(text.len()),
@@ -92,7 +92,7 @@ fn write(out: &mut Vec<u8>, number: u64, key: &[u8], value: Value<'_>) {
         Value::Text(text) => put_bytes(out, 1, text),
         Value::Bool(value) => out.extend_from_slice(&[wire::varint(2) as u8, u8::from(value)]),
         Value::Int(value) => {
-            put_varint(out, wire::varint(3));
+            put_varint(out, u64::from(wire::varint(3)));
             put_varint(out, value as u64);
         }
         Value::Double(value) => put_fixed64(out, 4, value.to_bits()),

@@ -146,7 +146,7 @@ impl Transcoder<'_> {
 
     #[inline(always)]
     fn field(&mut self, field: &'static Field, writes_zero: bool, depth: u32) -> Result<(), Mistake> {
-        let number = u64::from(field.number);
+        let number = u32::from(field.number);
         match field.kind {
             Kind::Message(message) => self.nested(number, message, depth),
             Kind::Messages(message) => self.list(|this| {
@@ -203,7 +203,7 @@ impl Transcoder<'_> {
             Kind::Fixed32 => {
                 let value: u32 = self.integer("an unsigned 32-bit integer")?;
                 if value != 0 || writes_zero {
-                    put_varint(&mut self.out, wire::fixed32(number));
+                    put_varint(&mut self.out, u64::from(wire::fixed32(number)));
                     self.out.extend_from_slice(&value.to_le_bytes());
                 }
                 Ok(())
@@ -226,7 +226,7 @@ impl Transcoder<'_> {
         }
     }
 
-    fn nested(&mut self, number: u64, message: &'static Message, depth: u32) -> Result<(), Mistake> {
+    fn nested(&mut self, number: u32, message: &'static Message, depth: u32) -> Result<(), Mistake> {
         let Some(inner) = depth.checked_sub(1) else {
             return self.reader.mistake(What::TooDeep);
         };
@@ -258,7 +258,7 @@ impl Transcoder<'_> {
     }
 
     /// A list of numbers, one behind the other without keys.
-    fn packed(&mut self, number: u64, element: impl FnMut(&mut Self) -> Result<(), Mistake>) -> Result<(), Mistake> {
+    fn packed(&mut self, number: u32, element: impl FnMut(&mut Self) -> Result<(), Mistake>) -> Result<(), Mistake> {
         let pending = Pending::begin(&mut self.out, number, 1);
         self.list(element)?;
         pending.finish(&mut self.out);
@@ -266,7 +266,7 @@ impl Transcoder<'_> {
     }
 
     #[inline(always)]
-    fn string(&mut self, number: u64, writes_empty: bool) -> Result<(), Mistake> {
+    fn string(&mut self, number: u32, writes_empty: bool) -> Result<(), Mistake> {
         let text = self.reader.string()?;
         match text.plain() {
             Some(plain) if !plain.is_empty() || writes_empty => put_bytes(&mut self.out, number, plain),
@@ -282,7 +282,7 @@ impl Transcoder<'_> {
 
     /// Trace and span ids.
     #[inline(always)]
-    fn hexadecimal(&mut self, number: u64, writes_empty: bool) -> Result<(), Mistake> {
+    fn hexadecimal(&mut self, number: u32, writes_empty: bool) -> Result<(), Mistake> {
         let begin = self.reader.position();
         let text = self.reader.string()?;
         let mistake = Err(Mistake {
@@ -312,7 +312,7 @@ impl Transcoder<'_> {
         if invalid { mistake } else { Ok(()) }
     }
 
-    fn base64(&mut self, number: u64) -> Result<(), Mistake> {
+    fn base64(&mut self, number: u32) -> Result<(), Mistake> {
         let begin = self.reader.position();
         let text = self.reader.string()?;
         let mut encoded = std::mem::take(&mut self.scratch);
@@ -416,16 +416,16 @@ impl Transcoder<'_> {
     }
 
     #[inline(always)]
-    fn put_varint_field(&mut self, number: u64, value: u64, writes_zero: bool) -> Result<(), Mistake> {
+    fn put_varint_field(&mut self, number: u32, value: u64, writes_zero: bool) -> Result<(), Mistake> {
         if value != 0 || writes_zero {
-            put_varint(&mut self.out, wire::varint(number));
+            put_varint(&mut self.out, u64::from(wire::varint(number)));
             put_varint(&mut self.out, value);
         }
         Ok(())
     }
 
     #[inline(always)]
-    fn put_fixed64_field(&mut self, number: u64, value: u64, writes_zero: bool) -> Result<(), Mistake> {
+    fn put_fixed64_field(&mut self, number: u32, value: u64, writes_zero: bool) -> Result<(), Mistake> {
         if value != 0 || writes_zero {
             put_fixed64(&mut self.out, number, value);
         }

@@ -49,7 +49,7 @@ fn what_is_left_is_what_decoding_filtering_and_encoding_leaves() {
 }
 
 /// A message from its fields: number and contents.
-fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
+fn message(fields: &[(u32, &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     fields
         .iter()
@@ -89,7 +89,7 @@ fn unknown_fields_and_the_order_of_fields_survive_at_every_level() {
 
 #[test]
 fn an_id_that_is_given_twice_is_judged_by_its_last_value() {
-    let parse = |span: &[(u64, &[u8])]| {
+    let parse = |span: &[(u32, &[u8])]| {
         let scope = message(&[(2, &message(span))]);
         TraceRequest::parse(message(&[(1, &message(&[(2, &scope)]))]).into())
             .unwrap()

@@ -361,7 +361,7 @@ impl Generator {
     }
 
     /// Keeps the order among fields of one number, which carries meaning.
-    fn shuffle(&mut self, fields: &mut [(u64, Vec<u8>)]) {
+    fn shuffle(&mut self, fields: &mut [(u32, Vec<u8>)]) {
         for _ in 0..self.rng.usize(0..=fields.len()) {
             let place = self.rng.usize(1..fields.len().max(2));
             if fields.len() > 1 && fields[place - 1].0 != fields[place].0 {
@@ -370,7 +370,7 @@ impl Generator {
         }
     }
 
-    fn scrambled_fields(&mut self, bytes: &[u8], message: &'static Message) -> Vec<(u64, Vec<u8>)> {
+    fn scrambled_fields(&mut self, bytes: &[u8], message: &'static Message) -> Vec<(u32, Vec<u8>)> {
         let mut fields = Vec::new();
         let mut cursor = Cursor::new(bytes);
         while !cursor.is_done() {
@@ -416,12 +416,12 @@ impl Generator {
         vec![&contents[..cut], &contents[cut..]]
     }
 
-    fn field(&mut self, number: u64, contents: &[u8]) -> Vec<u8> {
+    fn field(&mut self, number: u32, contents: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         if self.rng.u8(0..8) > 0 {
             put_bytes(&mut out, number, contents);
         } else {
-            put_varint(&mut out, delimited(number));
+            put_varint(&mut out, u64::from(delimited(number)));
             put_varint(&mut out, contents.len() as u64 | 1 << 40);
             // Clears the bit again: what is left is a length in more bytes than it needs.
             let last = out.last_mut().unwrap();
@@ -431,26 +431,26 @@ impl Generator {
         out
     }
 
-    fn unknown_field(&mut self) -> (u64, Vec<u8>) {
-        let number = self.rng.u64(100..200);
+    fn unknown_field(&mut self) -> (u32, Vec<u8>) {
+        let number = self.rng.u32(100..200);
         let mut out = Vec::new();
         match self.rng.u8(0..5) {
             0 => {
-                put_varint(&mut out, number << 3);
+                put_varint(&mut out, u64::from(number << 3));
                 put_varint(&mut out, self.rng.u64(..));
             }
             1 => {
-                put_varint(&mut out, (number << 3 | 1));
+                put_varint(&mut out, u64::from(number << 3 | 1));
                 out.extend_from_slice(&[0xff; 8]);
             }
             2 => {
-                put_varint(&mut out, (number << 3 | 5));
+                put_varint(&mut out, u64::from(number << 3 | 5));
                 out.extend_from_slice(&[0xff; 4]);
             }
             3 => {
-                put_varint(&mut out, (number << 3 | 3));
+                put_varint(&mut out, u64::from(number << 3 | 3));
                 put_bytes(&mut out, 9, b"in a group");
-                put_varint(&mut out, (number << 3 | 4));
+                put_varint(&mut out, u64::from(number << 3 | 4));
             }
             _ => put_bytes(&mut out, number, b"\xffunknown"),
         }

@@ -147,7 +147,7 @@ fn random_bytes_never_cause_a_panic() {
 }
 
 /// `innermost` inside of messages, each of which is the field of its number in the one around it.
-fn nested(path: &[u64], innermost: &[u8]) -> Bytes {
+fn nested(path: &[u32], innermost: &[u8]) -> Bytes {
     let contents = path.iter().rev().fold(innermost.to_vec(), |contents, number| {
         let mut message = Vec::new();
         put_bytes(&mut message, *number, &contents);
@@ -160,7 +160,7 @@ fn nested(path: &[u64], innermost: &[u8]) -> Bytes {
 fn values_may_nest_as_deep_as_prost_reads_and_no_deeper() {
     let mut accepted = 0;
     for depth in 20..70 {
-        let path: Vec<u64> = [1, 2, 2, 9, 2].into_iter().chain([5, 1].repeat(depth)).collect();
+        let path: Vec<u32> = [1, 2, 2, 9, 2].into_iter().chain([5, 1].repeat(depth)).collect();
         let body = nested(&path, b"");
         let verdict = TraceRequest::parse(body.clone());
         assert_eq!(
