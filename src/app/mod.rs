@@ -193,7 +193,18 @@ pub fn open_journal(settings: &Settings) -> Result<Journal, StartError> {
         .chain(options.may_skip.iter().cloned())
         .collect();
     let (journal, recovery) = Journal::open(options)?;
-    tracing::info!(journal = %journal.id(), ?recovery, "the journal is open");
+    let id = journal.id();
+    let (records, segments, unfinished) = (recovery.records, recovery.segments, recovery.unfinished_records);
+    tracing::info!(journal = %id, is_new = recovery.is_new, records, segments, unfinished, "the journal is open");
+    for note in &recovery.notes {
+        tracing::warn!(note, "found while opening the journal");
+    }
+    if recovery.lost_records > 0 {
+        tracing::error!(
+            records = recovery.lost_records,
+            "acknowledged records are damaged or missing"
+        );
+    }
     Ok(journal)
 }
 

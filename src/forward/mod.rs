@@ -89,3 +89,15 @@ pub enum ForwardError {
     #[error("{0}")]
     Tls(String),
 }
+
+impl ForwardError {
+    /// The key below the exporter's that is to be changed.
+    pub fn key(&self) -> &'static str {
+        match self {
+            ForwardError::Endpoint { .. } => "endpoint",
+            ForwardError::Headers(_) => "headers",
+            ForwardError::Setting { key, .. } => key,
+            ForwardError::Tls(_) => "tls",
+        }
+    }
+}

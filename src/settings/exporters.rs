@@ -2,7 +2,7 @@
 
 use crate::config::yaml::Value;
 use crate::config::{ByteSize, Node, Section};
-use crate::forward::{Compression, Endpoint, ExporterOptions, Headers, Protocol, RetryOptions, TlsOptions};
+use crate::forward::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, RetryOptions, TlsOptions};
 use crate::otlp::{Encoding, Signal};
 
 pub(super) fn bind(root: &Section<'_>) -> Vec<(String, ExporterOptions)> {
@@ -16,7 +16,6 @@ pub(super) fn bind(root: &Section<'_>) -> Vec<(String, ExporterOptions)> {
 }
 
 fn exporter(section: &Section<'_>) -> ExporterOptions {
-    let defaults = ExporterOptions::default();
     let protocols = [("http/protobuf", Protocol::HttpProtobuf), ("grpc", Protocol::Grpc)];
     let endpoint: String = section.get("endpoint", "", "Address, such as http://signoz:4318. Required.");
     let protocol = section.choice("protocol", "http/protobuf", "How requests are sent.", &protocols);
@@ -72,6 +71,18 @@ fn exporter(section: &Section<'_>) -> ExporterOptions {
             max_interval: retry.get("max_interval", "30s", "The longest delay."),
             max_elapsed_time: retry.get("max_elapsed_time", "0", "Give up after this time; 0: never."),
         }),
+        refused: section.section(
+            "refused",
+            "What the backend refused for its content, kept to be looked at.",
+            |refused| {
+                let ByteSize(max_size) =
+                    refused.get("max_size", "64MiB", "At most so many bytes; the oldest go first.");
+                RefusedLimits {
+                    max_size,
+                    max_count: refused.get("max_count", "10000", "At most so many requests."),
+                }
+            },
+        ),
         tls: section.section("tls", "TLS to the backend.", |tls| TlsOptions {
             insecure: tls.get(
                 "insecure",
@@ -83,16 +94,9 @@ fn exporter(section: &Section<'_>) -> ExporterOptions {
             key_file: tls.get("key_file", "", "Key of the client certificate (PEM)."),
         }),
         endpoint,
-        ..defaults
     };
-    if let Err(error) = Endpoint::parse(&options.endpoint, protocol, options.tls.insecure) {
-        section.mistake("endpoint", error.to_string());
-    }
-    if options.tls.cert_file.is_some() != options.tls.key_file.is_some() {
-        section.mistake("tls", "cert_file and key_file go together");
-    }
-    if options.max_concurrent_requests == 0 {
-        section.mistake("max_concurrent_requests", "expected 1 or more");
+    if let Err(error) = options.check() {
+        section.mistake(error.key(), error.to_string());
     }
     options
 }

@@ -7,7 +7,10 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 /// The recorder keeps every observation of a histogram until upkeep folds it into buckets.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Buckets of every histogram of our own; all measure seconds.
+/// Buckets of histograms of our own that count things.
+const COUNTS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
+
+/// Buckets of histograms of our own that measure seconds.
 const SECONDS: [f64; 15] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
 ];
@@ -38,7 +41,8 @@ impl OwnMetrics {
     /// When the process has a recorder already.
     pub fn install() -> Result<Self, OwnMetricsError> {
         let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Prefix("spanledger_".into()), &SECONDS)?
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
+            .set_buckets_for_metric(Matcher::Suffix("_records".into()), &COUNTS)?
             .build_recorder();
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| OwnMetricsError::Install(error.to_string()))?;
