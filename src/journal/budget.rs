@@ -1,7 +1,7 @@
 //! Where the next segment comes from, and when there will be none.
 //!
-//! The order of preference: a segment that nobody wants any more; a new file, while `max_size` and the disk allow; a segment that
-//! is only kept for replay; one that forwarding gives up, where the configuration says so; nothing.
+//! The order of preference: a segment that nobody wants any more; a new file, while `max_size` and the disk allow; a
+//! segment that is only kept for replay; one that forwarding gives up, where the configuration says so; nothing.
 
 use std::collections::VecDeque;
 
@@ -30,8 +30,8 @@ pub(super) fn room(state: &mut State, settings: &Settings, size: u64, free: u64,
             Room::Remove(index)
         }
     };
-    // An empty one, from a start after which nothing came or a segment of which everything was refused. One of another size
-    // stays for now: its header may be the only one to say what was refused in the segment before it.
+    // An empty one, from a start after which nothing came or a segment of which everything was refused. One of
+    // another size stays for now: its header may be the only one to say what was refused in the segment before it.
     let is_free = |sealed: &Sealed| sealed.is_empty() && sealed.is_quiet() && sealed.segment.size == size;
     if let Some(index) = state.sealed.iter().position(is_free) {
         return Room::Recycle(index);

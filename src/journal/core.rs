@@ -1,12 +1,14 @@
 //! The journal without threads and clocks: its state, and the way of a request into it.
 //!
-//! Operations of one append: [`Core::begin`] reserves a sequence and a place under the lock, [`Core::write`] writes outside
-//! of it on the calling thread, [`Core::finish`] notes the outcome. Syncing is in `sync.rs`, changing segments in `rotate.rs`.
+//! Operations of one append: [`Core::begin`] reserves a sequence and a place under the lock, [`Core::write`] writes
+//! outside of it on the calling thread, [`Core::finish`] notes the outcome. Syncing is in `sync.rs`, changing
+//! segments in `rotate.rs`.
 //!
 //! Invariants (checked by [`State::check`] in tests):
 //! * `durable <= written < next`; readers see nothing beyond `durable`.
 //! * `pending` is ordered by sequence: first what was reserved in the active segment, then what is parked.
-//! * Everything reserved is in the active segment, and a segment is entirely durable (or cut) before the next one begins.
+//! * Everything reserved is in the active segment, and a segment is entirely durable (or cut) before the next one
+//!   begins.
 
 use std::collections::VecDeque;
 use std::io;
@@ -82,6 +84,15 @@ pub(super) struct Parked {
     pub(super) entry: Entry,
 }
 
+/// A segment file that could not be written over or removed, and still takes up room.
+pub(super) struct Spoiled {
+    pub(super) number: u32,
+    pub(super) size: u64,
+    /// It held no record, but perhaps it alone says what was refused before it: it stays until a new segment has
+    /// begun.
+    pub(super) is_needed: bool,
+}
+
 /// What one reader has told.
 pub(super) struct ReaderState {
     pub(super) name: String,
@@ -115,9 +126,8 @@ pub(super) struct State {
     pub(super) active: Option<Active>,
     /// Oldest first.
     pub(super) sealed: VecDeque<Sealed>,
-    /// Number and size of segment files that could not be written over or removed. Their headers may still be needed; they go
-    /// after the next segment has begun.
-    pub(super) spoiled: Vec<(u32, u64)>,
+    /// Oldest first.
+    pub(super) spoiled: VecDeque<Spoiled>,
     pub(super) pending: VecDeque<Slot>,
     pub(super) parked: VecDeque<Parked>,
     pub(super) parked_bytes: u64,
@@ -127,7 +137,9 @@ pub(super) struct State {
     pub(super) written: u64,
     /// Everything valid up to here is on the disk.
     pub(super) durable: u64,
-    /// Newest durable record that holds data, for the header of the next segment.
+    /// Newest sequence of any segment that was written over or removed.
+    pub(super) released: u64,
+    /// Of the newest segment that holds a record, for the header of the next one.
     pub(super) last_summary: Summary,
     pub(super) dedup: Dedup,
     pub(super) readers: Vec<ReaderState>,
@@ -366,7 +378,8 @@ impl Core {
         Durable::later(reservation.completion)
     }
 
-    /// Gives the active segment up from `first` on: later requests in it are refused, once the next segment is there to say so.
+    /// Gives the active segment up from `first` on: later requests in it are refused, once the next segment is there
+    /// to say so.
     pub(super) fn cut(&self, state: &mut State, first: u64, error: &io::Error) {
         let Some(active) = state.active.as_mut() else { return };
         if active.cut.is_some_and(|cut| cut <= first) || first < active.segment.header.first {
@@ -499,7 +512,7 @@ impl State {
             .collect();
         assert!(incarnations.is_sorted_by(|a, b| a < b), "segments out of order");
         let mut bytes: u64 = self.sealed.iter().map(|sealed| sealed.segment.size).sum();
-        bytes += self.spoiled.iter().map(|(_, size)| size).sum::<u64>();
+        bytes += self.spoiled.iter().map(|spoiled| spoiled.size).sum::<u64>();
         bytes += self.active.as_ref().map_or(0, |active| active.segment.size);
         assert_eq!(bytes, self.file_bytes, "file sizes do not add up");
     }

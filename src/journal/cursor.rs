@@ -1,7 +1,8 @@
 //! Reading records from segment files, for readers that lag behind the hot tail. Blocking.
 //!
-//! Every body is checked. A damaged one is stepped over exactly; behind a damaged header the next whole one is looked for. Both are
-//! counted. What a recycled segment says is not believed: its life may have ended while it was being read.
+//! Every body is checked. A damaged one is stepped over exactly; behind a damaged header the next whole one is looked
+//! for. Both are counted. What a recycled segment says is not believed: its life may have ended while it was being
+//! read.
 
 use std::io;
 use std::sync::Arc;

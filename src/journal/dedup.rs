@@ -1,11 +1,11 @@
 //! Which requests were received lately, so that one that is sent again is answered like the first and counts once.
 //!
 //! Invariants: at most `max_entries`; an entry older than `max_age` is never found; the entry of a refused record is
-//! removed before the refusal is answered; after a crash the table is rebuilt from the headers of the records, and from
-//! the file `dedup.snapshot` for records whose segment is gone.
+//! removed before the refusal is answered; after a crash the table is rebuilt from the headers of the records, and
+//! from the file `dedup.snapshot` for records whose segment is gone.
 //!
-//! Snapshot: magic `SPANLDUP`, version u32, count u32, journal id (16 bytes), newest sequence covered u64; then per entry digest
-//! (16 bytes), sequence u64, time of receipt u64, rejected u32; then CRC32C of everything before it.
+//! Snapshot: magic `SPANLDUP`, version u32, count u32, journal id (16 bytes), newest sequence covered u64; then per
+//! entry digest (16 bytes), sequence u64, time of receipt u64, rejected u32; then CRC32C of everything before it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -195,7 +195,8 @@ impl Dedup {
         (HEAD + 4) as u64 + ENTRY as u64 * self.max_entries as u64
     }
 
-    /// Entries of a snapshot of this journal, and the sequence through which it is complete; `None` when it is damaged or foreign.
+    /// Entries of a snapshot of this journal, and the sequence through which it is complete; `None` when it is
+    /// damaged or foreign.
     pub(super) fn read_snapshot(id: JournalId, bytes: &[u8]) -> Option<(Vec<(Digest, Remembered)>, u64)> {
         let end = bytes.len().checked_sub(4)?;
         let sound = end >= HEAD

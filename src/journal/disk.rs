@@ -125,7 +125,7 @@ impl Disk for OsDisk {
         let mut options = OpenOptions::new();
         options
             .read(true)
-            .write(true)
+            .write(self.writable)
             .create(self.writable)
             .truncate(false)
             .mode(0o600);
@@ -167,7 +167,8 @@ impl DiskFile for File {
         if done == total {
             return Ok(());
         }
-        // A short write is rare (a signal, a limit, a full disk): finish part by part, so that the reason is reported.
+        // A short write is rare (a signal, a limit, a full disk): finish part by part, so that the reason is
+        // reported.
         let mut start = 0;
         for part in parts {
             let skip = done.saturating_sub(start).min(part.len());

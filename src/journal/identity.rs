@@ -1,4 +1,5 @@
-//! Who this journal is: a random id, the key of its hashes, and how often it was started. File `journal.id`, 96 bytes:
+//! Who this journal is: a random id, the key of its hashes, and how often it was started. File `journal.id`, 96
+//! bytes:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -115,8 +116,8 @@ impl Identity {
         behind_known.max(self.starts * SEQUENCES_PER_START)
     }
 
-    /// The value with which the checksums of one life of one segment start. It depends on the secret key, so nobody can
-    /// send a body that looks like a record, and on the life, so that what was there before it never looks valid.
+    /// The value with which the checksums of one life of one segment start. It depends on the secret key, so nobody
+    /// can send a body that looks like a record, and on the life, so that what was there before it never looks valid.
     pub(super) fn seed(&self, incarnation: u64, epoch: u64) -> u32 {
         let mut hasher = HighwayHasher::new(highway_key(&self.key));
         hasher.append(b"segment");

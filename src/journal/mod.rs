@@ -1,36 +1,40 @@
 //! The durable journal between the receiver and the readers.
 //!
-//! A request that was appended and answered is on the disk, and stays there until every reader has durably passed it. Each reader follows
-//! at its own pace, from a position of its own.
+//! A request that was appended and answered is on the disk, and stays there until every reader has durably passed it.
+//! Each reader follows at its own pace, from a position of its own.
 //!
 //! # Invariants
 //!
-//! 1. An append is answered with success only when its record, and every record before it, is on the disk (with [`Fsync::Interval`]: is
-//!    written). Readers never see a record that is not on the disk, in either mode.
-//! 2. A record that was refused is never read, even if it reached the disk: the next segment says what was valid before it.
-//! 3. Sequences increase and are never used twice, not even after a crash: each start of the program begins beyond every
-//!    sequence that an earlier start can have used.
-//! 4. A file that is written over cannot bring old records back: checksums start from a value that depends on the life of the segment, the start
-//!    of the program and a secret key.
+//! 1. An append is answered with success only when its record, and every record before it, is on the disk (with
+//!    [`Fsync::Interval`]: is written). Readers never see a record that is not on the disk, in either mode.
+//! 2. A record that was refused is never read, even if it reached the disk: the next segment says what was valid
+//!    before it.
+//! 3. Sequences increase and are never used twice, not even after a crash: each start of the program begins beyond
+//!    every sequence that an earlier start can have used.
+//! 4. A file that is written over cannot bring old records back: checksums start from a value that depends on the
+//!    life of the segment, the start of the program and a secret key.
 //! 5. A failed sync is not tried again, and a segment in which a write or a sync failed is not appended to again.
 //! 6. A segment is entirely durable before the next one begins. Only the last segment can be torn.
-//! 7. A segment is written over or removed only when every reader has passed it; one that has not resumed yet has passed nothing.
+//! 7. A segment is written over or removed only when every reader has passed it; one that has not resumed yet has
+//!    passed nothing.
 //! 8. All files together stay below `journal.max_size`, and leave the last bytes of the disk alone.
-//! 9. A request that is sent again within `journal.dedup.max_age` is answered as the first one was, and not before it.
+//! 9. A request that is sent again within `journal.dedup.max_age` is answered as the first one was, and not before
+//!    it.
 //!
 //! # Format
 //!
-//! A directory with `journal.id` (`identity.rs`), `lock`, segment files `00000000.seg` (`segment.rs`) that hold records (`record.rs`), and at
-//! times `dedup.snapshot` (`dedup.rs`). Byte by byte: `docs/journal-format.md`.
+//! A directory with `journal.id` (`identity.rs`), `lock`, segment files `00000000.seg` (`segment.rs`) that hold
+//! records (`record.rs`), and at times `dedup.snapshot` (`dedup.rs`). Byte by byte: `docs/journal-format.md`.
 //!
 //! # Operations
 //!
-//! * *Append* (`core.rs`): a sequence and a place are reserved under a short lock; header and body are written with one call by
-//!   the calling thread. When the segment is full the request waits in memory while the sync thread changes segments; the caller never waits for that.
-//! * *Group commit* (`sync.rs`): one thread syncs whatever is completely written, moves the watermark, then answers. What arrives during one sync is
-//!   answered by the next; there is no timer.
-//! * *Changing segments* (`rotate.rs`, `budget.rs`): write over a segment that nobody wants (twice as fast as growing a file), else create one, else
-//!   refuse new requests until a reader moves on.
+//! * *Append* (`core.rs`): a sequence and a place are reserved under a short lock; header and body are written with
+//!   one call by the calling thread. When the segment is full the request waits in memory while the sync thread
+//!   changes segments; the caller never waits for that.
+//! * *Group commit* (`sync.rs`): one thread syncs whatever is completely written, moves the watermark, then answers.
+//!   What arrives during one sync is answered by the next; there is no timer.
+//! * *Changing segments* (`rotate.rs`, `budget.rs`): write over a segment that nobody wants (twice as fast as growing
+//!   a file), else create one, else refuse new requests until a reader moves on.
 //! * *Reading* (`reader.rs`): from memory while a reader keeps up (`tail.rs`), else from files (`cursor.rs`).
 //!
 //! # Recovery
@@ -54,10 +58,12 @@ mod reader;
 mod record;
 mod recovery;
 mod rotate;
+mod scan;
 mod segment;
 mod status;
 mod sync;
 mod tail;
+mod verify;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -76,6 +82,7 @@ pub use self::reader::{Position, Reader, Resume};
 pub use self::record::Record;
 pub use self::recovery::Recovery;
 pub use self::status::{ReaderStatus, Status};
+pub use self::verify::{Inspection, SegmentCheck, Verification, inspect, verify};
 
 use self::core::{Condition, Core};
 use self::disk::{Disk, OsDisk};
@@ -210,13 +217,14 @@ impl Journal {
         Digest::of(&self.0.core.identity, signal, encoding, body)
     }
 
-    /// Whether the request is known: answers like the first time, when that is durable. Saves checking a request that came before;
-    /// [`Journal::append`] looks again.
+    /// Whether the request is known: answers like the first time, when that is durable. Saves checking a request that
+    /// came before; [`Journal::append`] looks again.
     pub fn duplicate_of(&self, digest: &Digest, now: u64) -> Option<Appended> {
         self.0.core.duplicate_of(digest, now)
     }
 
-    /// Takes a request. Writes on the calling thread, which may block as long as the system takes to copy the body; the sync happens elsewhere.
+    /// Takes a request. Writes on the calling thread, which may block as long as the system takes to copy the body;
+    /// the sync happens elsewhere.
     pub fn append(&self, entry: Entry) -> Result<Appended, AppendError> {
         self.0.core.append(entry)
     }
@@ -240,12 +248,18 @@ impl Journal {
         self.0.core.status(now())
     }
 
+    /// Checks every record that is durable now. Reads the whole journal, so it belongs on a blocking thread.
+    pub fn verify(&self) -> Verification {
+        self.0.core.verify()
+    }
+
     /// Whether requests can be appended now, and if not, why.
     pub fn is_writable(&self) -> Result<(), String> {
         self.0.core.writable()
     }
 
-    /// Syncs and answers what was appended, refuses what comes, and stops the sync thread. Blocks as long as a sync takes.
+    /// Syncs and answers what was appended, refuses what comes, and stops the sync thread. Blocks as long as a sync
+    /// takes.
     pub fn close(&self) {
         self.0.close();
     }

@@ -42,6 +42,8 @@ impl Core {
             identity,
             first,
             sealed,
+            leftovers,
+            released,
             dedup,
             incarnation,
             next_number,
@@ -72,9 +74,11 @@ impl Core {
         });
         let state = State {
             active: None,
-            file_bytes: sealed.iter().map(|sealed| sealed.segment.size).sum(),
+            file_bytes: sealed.iter().map(|sealed| sealed.segment.size).sum::<u64>()
+                + leftovers.iter().map(|leftover| leftover.size).sum::<u64>(),
             sealed,
-            spoiled: Vec::new(),
+            spoiled: leftovers.into(),
+            released,
             pending: VecDeque::new(),
             parked: VecDeque::new(),
             parked_bytes: 0,

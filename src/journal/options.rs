@@ -45,11 +45,11 @@ pub struct Options {
     pub when_full: WhenFull,
     /// How long a request is remembered (`journal.dedup.max_age`). Zero: not at all.
     pub dedup_max_age: Duration,
-    /// How many requests are remembered (`journal.dedup.max_entries`). Zero: none. A small journal remembers fewer: the table, when
-    /// it has to be written to disk, takes at most a sixteenth of `max_size`.
+    /// How many requests are remembered (`journal.dedup.max_entries`). Zero: none. A small journal remembers fewer:
+    /// the table, when it has to be written to disk, takes at most a sixteenth of `max_size`.
     pub dedup_max_entries: usize,
-    /// Names of the readers. A reader pins what it has not passed, and everything until it has resumed; a name that is not here
-    /// pins nothing.
+    /// Names of the readers. A reader pins what it has not passed, and everything until it has resumed; a name that
+    /// is not here pins nothing.
     pub readers: Vec<String>,
     /// Those of [`Options::readers`] that [`WhenFull::SkipForwarding`] may move on.
     pub may_skip: Vec<String>,

@@ -1,7 +1,7 @@
 //! Positions of readers that have no other durable place for them: a small file each.
 //!
-//! `position-<reader>`, 52 bytes: magic `SPANLPOS`, version u32, zero u32, journal id (16 bytes), next sequence u64, time of saving u64 (zero),
-//! CRC32C u32 of everything before it.
+//! `position-<reader>`, 52 bytes: magic `SPANLPOS`, version u32, zero u32, journal id (16 bytes), next sequence u64,
+//! zero u64, CRC32C u32 of everything before it.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +14,8 @@ use super::record::{u32_at, u64_at};
 const MAGIC: &[u8; 8] = b"SPANLPOS";
 const LENGTH: usize = 52;
 
-/// Name of the file. Reader names come from the configuration (`otlp/eu`), so what a file name cannot hold is escaped.
+/// Name of the file. Reader names come from the configuration (`otlp/eu`), so what a file name cannot hold is
+/// escaped.
 fn file_name(reader: &str) -> String {
     let mut name = String::from("position-");
     for byte in reader.bytes() {
@@ -38,8 +39,8 @@ pub fn save_position(directory: &Path, reader: &str, position: Position) -> io::
     replace_file(&OsDisk::create(directory)?, &file_name(reader), &bytes)
 }
 
-/// The saved position; `None` when there is none. A damaged file is an error of kind `InvalidData`: whether to begin at the
-/// oldest record is for the reader to decide.
+/// The saved position; `None` when there is none. A damaged file is an error of kind `InvalidData`: whether to begin
+/// at the oldest record is for the reader to decide.
 pub fn load_position(directory: &Path, reader: &str) -> io::Result<Option<Position>> {
     let bytes = match OsDisk::read_only(directory).and_then(|disk| read_file(&disk, &file_name(reader), 4096)) {
         Ok(bytes) => bytes,

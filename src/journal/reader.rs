@@ -38,8 +38,8 @@ pub enum Resume {
     },
     /// There was none: reading begins at the oldest record.
     FromOldest,
-    /// It lies where this journal has never been (it was restored from a copy, or the disk lied): reading begins at the
-    /// oldest record.
+    /// It lies where this journal has never been (it was restored from a copy, or the disk lied): reading begins at
+    /// the oldest record.
     BeyondEnd,
     /// It belongs to another journal: reading begins at the oldest record.
     OtherJournal(JournalId),

@@ -1,4 +1,5 @@
-//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. See `docs/journal-format.md`.
+//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. See
+//! `docs/journal-format.md`.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|

@@ -1,26 +1,30 @@
 //! Opening a journal: who it is, which segments there are, where the last one really ends, what was lost.
 //!
 //! Steps, in order:
-//! 1. Take the lock. Read `journal.id`; when it is gone or damaged, take id and key from the newest segment; when there is none, begin a new
-//!    journal.
-//! 2. Read the header of every segment. A file whose creation was not finished is removed. One without a valid header, one of another
-//!    journal, and the second of two that claim the same life are renamed aside, never deleted.
-//! 3. Every segment but the last is described by the header of the one after it. The last one is scanned, bodies included: its end is behind
-//!    its last whole record. What is valid behind damage is kept. The rest of the file is cut off and the file is synced, because what is
-//!    handed to a reader must be on the disk.
+//! 1. Take the lock. Read `journal.id`; when it is gone or damaged, take id and key from the newest segment; when
+//!    there is none, begin a new journal.
+//! 2. Read the header of every segment. A file whose creation was not finished is removed. One without a valid
+//!    header, one of another journal, and the second of two that claim the same life are renamed aside, never
+//!    deleted.
+//! 3. Every segment but the last is described by the header of the one after it. The last one is scanned, bodies
+//!    included: its end is behind its last whole record. What is valid behind damage is kept. The rest of the file is
+//!    cut off and the file is synced, because what is handed to a reader must be on the disk.
 //! 4. Rebuild the table of digests from record headers and the snapshot.
-//! 5. Count the start durably and begin sequences where no earlier start can have used them. The recovered segments are never written to again.
+//! 5. Count the start durably and begin sequences where no earlier start can have used them. The recovered segments
+//!    are never written to again.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::core::Spoiled;
 use super::dedup::{Dedup, Digest, Remembered, SNAPSHOT_FILE};
 use super::disk::{Disk, DiskFile, read_file, replace_file};
 use super::error::JournalError;
 use super::identity::{FORMAT_VERSION, IDENTITY_FILE, Identity, JournalId, Unreadable};
 use super::options::Settings;
 use super::record::{HEADER, Header};
+use super::scan::{Scan, empty, scan, settle};
 use super::segment::{DATA_START, Frame, Mark, Segment, SegmentHeader, Summary, Walk, file_number};
 
 /// What was found when the journal was opened.
@@ -34,8 +38,8 @@ pub struct Recovery {
     pub records: u64,
     /// Records that had been acknowledged and are damaged or missing, as far as is known before they are read.
     pub lost_records: u64,
-    /// Records that were on their way to the disk when the program or the machine stopped. Nobody was told that they are safe
-    /// (with `journal.fsync: interval`: unless the machine stopped).
+    /// Records that were on their way to the disk when the program or the machine stopped. Nobody was told that they
+    /// are safe (with `journal.fsync: interval`: unless the machine stopped).
     pub unfinished_records: u64,
     /// Files that were renamed because they cannot be used.
     pub set_aside: Vec<String>,
@@ -51,6 +55,9 @@ pub(super) struct Recovered {
     /// The first sequence of this start.
     pub(super) first: u64,
     pub(super) sealed: Vec<(Segment, Summary)>,
+    /// Files that are to be removed.
+    pub(super) leftovers: Vec<Spoiled>,
+    pub(super) released: u64,
     pub(super) dedup: Dedup,
     pub(super) incarnation: u64,
     pub(super) next_number: u32,
@@ -69,6 +76,7 @@ struct Recoverer<'a> {
     disk: &'a dyn Disk,
     /// Offline readers look without changing anything.
     may_write: bool,
+    leftovers: Vec<Spoiled>,
     report: Recovery,
 }
 
@@ -83,6 +91,7 @@ pub(super) fn recover(
     let mut recoverer = Recoverer {
         disk,
         may_write,
+        leftovers: Vec::new(),
         report: Recovery::default(),
     };
     recoverer.run(settings, now, random).map_err(|error| match error {
@@ -128,7 +137,8 @@ impl Recoverer<'_> {
         let mut identity = self.identity(&names, &found, now, random)?;
         let found = self.sort_out(found, identity.id)?;
         let incarnation = found.last().map_or(0, |segment| segment.header.incarnation);
-        let sealed = self.describe(found, &identity)?;
+        let released = found.iter().map(|segment| segment.header.released).max().unwrap_or(0);
+        let sealed = self.describe(found, &identity, released)?;
 
         let dedup = self.remember(&sealed, settings, &identity, &names, now)?;
         let last_known = sealed
@@ -162,6 +172,8 @@ impl Recoverer<'_> {
             identity,
             first,
             sealed,
+            leftovers: std::mem::take(&mut self.leftovers),
+            released,
             dedup,
             incarnation,
             next_number,
@@ -294,7 +306,12 @@ impl Recoverer<'_> {
     }
 
     /// Says of each segment what is in it, and of the gaps between them what was lost.
-    fn describe(&mut self, found: Vec<Found>, identity: &Identity) -> Result<Vec<(Segment, Summary)>, Failure> {
+    fn describe(
+        &mut self,
+        found: Vec<Found>,
+        identity: &Identity,
+        released: u64,
+    ) -> Result<Vec<(Segment, Summary)>, Failure> {
         let headers: Vec<SegmentHeader> = found.iter().map(|segment| segment.header.clone()).collect();
         let mut sealed: Vec<(Segment, Summary)> = Vec::new();
         for (index, segment) in found.into_iter().enumerate() {
@@ -318,21 +335,30 @@ impl Recoverer<'_> {
                 // Refused as a whole, or empty.
                 None if !is_last && valid_through < segment.header.first => empty(&segment),
                 Some(summary) => {
-                    let scanned = trying("read a segment", self.scan(&segment, summary.last, false))?;
+                    let scanned = scan(&segment, summary.last, false);
                     let lost = summary.records.saturating_sub(scanned.summary.records);
                     self.lose(lost, format!("{name} is too short: {lost} records are missing"));
                     scanned.summary
                 }
                 None => {
-                    let scanned = trying("read a segment", self.scan(&segment, valid_through, is_last))?;
+                    let scanned = scan(&segment, valid_through, is_last);
                     self.report_scan(&name, &scanned);
-                    if is_last {
-                        let size = trying("sync the last segment", self.settle(&segment, &scanned))?;
+                    if is_last && self.may_write {
+                        let size = trying("sync the last segment", settle(&segment, &scanned))?;
                         segment.size = size;
                     }
                     scanned.summary
                 }
             };
+            if summary.records > 0 && summary.last <= released {
+                // Given up by every reader, but the file could not be removed, or its removal did not reach the disk.
+                self.leftovers.push(Spoiled {
+                    number: segment.number,
+                    size: segment.size,
+                    is_needed: false,
+                });
+                continue;
+            }
             self.compare_with_neighbour(&sealed, &segment.header);
             sealed.push((segment, summary));
         }
@@ -347,6 +373,9 @@ impl Recoverer<'_> {
     }
 
     fn report_scan(&mut self, name: &str, scan: &Scan) {
+        if let Some(error) = &scan.unreadable {
+            self.note(format!("{name} cannot be read everywhere: {error}"));
+        }
         self.lose(
             scan.lost,
             format!("{name} is damaged: {} acknowledged records are lost", scan.lost),
@@ -381,91 +410,6 @@ impl Recoverer<'_> {
                 ),
             );
         }
-    }
-
-    /// Walks over a segment. `check_bodies` where it may have been interrupted.
-    fn scan(&self, segment: &Segment, valid_through: u64, check_bodies: bool) -> io::Result<Scan> {
-        let mut walk = Walk::new(segment, DATA_START, segment.size);
-        let mut summary = empty(segment);
-        let mut holes: Vec<(u64, u64)> = Vec::new();
-        let mut expected = segment.header.first;
-        let mut known_durable = 0;
-        loop {
-            match walk.next()? {
-                Frame::End => break,
-                Frame::Gap { .. } => {}
-                Frame::Record { offset, header } => {
-                    if header.sequence > valid_through {
-                        break;
-                    }
-                    if header.sequence < expected {
-                        continue;
-                    }
-                    known_durable = known_durable.max(header.durable);
-                    if header.sequence > expected {
-                        holes.push((expected, header.sequence));
-                    }
-                    expected = header.sequence + 1;
-                    if check_bodies && walk.body(offset, &header)?.is_none() {
-                        holes.push((header.sequence, header.sequence + 1));
-                        continue;
-                    }
-                    segment.note(Mark {
-                        sequence: header.sequence,
-                        offset,
-                        received_at: header.received_at,
-                    });
-                    summary.last = header.sequence;
-                    summary.end = offset + header.span();
-                    summary.records += 1;
-                    summary.newest = summary.newest.max(header.received_at);
-                    if header.digest.is_some() {
-                        summary.newest_digest = summary.newest_digest.max(header.received_at);
-                    }
-                }
-            }
-        }
-        let (mut lost, mut unfinished) = (0, 0);
-        for (from, to) in holes {
-            let acknowledged = to.min(known_durable.saturating_add(1)).saturating_sub(from);
-            lost += acknowledged;
-            unfinished += to - from - acknowledged;
-        }
-        Ok(Scan {
-            summary,
-            known_durable,
-            lost,
-            unfinished,
-        })
-    }
-
-    /// Cuts off what is behind the last record and makes the rest durable. Returns the new size.
-    ///
-    /// Syncing is not enough: when a sync had failed just before the program died, the pages count as clean although they
-    /// are not on the disk. So what is not known to be durable is written again, as it is.
-    fn settle(&mut self, segment: &Segment, scan: &Scan) -> io::Result<u64> {
-        if !self.may_write {
-            return Ok(segment.size);
-        }
-        let end = scan.summary.end;
-        let mut walk = Walk::new(segment, DATA_START, end);
-        let doubtful = loop {
-            match walk.next()? {
-                Frame::Record { offset, header } if header.sequence > scan.known_durable => break offset,
-                Frame::Record { .. } | Frame::Gap { .. } => {}
-                Frame::End => break end,
-            }
-        };
-        if let Err(error) = rewrite(&*segment.file, doubtful, end) {
-            self.note(format!("the newest records could not be written again ({error})"));
-        }
-        let size = end.next_multiple_of(4096);
-        // Only to give room back: nothing is ever appended here, so a file that cannot be cut is just larger.
-        // One without records keeps its size, to be written over.
-        let is_worth_it = scan.summary.records > 0 && size < segment.size;
-        let is_cut = is_worth_it && segment.file.truncate(size).is_ok();
-        segment.file.sync_data()?;
-        Ok(if is_cut { size } else { segment.size })
     }
 
     fn remember(
@@ -555,40 +499,6 @@ impl Recoverer<'_> {
         dedup.evicted_early = 0;
         Ok(dedup)
     }
-}
-
-struct Scan {
-    summary: Summary,
-    /// Newest sequence that a record here knows to be on the disk.
-    known_durable: u64,
-    lost: u64,
-    unfinished: u64,
-}
-
-fn empty(segment: &Segment) -> Summary {
-    let header = &segment.header;
-    Summary {
-        incarnation: header.incarnation,
-        first: header.first,
-        last: header.first.saturating_sub(1),
-        end: DATA_START,
-        ..Summary::default()
-    }
-}
-
-fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = from;
-    while at < to {
-        let length = buffer.len().min((to - at) as usize);
-        let count = file.read_at(&mut buffer[..length], at)?;
-        if count == 0 {
-            break;
-        }
-        file.write_at(&[&buffer[..count]], at)?;
-        at += count as u64;
-    }
-    Ok(())
 }
 
 /// A file whose first header was not completely written has no second one, and no records.

@@ -1,7 +1,9 @@
-//! Changing segments: seal the active one, find room for the next, write its header, and let in what waited meanwhile.
+//! Changing segments: seal the active one, find room for the next, write its header, and let in what waited
+//! meanwhile.
 //!
-//! Nothing is appended to the new segment before everything in the old one is durable or refused, and before its own header is
-//! durable. The header names the last valid sequence, so that refused records which reached the disk anyway are never read.
+//! Nothing is appended to the new segment before everything in the old one is durable or refused, and before its own
+//! header is durable. The header names the last valid sequence, so that refused records which reached the disk anyway
+//! are never read.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::budget::{self, Room};
-use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, State, entry_span};
+use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, Spoiled, State, entry_span};
 use super::dedup::SNAPSHOT_FILE;
 use super::disk::replace_file;
 use super::error::AppendError;
@@ -44,6 +46,7 @@ impl Core {
                 created_at: now,
                 valid_before: state.durable,
                 previous: state.last_summary,
+                released: state.released,
             };
             (
                 header,
@@ -52,10 +55,12 @@ impl Core {
                     .max((DATA_START + largest).next_multiple_of(4096)),
             )
         };
-        match self.find_room(&header, size, now) {
+        match self.find_room(header, size, now) {
             Ok(Outcome::Ready(segment)) => {
                 self.install(segment);
-                self.sweep();
+                if let Err(error) = self.sweep(true) {
+                    tracing::warn!(%error, "a segment file that is of no use could not be removed");
+                }
             }
             Ok(Outcome::Full) => self.stall(now, None),
             Err(error)
@@ -80,7 +85,7 @@ impl Core {
         }
     }
 
-    fn find_room(&self, header: &SegmentHeader, size: u64, now: u64) -> io::Result<Outcome> {
+    fn find_room(&self, mut header: SegmentHeader, size: u64, now: u64) -> io::Result<Outcome> {
         let free = self.disk.free_space()?;
         loop {
             let (room, victim, number) = {
@@ -92,6 +97,7 @@ impl Core {
                     Room::Recycle(index) | Room::Remove(index) => state.sealed.remove(index),
                     Room::Create | Room::Full => None,
                 };
+                header.released = state.released;
                 let number = state.next_number;
                 if room == Room::Create {
                     state.next_number += 1;
@@ -101,33 +107,40 @@ impl Core {
             match (room, victim) {
                 (Room::Full, _) => return Ok(Outcome::Full),
                 (Room::Create, _) => {
-                    let file = self.create_segment(number, header, size)?;
+                    let file = self.create_segment(number, &header, size)?;
                     lock(&self.state).file_bytes += size;
-                    return Ok(Outcome::Ready(self.segment(number, file, size, header)));
+                    return Ok(Outcome::Ready(self.segment(number, file, size, &header)));
                 }
                 (Room::Recycle(index), Some(victim)) => {
                     if let Err(error) = self.cover_digests(&victim, now) {
                         lock(&self.state).sealed.insert(index, victim);
                         return Err(error);
                     }
+                    header.released = self.release(&victim);
                     victim.segment.retired.store(true, Ordering::Release);
-                    let file = Arc::clone(&victim.segment.file);
-                    if let Err(error) = header.write(&*file) {
-                        // The file cannot be trusted any more; nobody wanted what was in it. But its old header, if that
-                        // is what is on the disk, may be the only one to say what was refused before it.
-                        lock(&self.state)
-                            .spoiled
-                            .push((victim.segment.number, victim.segment.size));
+                    let Segment {
+                        number, size, ref file, ..
+                    } = *victim.segment;
+                    if let Err(error) = header.write(&**file) {
+                        // The file cannot be trusted any more; nobody wanted what was in it. But its old header, if
+                        // that is what is on the disk, may be the only one to say what was refused before it.
+                        let spoiled = Spoiled {
+                            number,
+                            size,
+                            is_needed: victim.is_empty(),
+                        };
+                        lock(&self.state).spoiled.push_back(spoiled);
                         return Err(error);
                     }
                     self.meters.recycled.increment(1);
-                    return Ok(Outcome::Ready(self.segment(victim.segment.number, file, size, header)));
+                    return Ok(Outcome::Ready(self.segment(number, Arc::clone(file), size, &header)));
                 }
                 (Room::Remove(index), Some(victim)) => {
-                    if let Err(error) = self.cover_digests(&victim, now) {
+                    if let Err(error) = self.sweep(false).and_then(|()| self.cover_digests(&victim, now)) {
                         lock(&self.state).sealed.insert(index, victim);
                         return Err(error);
                     }
+                    self.release(&victim);
                     self.discard(&victim)?;
                 }
                 (Room::Recycle(_) | Room::Remove(_), None) => return Ok(Outcome::Full),
@@ -161,7 +174,11 @@ impl Core {
         if let Err(error) = prepared {
             lock(&self.state).file_bytes += size;
             // What cannot be removed now counts until it can be; recovery would recognise it.
-            if let Err(error) = self.remove_file(number, size) {
+            if let Err(error) = self.remove_file(Spoiled {
+                number,
+                size,
+                is_needed: false,
+            }) {
                 tracing::warn!(%error, "an unfinished segment file could not be removed");
             }
             return Err(error);
@@ -190,51 +207,60 @@ impl Core {
     /// Removes the file of a segment that is no longer listed.
     fn discard(&self, victim: &Sealed) -> io::Result<()> {
         victim.segment.retired.store(true, Ordering::Release);
-        self.remove_file(victim.segment.number, victim.segment.size)
+        let Segment { number, size, .. } = *victim.segment;
+        self.remove_file(Spoiled {
+            number,
+            size,
+            is_needed: victim.is_empty(),
+        })
     }
 
-    fn remove_file(&self, number: u32, size: u64) -> io::Result<()> {
-        let removed = self.disk.remove(&file_name(number));
-        if let Err(error) = removed.or_else(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                Ok(())
-            } else {
-                Err(error)
+    fn remove_file(&self, file: Spoiled) -> io::Result<()> {
+        match self.disk.remove(&file_name(file.number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                lock(&self.state).spoiled.push_front(file);
+                return Err(error);
             }
-        }) {
-            lock(&self.state).spoiled.push((number, size));
-            return Err(error);
+            _ => {}
         }
         self.meters.removed.increment(1);
-        lock(&self.state).file_bytes -= size;
+        lock(&self.state).file_bytes -= file.size;
         // In order: should the power fail, a later segment must not be gone while an earlier one is still there.
         self.disk.sync_dir()
     }
 
-    /// Removes what could not be removed or reused earlier. A new segment has begun, so no header is needed any more but those of
-    /// segments with records.
-    fn sweep(&self) {
+    /// Removes what could not be removed or written over earlier. Once a new segment has begun, no header is needed
+    /// any more but those of segments with records.
+    fn sweep(&self, a_segment_has_begun: bool) -> io::Result<()> {
         loop {
-            let removed = {
+            let spoiled = {
+                let mut state = lock(&self.state);
+                let index = state
+                    .spoiled
+                    .iter()
+                    .position(|spoiled| a_segment_has_begun || !spoiled.is_needed);
+                index.and_then(|index| state.spoiled.remove(index))
+            };
+            match spoiled {
+                Some(spoiled) => self.remove_file(spoiled)?,
+                None => break,
+            }
+        }
+        while a_segment_has_begun {
+            let empty = {
                 let mut state = lock(&self.state);
                 let size = self.settings.segment_size;
                 let is_left_over =
                     |sealed: &Sealed| sealed.is_empty() && sealed.is_quiet() && sealed.segment.size != size;
                 let index = state.sealed.iter().position(is_left_over);
-                let spoiled = if index.is_none() { state.spoiled.pop() } else { None };
-                let empty = index.and_then(|index| state.sealed.remove(index));
-                drop(state);
-                match (empty, spoiled) {
-                    (Some(empty), _) => self.discard(&empty),
-                    (None, Some((number, size))) => self.remove_file(number, size),
-                    (None, None) => return,
-                }
+                index.and_then(|index| state.sealed.remove(index))
             };
-            if let Err(error) = removed {
-                tracing::warn!(%error, "a segment file that is of no use could not be removed");
-                return;
+            match empty {
+                Some(empty) => self.discard(&empty)?,
+                None => break,
             }
         }
+        Ok(())
     }
 
     fn install(&self, segment: Arc<Segment>) {
@@ -291,7 +317,8 @@ impl Core {
         admitted
     }
 
-    /// No segment to write to: everything that waits is refused, and so is what comes, until a later attempt succeeds.
+    /// No segment to write to: everything that waits is refused, and so is what comes, until a later attempt
+    /// succeeds.
     fn stall(&self, now: u64, failure: Option<Arc<str>>) {
         let refused = {
             let mut guard = lock(&self.state);
@@ -366,11 +393,21 @@ impl Core {
                 state.sealed.pop_front()
             };
             let Some(victim) = victim else { return Ok(()) };
-            if let Err(error) = self.cover_digests(&victim, now) {
+            if let Err(error) = self.sweep(false).and_then(|()| self.cover_digests(&victim, now)) {
                 lock(&self.state).sealed.push_front(victim);
                 return Err(error);
             }
+            self.release(&victim);
             self.discard(&victim)?;
         }
+    }
+
+    /// Every reader has passed this segment, and its file is about to go.
+    fn release(&self, victim: &Sealed) -> u64 {
+        let mut state = lock(&self.state);
+        if !victim.is_empty() {
+            state.released = state.released.max(victim.summary.last);
+        }
+        state.released
     }
 }

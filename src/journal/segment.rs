@@ -19,11 +19,12 @@
 //! | 136 | 8 | … number of records |
 //! | 144 | 8 | … newest time of receipt |
 //! | 152 | 8 | … newest time of receipt among records with a digest (0: none) |
-//! | 160 | 92 | zero |
+//! | 160 | 8 | newest sequence in any segment that was given up because every reader had passed it |
+//! | 168 | 84 | zero |
 //! | 252 | 4 | CRC32C of bytes 0..252 |
 //!
-//! The copies lie at 0 and at 4096; records begin at 8192. The first copy is written and synced before the second, and
-//! both before the first record: a crash in between leaves a valid header, old or new, and the old one means that
+//! The copies lie at 0 and at 4096; records begin at 8192. The first copy is written and synced before the second,
+//! and both before the first record: a crash in between leaves a valid header, old or new, and the old one means that
 //! the old records are still untouched. The header describes the segment before it because a segment is entirely
 //! durable before the next one begins: opening a journal needs no scan but of the last segment.
 
@@ -81,6 +82,8 @@ pub(super) struct SegmentHeader {
     pub(super) created_at: u64,
     pub(super) valid_before: u64,
     pub(super) previous: Summary,
+    /// Tells a file that was to be gone, and is not, from one that is missing.
+    pub(super) released: u64,
 }
 
 impl SegmentHeader {
@@ -104,6 +107,7 @@ impl SegmentHeader {
             previous.records,
             previous.newest,
             previous.newest_digest,
+            self.released,
         ];
         for (index, number) in numbers.iter().enumerate() {
             bytes[64 + 8 * index..72 + 8 * index].copy_from_slice(&number.to_le_bytes());
@@ -141,6 +145,7 @@ impl SegmentHeader {
                 newest: number(10),
                 newest_digest: number(11),
             },
+            released: number(12),
         })
     }
 
@@ -192,7 +197,8 @@ pub(super) struct Segment {
     pub(super) seed: u32,
     /// Set before the file is written over or removed: what a reader read afterwards means nothing.
     pub(super) retired: AtomicBool,
-    /// Appends that may still be writing, also after they were refused. The file is not reused before they have ended.
+    /// Appends that may still be writing, also after they were refused. The file is not reused before they have
+    /// ended.
     pub(super) writers: AtomicU32,
     marks: Mutex<Vec<Mark>>,
 }
@@ -239,7 +245,8 @@ pub(super) enum Frame {
     End,
 }
 
-/// Walks over the headers of a segment. It reads little where records are large, and much at a time where they are small.
+/// Walks over the headers of a segment. It reads little where records are large, and much at a time where they are
+/// small.
 pub(super) struct Walk<'a> {
     file: &'a dyn DiskFile,
     seed: u32,
@@ -271,6 +278,12 @@ impl<'a> Walk<'a> {
     /// Where the walk stands.
     pub(super) fn position(&self) -> u64 {
         self.offset
+    }
+
+    /// Goes on behind what the disk could not read.
+    pub(super) fn skip_page(&mut self) {
+        self.offset = (self.offset + 1).next_multiple_of(4096).min(self.limit);
+        self.chunk.clear();
     }
 
     /// The next frame; the walk stands behind it afterwards.
@@ -320,8 +333,8 @@ impl<'a> Walk<'a> {
         Ok(header.filter(|header| offset + header.span() <= self.limit))
     }
 
-    /// Looks for the next whole header, on every multiple of eight. Costs a read of the rest of the segment at worst, and
-    /// only happens behind the end of the last segment or behind damage.
+    /// Looks for the next whole header, on every multiple of eight. Costs a read of the rest of the segment at worst,
+    /// and only happens behind the end of the last segment or behind damage.
     fn search(&self, from: u64) -> io::Result<Option<u64>> {
         let mut chunk = vec![0; SEARCH_CHUNK];
         let mut start = from;

@@ -24,7 +24,8 @@ pub struct Status {
     pub next: u64,
     /// Requests remembered for `journal.dedup`.
     pub remembered: usize,
-    /// Seconds until requests are refused, at the present rate and with readers where they are. `None`: nothing comes in.
+    /// Seconds until requests are refused, at the present rate and with readers where they are. `None`: nothing comes
+    /// in.
     pub seconds_until_full: Option<f64>,
     /// Why nothing can be appended.
     pub not_writable: Option<String>,
@@ -86,7 +87,8 @@ impl State {
         self.lag(from).records.saturating_sub(self.lag(to).records)
     }
 
-    /// Whether a saved position can be from this journal's past: `Some(missing)` says how many records behind it are gone.
+    /// Whether a saved position can be from this journal's past: `Some(missing)` says how many records behind it are
+    /// gone.
     pub(super) fn locate(&self, next: u64) -> Option<u64> {
         if next > self.durable + 1 {
             return None;
@@ -102,8 +104,8 @@ impl State {
             .map(|active| (&active.segment.header, &active.durable));
         for (header, summary) in sealed.chain(active) {
             if next < header.first {
-                // Before this segment, and not in one that we have. Behind the last valid record there was nothing to read, so a
-                // position there is one the journal never gave out.
+                // Before this segment, and not in one that we have. Behind the last valid record there was nothing to
+                // read, so a position there is one the journal never gave out.
                 return if next <= header.valid_before + 1 {
                     let from = behind_last.map_or(next, |behind: u64| behind.max(next));
                     Some((header.valid_before + 1).saturating_sub(from))

@@ -1,5 +1,5 @@
-//! Group commit: one sync for everything that is completely written, then the answers. The thread that runs this sleeps
-//! until there is work; no timer delays an answer. See [`Core::step`].
+//! Group commit: one sync for everything that is completely written, then the answers. The thread that runs this
+//! sleeps until there is work; no timer delays an answer. See [`Core::step`].
 
 use std::io;
 use std::sync::Arc;
@@ -73,8 +73,8 @@ impl Core {
         })
     }
 
-    /// Publishes what became durable and answers it; or, when the sync failed, gives the rest of the segment up. A failed sync is
-    /// never tried again: the system has already forgotten which pages it could not write.
+    /// Publishes what became durable and answers it; or, when the sync failed, gives the rest of the segment up. A
+    /// failed sync is never tried again: the system has already forgotten which pages it could not write.
     pub(super) fn finish_sync(&self, job: SyncJob, outcome: io::Result<()>, now: u64) {
         let mut answered = Vec::new();
         {

@@ -1,4 +1,5 @@
-//! The hot tail: the newest records as they came in, bounded in bytes, so that readers that keep up never touch files.
+//! The hot tail: the newest records as they came in, bounded in bytes, so that readers that keep up never touch
+//! files.
 //!
 //! Invariant: every record with a sequence of at least `start` that was appended and not refused is here.
 
@@ -65,8 +66,8 @@ impl Tail {
         }
     }
 
-    /// Records from `next` up to `through`; `None` when the tail does not reach back to `next`. At least one record is
-    /// handed out when there is one, however large.
+    /// Records from `next` up to `through`; `None` when the tail does not reach back to `next`. At least one record
+    /// is handed out when there is one, however large.
     pub(super) fn read(&self, next: u64, through: u64, max_bytes: usize, max_records: usize) -> Option<Vec<Record>> {
         if next < self.start {
             return None;

@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod behaviour;
+mod corruption;
+mod measure;
 mod sim_disk;
 mod simulation;
 

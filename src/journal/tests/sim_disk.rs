@@ -1,5 +1,6 @@
-//! A disk that forgets: after a power failure there is what was synced, and of the rest whatever chance leaves: writes that are missing, out
-//! of order, or torn in the middle. It can refuse to write or sync, run full, and lose power at any single operation.
+//! A disk that forgets: after a power failure there is what was synced, and of the rest whatever chance leaves:
+//! writes that are missing, out of order, or torn in the middle. It can refuse to write or sync, run full, and lose
+//! power at any single operation.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -201,16 +202,6 @@ impl SimDisk {
         let mut inner = self.inner();
         inner.power = None;
         inner.is_off = false;
-    }
-
-    /// The content of a file, to damage it.
-    pub(super) fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut inner = self.inner();
-        let file = inner.directory[name];
-        let content = &mut inner.contents[file];
-        change(&mut content.current);
-        content.synced = content.current.clone();
-        content.unsynced.clear();
     }
 }
 

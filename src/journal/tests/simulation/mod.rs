@@ -1,14 +1,18 @@
-//! Seeded simulation: appends, syncs, changes of segments, readers, faults and crashes in every order that chance finds, against a model.
+//! Seeded simulation: appends, syncs, changes of segments, readers, faults and crashes in every order that chance
+//! finds, against a model.
 //!
-//! `SPANLEDGER_SEEDS=100000 cargo test --lib journal::tests::simulation` runs more seeds, `SPANLEDGER_SEED=4711` replays one and prints each step.
+//! `SPANLEDGER_SEEDS=100000 cargo test --lib journal::tests::simulation` runs more seeds, `SPANLEDGER_SEED=4711`
+//! replays one and prints each step.
 //!
 //! What is checked, after every step and across every crash:
-//! * an acknowledged request reaches every reader exactly once, in order of sequence; nothing reaches a reader that was not sent, or that was refused
-//!   before a segment that says so was begun;
+//! * an acknowledged request reaches every reader exactly once, in order of sequence; nothing reaches a reader that
+//!   was not sent, or that was refused before a segment that says so was begun;
 //! * a sequence stands for one request for ever;
 //! * a repeated request is recognised as long as it must be, and what was answered as a repetition is there;
 //! * a crash is never reported as a loss, a saved position never turns out to be unknown;
 //! * the files stay within `max_size`.
+
+mod readers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,12 +21,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::core::{Begun, Condition, Core, Reservation};
-use super::super::options::Settings;
-use super::super::segment::lock;
-use super::super::sync::{Next, SyncJob};
-use super::super::*;
 use super::sim_disk::SimDisk;
+use crate::journal::core::{Begun, Condition, Core, Reservation};
+use crate::journal::options::Settings;
+use crate::journal::segment::lock;
+use crate::journal::sync::{Next, SyncJob};
+use crate::journal::*;
 
 const KIB: u64 = 1 << 10;
 const SECOND: u64 = 1_000_000_000;
@@ -174,25 +178,6 @@ impl Simulation {
         }
     }
 
-    fn resume(&mut self, index: usize) {
-        let mut reader = Reader::new(self.core(), index);
-        let saved = self.followers[index].saved;
-        let resume = reader.resume(saved);
-        self.say(|| format!("reader {index} resumes at {saved:?}: {resume:?}"));
-        match resume {
-            Resume::Continued { missing } => {
-                assert!(
-                    missing == 0 || self.followers[index].is_skippable,
-                    "{missing} records are gone"
-                );
-            }
-            Resume::FromOldest => assert!(saved.is_none()),
-            other => panic!("{other:?}"),
-        }
-        self.readers[index] = Some(reader);
-        self.followers[index].unsaved.clear();
-    }
-
     fn crash(&mut self, is_power_failure: bool) {
         self.say(|| format!("crash, power failure: {is_power_failure}"));
         for sealed in &lock(&self.core().state).sealed {
@@ -205,7 +190,7 @@ impl Simulation {
         }
         self.settle_answers();
         if is_power_failure && matches!(self.options.fsync, Fsync::Interval(_)) {
-            self.lose_unsynced();
+            self.lose_unsynced(Fate::Unknown);
         }
         for request in &mut self.requests {
             request.durable = None;
@@ -227,13 +212,13 @@ impl Simulation {
     }
 
     /// With an interval: what was answered when it was written, and is not synced, may be there or not.
-    fn lose_unsynced(&mut self) {
+    fn lose_unsynced(&mut self, fate: Fate) {
         self.settle_answers();
         let durable = lock(&self.core().state).durable;
         for (sequence, request) in &self.request_of {
             let request = &mut self.requests[*request];
             if *sequence > durable && request.fate == Fate::Acknowledged {
-                request.fate = Fate::Unknown;
+                request.fate = fate;
             }
         }
     }
@@ -298,8 +283,8 @@ impl Simulation {
         if matches!(begun, Ok(Begun::Write(_)) | Ok(Begun::Done(_))) {
             let sequence = lock(&core.state).next - 1;
             self.say(|| format!("append {number} ({} bytes) as {sequence}", entry.body.len()));
-            // What is parked has not reached any file: when the program dies, and could not even count its start because the disk
-            // was full, the next start may give the number out again.
+            // What is parked has not reached any file: when the program dies, and could not even count its start
+            // because the disk was full, the next start may give the number out again.
             let is_parked = matches!(begun, Ok(Begun::Done(_)));
             assert!(
                 is_parked || self.sequences.insert(sequence),
@@ -337,7 +322,8 @@ impl Simulation {
         }
     }
 
-    /// One stroke of the sync thread: it takes a job, syncs, and notes the outcome in three steps, between which anything may happen.
+    /// One stroke of the sync thread: it takes a job, syncs, and notes the outcome in three steps, between which
+    /// anything may happen.
     fn sync_thread(&mut self) {
         let core = self.core();
         match self.syncing.take() {
@@ -374,116 +360,10 @@ impl Simulation {
                 self.say(|| format!("sync: {outcome:?}"));
                 if outcome.is_err() && matches!(self.options.fsync, Fsync::Interval(_)) {
                     // What the interval may lose.
-                    self.lose_unsynced();
+                    self.lose_unsynced(Fate::RefusedForNow);
                 }
                 core.finish_sync(job, outcome, self.now);
             }
-        }
-    }
-
-    fn repeat(&mut self) {
-        if self.requests.is_empty() {
-            return;
-        }
-        let number = self.random.usize(0..self.requests.len());
-        let Some(digest) = self.requests[number].digest else {
-            return;
-        };
-        let core = self.core();
-        let age = Duration::from_nanos(self.now - self.requests[number].received_at);
-        let is_remembered = age <= self.options.dedup_max_age && self.options.dedup_max_entries > 4;
-        let known = core.duplicate_of(&digest, self.now);
-        self.say(|| format!("repeat {number} ({:?}): {known:?}", self.requests[number].fate));
-        match known {
-            Some(appended) => {
-                let fate = self.requests[number].fate;
-                assert!(!matches!(fate, Fate::Refused), "a refused request is taken for known");
-                assert_eq!(appended.rejected, self.requests[number].rejected);
-                assert!(!self.requests[number].must_be_absent);
-                match appended.durable.outcome() {
-                    Some(Ok(())) => self.requests[number].fate = Fate::Acknowledged,
-                    Some(Err(error)) => panic!("{error}"),
-                    None => assert_eq!(fate, Fate::Pending, "it waits for nothing"),
-                }
-            }
-            None if is_remembered => match self.requests[number].fate {
-                Fate::Acknowledged => panic!("request {number} is forgotten, though acknowledged"),
-                // It is about to be refused.
-                Fate::Pending => {
-                    let waiting: Vec<u64> = lock(&core.state).pending.iter().map(|slot| slot.sequence).collect();
-                    let is_waiting = waiting.iter().any(|sequence| self.request_of[sequence] == number);
-                    assert!(!is_waiting, "request {number} is forgotten");
-                }
-                Fate::Unknown => self.requests[number].must_be_absent = true,
-                Fate::RefusedForNow | Fate::Refused => {}
-            },
-            None => {}
-        }
-    }
-
-    fn read(&mut self, index: usize) {
-        let Some(mut reader) = self.readers[index].take() else {
-            return self.resume(index);
-        };
-        let max_bytes = self.random.usize(0..8000);
-        let batch = reader.try_next_batch(max_bytes, self.random.usize(1..20));
-        self.say(|| {
-            let sequences = batch
-                .as_ref()
-                .map(|batch| batch.iter().map(|record| record.sequence).collect::<Vec<_>>());
-            format!("reader {index} reads {sequences:?}")
-        });
-        let position = reader.position();
-        self.readers[index] = Some(reader);
-        let Ok(batch) = batch else { return };
-        for record in batch {
-            assert!(record.sequence < position.next);
-            let number = u64::from_le_bytes(record.body[..8].try_into().unwrap()) as usize;
-            let request = &mut self.requests[number];
-            assert_eq!(record.body, request.body, "request {number}");
-            assert_eq!(record.items as usize, number);
-            assert_eq!(
-                self.request_of.get(&record.sequence),
-                Some(&number),
-                "sequence {}",
-                record.sequence
-            );
-            match request.fate {
-                Fate::Refused | Fate::RefusedForNow => panic!("request {number} was refused"),
-                // It turned out to be there.
-                Fate::Unknown => request.fate = Fate::Acknowledged,
-                Fate::Pending | Fate::Acknowledged => {}
-            }
-            assert!(
-                !request.must_be_absent,
-                "request {number} is there and was not recognised"
-            );
-            let follower = &mut self.followers[index];
-            let last = follower.unsaved.last().or(follower.processed.last());
-            assert!(
-                last.is_none_or(|(sequence, _)| *sequence < record.sequence),
-                "out of order"
-            );
-            follower.unsaved.push((record.sequence, number));
-        }
-    }
-
-    fn pass(&mut self, index: usize) {
-        let Some(reader) = &self.readers[index] else { return };
-        let follower = &mut self.followers[index];
-        let position = reader.position();
-        follower.processed.append(&mut follower.unsaved);
-        follower.saved = Some(position);
-        reader.passed(position);
-        self.say(|| format!("reader {index} has passed {}", position.next));
-    }
-
-    fn rewind(&mut self, index: usize) {
-        let Some(reader) = &mut self.readers[index] else { return };
-        let follower = &mut self.followers[index];
-        if let Some(saved) = follower.saved {
-            reader.rewind(saved);
-            follower.unsaved.clear();
         }
     }
 
