@@ -139,7 +139,7 @@ async fn a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row(dat
 }
 
 /// Looks again and again until `condition` holds: for what happens in its own time.
-async fn until(mut condition: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(mut condition: impl AsyncFnMut() -> bool) {
     let patience = tokio::time::Instant::now() + Duration::from_secs(60);
     while !condition().await {
         assert!(tokio::time::Instant::now() < patience, "it never came true");
