@@ -17,6 +17,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 pub struct Cluster {
     directory: PathBuf,
     port: u16,
+    options: &'static str,
     server: Mutex<Option<Child>>,
 }
 
@@ -36,8 +37,13 @@ pub fn shared() -> &'static Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster and starts it.
+    /// Makes a cluster and starts it. What it holds need not survive the machine.
     pub fn start() -> Cluster {
+        Cluster::start_with("-c fsync=off")
+    }
+
+    /// The same, with further options of the server.
+    pub fn start_with(options: &'static str) -> Cluster {
         let programs = programs();
         let directory = temporary_directory();
         let initdb = format!(
@@ -51,6 +57,7 @@ impl Cluster {
         let cluster = Cluster {
             directory,
             port,
+            options,
             server: Mutex::new(None),
         };
         cluster.resume();
@@ -62,7 +69,7 @@ impl Cluster {
         // The shell outlives this process by the moment it takes to stop the server: its standard input ends when
         // this process does.
         let script = format!(
-            "{programs}/postgres -D {dir}/data -p {port} -k {dir} -c listen_addresses=127.0.0.1 -c fsync=off \
+            "{programs}/postgres -D {dir}/data -p {port} -k {dir} -c listen_addresses=127.0.0.1 {options} \
              -c max_connections=50 -c log_min_messages=fatal -c shared_buffers=64MB </dev/null >{dir}/log 2>&1 & \
              pid=$!; \
              for i in $(seq 600); do \
@@ -71,6 +78,7 @@ impl Cluster {
             programs = programs().display(),
             dir = self.directory.display(),
             port = self.port,
+            options = self.options,
         );
         let mut server = as_user(&script)
             .stdin(Stdio::piped())

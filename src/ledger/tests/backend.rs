@@ -208,7 +208,7 @@ async fn old_rows_of_ours_are_deleted_and_those_of_others_stay(database: Databas
     assert_eq!(database.rows().await.len(), 2 + 2);
     assert_eq!(database.number("SELECT count(*) FROM spanledger_executions").await, 2);
     // What is older than that is not written again either.
-    let old = facts(&[success(1, 1, 0, 1_000)]);
+    let old = facts(&[success(1, 4, 0, 1_000)]);
     let mut session = database.connect().await.unwrap();
     let applied = session
         .apply(&Batch {

@@ -60,7 +60,7 @@ fn settings(url: String) -> Settings {
 impl Database {
     pub(super) fn sqlite() -> Database {
         let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}/rows.db", directory.path().display());
+        let url = format!("sqlite:{}/rows.db?mode=rwc", directory.path().display());
         Database {
             settings: settings(url),
             _directory: Some(directory),
