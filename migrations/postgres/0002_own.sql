@@ -21,7 +21,9 @@ CREATE TABLE {own:executions} (
     reported_exit_code integer,
     reported_outcome text NOT NULL,
     cost_usd double precision,
-    sources text NOT NULL
+    sources text NOT NULL,
+    -- The row of this execution where it is not the one with this id: it took over a row that stood for its runtime.
+    row_id text COLLATE "C"
 );
 CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
 -- For whoever follows the rows as they are written: nearly free, since rows come in this order.
@@ -36,10 +38,13 @@ CREATE TABLE {own:context} (
     end_ns bigint NOT NULL,
     received_at_ns bigint NOT NULL,
     facts text NOT NULL,
+    -- When it becomes a row if no execution is found around it.
+    due_ns bigint,
     PRIMARY KEY (trace_id, span_id)
 );
 CREATE INDEX {index:own:context:node_hash} ON {own:context} (node_hash) WHERE node_hash IS NOT NULL;
 CREATE INDEX {index:own:context:received_at_ns} ON {own:context} USING brin (received_at_ns);
+CREATE INDEX {index:own:context:due_ns} ON {own:context} (due_ns) WHERE due_ns IS NOT NULL;
 
 -- Rows that the database refused, with the reason.
 CREATE TABLE {own:quarantine} (

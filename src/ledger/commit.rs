@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::facts::{Facts, Role};
 use super::plan::{Plan, Update, plan};
 use super::row::{Column, Row, Source};
+use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, Store, StoreError};
 use super::table::{CONTEXT, EXECUTIONS, NewRow, QUARANTINE, Quarantined, ROWS};
 
@@ -45,6 +46,8 @@ pub(super) struct Applied {
     pub(super) duplicates: u64,
     /// Rows from before that got better.
     pub(super) merged: u64,
+    /// Rows that stood for a runtime and are those of an execution now.
+    pub(super) taken_over: u64,
     pub(super) quarantined: u64,
     /// Values that a foreign key refused.
     pub(super) nulled: u64,
@@ -76,7 +79,8 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
         .iter()
         .filter(|facts| matches!(facts.told.role, Role::Execution(_)))
         .count();
-    applied.duplicates = executions as u64 - applied.written - applied.quarantined - applied.expired;
+    applied.duplicates =
+        executions as u64 - applied.written - applied.taken_over - applied.quarantined - applied.expired;
     if let Some((reader, journal, next)) = batch.position {
         store.save_position(reader, journal, next).await?;
     }
@@ -89,7 +93,7 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
 /// A node span reaches an execution by their key, and that execution reaches spans of its trace, which nobody can know
 /// before it was loaded. Whoever finds keys of which it has not the locks begins again with them too: to take them
 /// late would be out of order.
-async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -> Result<Vec<Facts>, StoreError> {
+pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -> Result<Vec<Facts>, StoreError> {
     let mut locks = Keys::of(facts).locks();
     loop {
         store.begin().await?;
@@ -131,7 +135,7 @@ async fn write<S: Store>(store: &mut S, plan: Plan<'_>, now: u64, careful: bool)
     let stored = if ids.is_empty() {
         Default::default()
     } else {
-        store.sources(&ids).await?
+        store.stored(&ids).await?
     };
     let update = |candidate: super::plan::Candidate| {
         let stored = stored.get(candidate.id())?;
@@ -140,12 +144,15 @@ async fn write<S: Store>(store: &mut S, plan: Plan<'_>, now: u64, careful: bool)
     let mut updates: Vec<Update> = candidates.into_iter().filter_map(update).collect();
     applied.nulled += null_missing(store, &mut rows, &mut updates).await?;
 
-    let new = if careful {
+    let taken = take_over(store, &mut rows, careful).await?;
+    let mut new = if careful {
         insert_carefully(store, rows, &executions, now, &mut applied).await?
     } else {
         insert(store, &rows.iter().collect::<Vec<_>>()).await?
     };
     applied.written = new.len() as u64;
+    applied.taken_over = taken.len() as u64;
+    new.extend(taken);
 
     // An execution that was there already is waiting already, or no longer.
     let waits = |facts: &&&Facts| new.contains(facts.id.row_id().as_str());
@@ -156,7 +163,7 @@ async fn write<S: Store>(store: &mut S, plan: Plan<'_>, now: u64, careful: bool)
 }
 
 /// Inserts what is not there; the ids of what was not.
-async fn insert<S: Store>(store: &mut S, rows: &[&NewRow]) -> Result<HashSet<String>, StoreError> {
+pub(super) async fn insert<S: Store>(store: &mut S, rows: &[&NewRow]) -> Result<HashSet<String>, StoreError> {
     if rows.is_empty() {
         return Ok(HashSet::new());
     }
@@ -167,7 +174,7 @@ async fn insert<S: Store>(store: &mut S, rows: &[&NewRow]) -> Result<HashSet<Str
 }
 
 /// As [`insert`], but what is refused is found and set aside.
-async fn insert_carefully<S: Store>(
+pub(super) async fn insert_carefully<S: Store>(
     store: &mut S,
     mut rows: Vec<NewRow>,
     facts: &[&Facts],
@@ -206,7 +213,10 @@ async fn insert_carefully<S: Store>(
             reason,
             "the database refuses this row: it is set aside in quarantine"
         );
-        let set_aside = quarantined(row, facts[part.start], reason, now);
+        let Some(facts) = facts.iter().find(|facts| facts.id == row.id) else {
+            continue;
+        };
+        let set_aside = quarantined(row, facts, reason, now);
         applied.quarantined += store.insert(&QUARANTINE, &[&set_aside]).await?;
     }
     Ok(inserted)

@@ -12,10 +12,11 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::row::{Oddities, Source};
+use super::seen::{Kind, Seen};
 use super::semantics;
 use crate::otlp::trace::{Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
-use crate::rules::semantics::{Outcome, SpanStatus, is_second_span};
+use crate::rules::semantics::{Outcome, SpanStatus};
 
 /// A trace and a span in it: the identity of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -58,6 +59,17 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
     for byte in bytes {
         text.push(DIGITS[usize::from(byte >> 4)]);
         text.push(DIGITS[usize::from(byte & 15)]);
+    }
+}
+
+impl Role {
+    /// The execution that this span is when nobody else stands for it.
+    pub fn alone(&self) -> Option<&Execution> {
+        match self {
+            Role::Runtime(runtime) => runtime.alone.as_ref(),
+            Role::Tool { alone } => Some(alone),
+            _ => None,
+        }
     }
 }
 
@@ -112,6 +124,11 @@ pub enum Role {
     },
     /// A runtime's own span.
     Runtime(Box<Runtime>),
+    /// A tool's own span: nothing to an execution, but one itself when nobody else stands for it.
+    Tool {
+        /// That execution.
+        alone: Box<Execution>,
+    },
     /// An ETL hook, which knows the code agent, and the error.
     Hook {
         /// `hook.agent_id`.
@@ -209,7 +226,7 @@ pub struct Node {
 }
 
 /// What a runtime's own span tells.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named as the columns are")]
 #[serde(default)]
 pub struct Runtime {
@@ -217,6 +234,9 @@ pub struct Runtime {
     pub exit_code: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<i32>,
+    /// The execution it is when nobody else stands for it, if that is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Execution>,
 }
 
 /// Takes the facts out of requests, and counts what had to be bent.
@@ -224,6 +244,8 @@ pub struct Runtime {
 pub struct Extractor {
     /// Cut from error text.
     pub redact: Vec<Regex>,
+    /// Whether runtime and tool spans become rows when no execution is found around them.
+    pub standalone: bool,
     /// What was bent since the caller last took it.
     pub oddities: Oddities,
 }
@@ -237,6 +259,9 @@ impl Extractor {
             for scope_spans in resource_spans.scope_spans() {
                 for span in scope_spans.spans() {
                     let Some(kind) = Seen::kind(&span) else { continue };
+                    if kind.0 == Kind::Tool && !self.standalone {
+                        continue;
+                    }
                     let tenant = || self::tenant_of(resource_spans.resource());
                     let resource: &Tenant = resource_tenant.get_or_insert_with(tenant);
                     facts.extend(self.facts(&span, kind, resource, received_at));
@@ -259,9 +284,13 @@ impl Extractor {
                 selected: Some(self.text(seen.selected)?),
             },
             Kind::Runtime => Role::Runtime(Box::new(Runtime {
-                exit_code: self.integer(seen.runtime_exit_code),
-                memory_mb: self.integer(seen.runtime_memory_mb),
+                exit_code: self.integer(seen.family.exit_code),
+                memory_mb: self.integer(seen.family.memory_mb),
+                alone: self.standalone.then(|| self.alone(span, &seen, resource, at)),
             })),
+            Kind::Tool => Role::Tool {
+                alone: Box::new(self.alone(span, &seen, resource, at)),
+            },
             Kind::Hook => {
                 let agent_id = self.text(seen.hook_agent_id);
                 let failed = SpanStatus::from_code(span.status_code()) == SpanStatus::Error;
@@ -317,6 +346,15 @@ impl Extractor {
             received_at: at,
             told,
         })
+    }
+
+    /// The execution that a runtime's or a tool's span is when nobody else stands for it.
+    fn alone(&mut self, span: &Span<'_>, seen: &Seen<'_>, resource: &Tenant, received_at: u64) -> Execution {
+        let runtime = seen.family.name.to_owned();
+        Execution {
+            runtime: Some(runtime),
+            ..self.execution(span, &seen.as_execution(), resource, received_at)
+        }
     }
 
     fn execution(&mut self, span: &Span<'_>, seen: &Seen<'_>, resource: &Tenant, received_at: u64) -> Execution {
@@ -428,135 +466,4 @@ fn agent_in_ids<'a>(node_id: &'a str, workflow_id: &'a str) -> Option<&'a str> {
     node_id
         .strip_prefix("pre-ingest-hook-")
         .or_else(|| node_id.strip_prefix("post-answer-hook-"))
-}
-
-/// What a span is, before anything is copied out of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Execution,
-    Inner,
-    Node,
-    Router,
-    Runtime,
-    Hook,
-}
-
-/// The attributes that matter, still borrowed from the request. Of a key that is there twice the last counts.
-#[derive(Debug, Default)]
-pub(super) struct Seen<'a> {
-    pub(super) runtime: Option<AnyValue<'a>>,
-    pub(super) success: Option<AnyValue<'a>>,
-    pub(super) exit_code: Option<AnyValue<'a>>,
-    pub(super) duration_ms: Option<AnyValue<'a>>,
-    pub(super) has_error: Option<AnyValue<'a>>,
-    pub(super) timeout_ms: Option<AnyValue<'a>>,
-    pub(super) error_type: Option<AnyValue<'a>>,
-    pub(super) error_kind: Option<AnyValue<'a>>,
-    language: Option<AnyValue<'a>>,
-    memory_mb: Option<AnyValue<'a>>,
-    tokens_used: Option<AnyValue<'a>>,
-    validation_passed: Option<AnyValue<'a>>,
-    output_validation_passed: Option<AnyValue<'a>>,
-    code_agent_id: Option<AnyValue<'a>>,
-    execution_id: Option<AnyValue<'a>>,
-    workflow_id: Option<AnyValue<'a>>,
-    node_id: Option<AnyValue<'a>>,
-    node_error: Option<AnyValue<'a>>,
-    node_attempts: Option<AnyValue<'a>>,
-    node_attempt: Option<AnyValue<'a>>,
-    organization_id: Option<AnyValue<'a>>,
-    workspace_id: Option<AnyValue<'a>>,
-    user_id: Option<AnyValue<'a>>,
-    namespace: Option<AnyValue<'a>>,
-    selected: Option<AnyValue<'a>>,
-    hook_agent_id: Option<AnyValue<'a>>,
-    runtime_exit_code: Option<AnyValue<'a>>,
-    runtime_memory_mb: Option<AnyValue<'a>>,
-    cost_usd: Option<AnyValue<'a>>,
-    has_node_status: bool,
-    has_runtime_name: bool,
-}
-
-impl<'a> Seen<'a> {
-    /// What `span` is to an execution, with the attributes that say so; `None` for the many that are nothing to one.
-    fn kind(span: &Span<'a>) -> Option<(Kind, Seen<'a>)> {
-        let mut seen = Seen::default();
-        for (key, value) in span.attributes() {
-            seen.note(key.as_bytes(), value);
-        }
-        let name = span.name();
-        let name = name.as_bytes();
-        let told =
-            seen.runtime.is_some() || seen.success.is_some() || seen.exit_code.is_some() || seen.duration_ms.is_some();
-        let kind = if told {
-            let id = |value: Option<AnyValue<'a>>| value.and_then(|value| value.as_str());
-            if is_second_span(id(seen.workflow_id), id(seen.node_id)) {
-                Kind::Inner
-            } else {
-                Kind::Execution
-            }
-        } else if name == b"runtimeRouter.route" {
-            Kind::Router
-        } else if seen.has_runtime_name || matches!(name, b"e2b.execute" | b"wasmedge.execute" | b"bacalhau.execute") {
-            Kind::Runtime
-        } else if name.starts_with(b"etlHook.") {
-            Kind::Hook
-        } else if name.starts_with(b"node.execute.") || seen.has_node_status || seen.node_attempts.is_some() {
-            Kind::Node
-        } else {
-            return None;
-        };
-        Some((kind, seen))
-    }
-
-    fn note(&mut self, key: &[u8], value: AnyValue<'a>) {
-        // The prefix first: most keys of most spans are none of ours.
-        let place = match key {
-            [b'c', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
-                b"runtime" => &mut self.runtime,
-                b"success" => &mut self.success,
-                b"exit_code" => &mut self.exit_code,
-                b"duration_ms" => &mut self.duration_ms,
-                b"has_error" => &mut self.has_error,
-                b"timeout_ms" => &mut self.timeout_ms,
-                b"language" => &mut self.language,
-                b"memory_mb" => &mut self.memory_mb,
-                b"tokens_used" => &mut self.tokens_used,
-                b"validation_passed" => &mut self.validation_passed,
-                b"output_validation_passed" => &mut self.output_validation_passed,
-                b"agent_id" => &mut self.code_agent_id,
-                b"cost_usd" => &mut self.cost_usd,
-                _ => return,
-            },
-            [b'n', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
-                b"id" => &mut self.node_id,
-                b"error" => &mut self.node_error,
-                b"attempts" => &mut self.node_attempts,
-                b"attempt" => &mut self.node_attempt,
-                b"status" => {
-                    self.has_node_status = true;
-                    return;
-                }
-                _ => return,
-            },
-            b"workflow.execution_id" => &mut self.execution_id,
-            b"workflow.id" => &mut self.workflow_id,
-            b"organization.id" => &mut self.organization_id,
-            b"workspace.id" => &mut self.workspace_id,
-            b"user.id" => &mut self.user_id,
-            b"security.namespace" => &mut self.namespace,
-            b"runtime.selected" => &mut self.selected,
-            b"hook.agent_id" => &mut self.hook_agent_id,
-            b"error.type" => &mut self.error_type,
-            b"error_kind" => &mut self.error_kind,
-            b"e2b.exit_code" | b"wasmedge.exit_code" | b"bacalhau.exit_code" => &mut self.runtime_exit_code,
-            b"e2b.memory_mb" | b"wasmedge.memory_mb" | b"bacalhau.memory_mb" => &mut self.runtime_memory_mb,
-            b"e2b.runtime" | b"wasmedge.runtime" | b"bacalhau.runtime" => {
-                self.has_runtime_name = true;
-                return;
-            }
-            _ => return,
-        };
-        *place = Some(value);
-    }
 }

@@ -91,14 +91,18 @@ impl Meters {
         }
     }
 
-    pub(super) fn applied(&self, applied: &Applied, seconds: f64) {
+    pub(super) fn transaction(&self, applied: &Applied, seconds: f64) {
+        self.applied(applied);
+        self.transaction.record(seconds);
+    }
+
+    pub(super) fn applied(&self, applied: &Applied) {
         self.written.increment(applied.written);
-        self.merged.increment(applied.merged);
+        self.merged.increment(applied.merged + applied.taken_over);
         self.duplicates.increment(applied.duplicates);
         self.quarantined.increment(applied.quarantined);
         self.expired.increment(applied.expired);
         self.nulled.increment(applied.nulled);
-        self.transaction.record(seconds);
     }
 
     pub(super) fn bent(&self, oddities: Oddities) {

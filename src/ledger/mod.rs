@@ -8,7 +8,7 @@
 //! * [`world`], [`assemble`]: which facts belong together, and the row they make. Pure functions.
 //! * [`plan`], [`commit`]: what a batch changes, and the transaction that does it, the reader's position included.
 //! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both.
-//! * [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
+//! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
 //!
 //! # Exactly one row
 //!
@@ -27,8 +27,10 @@ pub mod facts;
 mod meters;
 mod plan;
 pub mod row;
+mod seen;
 mod semantics;
 mod stage;
+mod standalone;
 mod store;
 mod table;
 mod upkeep;
@@ -125,6 +127,7 @@ pub struct Ledger {
     settings: Settings,
     redact: Vec<Regex>,
     limits: Limits,
+    standalone: bool,
 }
 
 /// How long and how much is kept.
@@ -199,6 +202,7 @@ impl Ledger {
                 window: options.assembly_window,
                 max_pending: options.max_pending,
             },
+            standalone: options.standalone,
         })
     }
 

@@ -1,7 +1,7 @@
 //! What one batch of journal records changes in the database: a pure function of the batch and of what is known.
 
 use super::assemble::{Assembled, assemble};
-use super::facts::{Facts, Role};
+use super::facts::{Execution, Facts, Role};
 use super::row::{Row, Sources};
 use super::table::{Beside, NewRow};
 use super::world::World;
@@ -28,6 +28,14 @@ pub(super) struct Candidate {
     after: Assembled,
 }
 
+/// What is stored beside a row.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    pub(super) sources: Sources,
+    /// The row's id, where it is not the execution's.
+    pub(super) row_id: Option<String>,
+}
+
 /// A change of a row.
 #[derive(Debug)]
 pub(super) struct Update {
@@ -51,24 +59,11 @@ pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, olde
             plan.expired += 1;
             continue;
         }
-        let Some(Assembled { row, sources, .. }) = assemble(&world, facts, true) else {
+        let Some(assembled) = assemble(&world, facts, true) else {
             continue;
         };
-        let beside = Beside {
-            start: facts.start,
-            end: facts.end,
-            received_at: facts.received_at,
-            runtime: execution.runtime.clone(),
-            exit_code: execution.exit_code,
-            outcome: execution.reported_outcome(),
-            cost_usd: execution.cost_usd,
-        };
-        plan.rows.push(NewRow {
-            id: facts.id,
-            row,
-            sources,
-            beside,
-        });
+        let replaces = super::standalone::replaced_by(&world, facts);
+        plan.rows.push(new_row(facts, execution, assembled, replaces));
         plan.executions.push(facts);
     }
     for old in world.executions().filter(|span| !span.fresh) {
@@ -83,13 +78,38 @@ pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, olde
     plan
 }
 
+pub(super) fn new_row(facts: &Facts, execution: &Execution, assembled: Assembled, replaces: Vec<String>) -> NewRow {
+    let beside = Beside {
+        start: facts.start,
+        end: facts.end,
+        received_at: facts.received_at,
+        runtime: execution.runtime.clone(),
+        exit_code: execution.exit_code,
+        outcome: execution.reported_outcome(),
+        cost_usd: execution.cost_usd,
+    };
+    let Assembled { row, sources, .. } = assembled;
+    NewRow {
+        id: facts.id,
+        row,
+        sources,
+        beside,
+        replaces,
+        alias_of: None,
+    }
+}
+
 impl Candidate {
     pub(super) fn id(&self) -> &str {
         &self.after.row.id
     }
 
-    /// What is to be written, when the stored row has `stored`.
-    pub(super) fn update(self, stored: &Sources) -> Option<Update> {
+    /// What is to be written, when this is stored of the row.
+    pub(super) fn update(self, stored: &Stored) -> Option<Update> {
+        let Stored {
+            sources: stored,
+            row_id,
+        } = stored;
         let columns = self.after.changes(&self.before, stored);
         if columns == 0 {
             return None;
@@ -101,10 +121,10 @@ impl Candidate {
         {
             sources.set(column, self.after.sources.get(column));
         }
-        Some(Update {
-            row: self.after.row,
-            columns,
-            sources,
-        })
+        let mut row = self.after.row;
+        if let Some(row_id) = row_id {
+            row.id.clone_from(row_id);
+        }
+        Some(Update { row, columns, sources })
     }
 }

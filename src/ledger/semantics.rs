@@ -1,8 +1,8 @@
 //! What one execution span says of itself, by the rules that the metrics use too, and on what part of the span each
 //! answer stands.
 
-use super::facts::Seen;
 use super::row::Source;
+use super::seen::Seen;
 use crate::otlp::trace::Span;
 use crate::otlp::value::AnyValue;
 use crate::rules::semantics::{Outcome, Run, SpanStatus, duration_ms, says_timed_out};

@@ -40,6 +40,7 @@ pub(super) async fn run<S: Store>(
 ) {
     let extractor = Extractor {
         redact: ledger.redact.clone(),
+        standalone: ledger.standalone,
         ..Extractor::default()
     };
     let mut stage = Stage {
@@ -104,7 +105,13 @@ impl Stage<'_> {
             if Instant::now() >= upkeep_due {
                 let limits = &self.ledger.limits;
                 heartbeat
-                    .while_waiting(upkeep::turn(&mut store, limits, now(), &self.meters))
+                    .while_waiting(upkeep::turn(
+                        &mut store,
+                        limits,
+                        self.ledger.standalone,
+                        now(),
+                        &self.meters,
+                    ))
                     .await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
@@ -133,7 +140,7 @@ impl Stage<'_> {
             };
             let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
             self.reader.passed(position);
-            self.meters.applied(&applied, began.elapsed().as_secs_f64());
+            self.meters.transaction(&applied, began.elapsed().as_secs_f64());
         }
     }
 

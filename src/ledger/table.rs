@@ -60,6 +60,10 @@ pub(super) struct NewRow {
     pub(super) row: Row,
     pub(super) sources: Sources,
     pub(super) beside: Beside,
+    /// Ids of rows that stood for its runtimes, if there are such rows: see [`super::standalone`].
+    pub(super) replaces: Vec<String>,
+    /// The row that it took over; then this is only noted beside.
+    pub(super) alias_of: Option<String>,
 }
 
 /// What the side table holds of a row: what the columns have no place for.
@@ -143,6 +147,7 @@ pub(super) static EXECUTIONS: Table<NewRow> = Table {
         "reported_outcome" Text |new| known(new.beside.outcome.as_str());
         "cost_usd" Double |new| Value::Double(new.beside.cost_usd);
         "sources" Text |new| made(new.sources.to_json());
+        "row_id" Text |new| text(&new.alias_of);
     },
 };
 
@@ -157,6 +162,7 @@ pub(super) static CONTEXT: Table<Facts> = Table {
         "end_ns" BigInt |facts| big(facts.end);
         "received_at_ns" BigInt |facts| big(facts.received_at);
         "facts" Text |facts| Value::Text(serde_json::to_string(&facts.told).ok().map(Cow::Owned));
+        "due_ns" BigInt |facts| Value::BigInt(super::standalone::due(facts));
     },
 };
 

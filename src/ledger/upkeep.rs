@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Limits;
 use super::meters::Meters;
+use super::standalone::stand_alone;
 use super::store::{Store, StoreError};
 use super::table::nanos;
 
@@ -19,9 +20,20 @@ const PIECES: usize = 20;
 pub(super) async fn turn<S: Store>(
     store: &mut S,
     limits: &Limits,
+    standalone: bool,
     now: u64,
     meters: &Meters,
 ) -> Result<(), StoreError> {
+    if standalone {
+        for _ in 0..PIECES {
+            let (due, applied) = stand_alone(store, limits.window_nanos(), limits.oldest(now), now).await?;
+            meters.applied(&applied);
+            if due == 0 {
+                break;
+            }
+        }
+    }
+
     // Two spans find each other when they are received within the window. One that came a window before an execution
     // is needed for as long as that execution can change: for one more window.
     let horizon = now.saturating_sub(limits.window_nanos().saturating_mul(2));

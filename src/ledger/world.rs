@@ -80,6 +80,8 @@ pub enum Kind {
     Router,
     /// [`Role::Runtime`]
     Runtime,
+    /// [`Role::Tool`]
+    Tool,
     /// [`Role::Hook`]
     Hook,
 }
@@ -93,6 +95,7 @@ impl Role {
             Role::Node(_) => Kind::Node,
             Role::Router { .. } => Kind::Router,
             Role::Runtime(_) => Kind::Runtime,
+            Role::Tool { .. } => Kind::Tool,
             Role::Hook { .. } => Kind::Hook,
         }
     }

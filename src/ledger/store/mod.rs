@@ -14,8 +14,7 @@ pub(super) mod sqlite;
 use std::collections::{HashMap, HashSet};
 
 use super::facts::{Facts, SpanId, Told};
-use super::plan::Update;
-use super::row::Sources;
+use super::plan::{Stored, Update};
 use super::table::{Quarantined, Table, TableName};
 
 /// Why the database did not do what it was asked.
@@ -158,8 +157,14 @@ pub(super) trait Store: Sized {
         table: &'static Table<T>,
         rows: &[&T],
     ) -> Result<HashSet<String>, StoreError>;
-    /// Where the values of these rows came from.
-    async fn sources(&mut self, ids: &[&str]) -> Result<HashMap<String, Sources>, StoreError>;
+    /// What is stored beside the rows of these executions.
+    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError>;
+    /// Deletes these rows, with what is beside them.
+    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError>;
+    /// Waiting spans that are due to become rows, at most `limit`.
+    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
+    /// These are no longer due.
+    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
     /// Changes the columns of each update, and the sources beside it.
     async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError>;
     /// Saves the position of the reader.
@@ -267,4 +272,14 @@ pub(super) fn span_id(trace: &[u8], span: &[u8]) -> SpanId {
         trace: trace.try_into().unwrap_or_default(),
         span: span.try_into().unwrap_or_default(),
     }
+}
+
+/// What is stored beside the rows of executions whose id `is` in the list. Of an execution that took over a row, what is
+/// beside that row counts.
+pub(super) fn stored_sql(names: &Names, is: &str) -> String {
+    let executions = names.own("executions");
+    format!(
+        "SELECT e.id, coalesce(r.sources, e.sources), e.row_id FROM {executions} e \
+         LEFT JOIN {executions} r ON r.id = e.row_id WHERE e.id {is}"
+    )
 }

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, Postgres, Row as _};
 
 use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, fill_in, quote, schema, stored_facts};
 use crate::ledger::facts::Facts;
-use crate::ledger::plan::Update;
+use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
 use crate::ledger::table::{self, Kind, Quarantined, Table, TableName, Value, nanos};
 
@@ -182,14 +182,59 @@ impl Store for PostgresStore {
         Ok(new)
     }
 
-    async fn sources(&mut self, ids: &[&str]) -> Result<HashMap<String, Sources>, StoreError> {
-        let sql = format!(
-            "SELECT id, sources FROM {} WHERE id = ANY ($1)",
-            self.names.own("executions")
-        );
-        let rows = self.fetch(query(sql).bind(ids)).await?;
-        let read = |row: &PgRow| Ok((row.try_get(0)?, Sources::from_json(row.try_get(1)?)));
+    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
+        let rows = self
+            .fetch(query(super::stored_sql(&self.names, "= ANY ($1)")).bind(ids))
+            .await?;
+        let read = |row: &PgRow| {
+            let sources = Sources::from_json(row.try_get(1)?);
+            Ok((
+                row.try_get(0)?,
+                Stored {
+                    sources,
+                    row_id: row.try_get(2)?,
+                },
+            ))
+        };
         rows.iter().map(read).collect::<Result<_, sqlx::Error>>().map_err(error)
+    }
+
+    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError> {
+        for table in [self.names.rows(), self.names.own("executions")] {
+            let sql = format!("DELETE FROM {table} WHERE id = ANY ($1)");
+            query(sql)
+                .bind(ids)
+                .execute(&mut self.connection)
+                .await
+                .map_err(error)?;
+        }
+        Ok(())
+    }
+
+    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
+        let sql = format!(
+            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
+             WHERE due_ns <= $1 ORDER BY due_ns LIMIT $2",
+            self.names.own("context")
+        );
+        let rows = self.fetch(query(sql).bind(now).bind(limit)).await?;
+        Ok(rows.iter().filter_map(facts_of).collect())
+    }
+
+    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
+        let sql = format!(
+            "UPDATE {} SET due_ns = NULL WHERE (trace_id, span_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))",
+            self.names.own("context")
+        );
+        let traces: Vec<&[u8]> = facts.iter().map(|facts| facts.id.trace.as_slice()).collect();
+        let spans: Vec<&[u8]> = facts.iter().map(|facts| facts.id.span.as_slice()).collect();
+        query(sql)
+            .bind(traces)
+            .bind(spans)
+            .execute(&mut self.connection)
+            .await
+            .map_err(error)?;
+        Ok(())
     }
 
     async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {

@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, Connection, Row as _, Sqlite};
 
 use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, fill_in, quote, stored_facts};
 use crate::ledger::facts::Facts;
-use crate::ledger::plan::Update;
+use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
 use crate::ledger::table::{Quarantined, Table, TableName, Value, nanos};
 
@@ -197,20 +197,53 @@ impl Store for SqliteStore {
         Ok(new)
     }
 
-    async fn sources(&mut self, ids: &[&str]) -> Result<HashMap<String, Sources>, StoreError> {
-        let mut sources = HashMap::with_capacity(ids.len());
+    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
+        let mut stored = HashMap::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
-            let table = self.names.own("executions");
-            let sql = format!("SELECT id, sources FROM {table} WHERE id IN ({})", marks(ids.len()));
-            let query = ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| {
-                query.bind((*id).to_owned())
-            });
-            for row in self.fetch(query).await? {
-                let json: &str = row.try_get(1).map_err(error)?;
-                sources.insert(row.try_get(0).map_err(error)?, Sources::from_json(json));
+            let sql = super::stored_sql(&self.names, &format!("IN ({})", marks(ids.len())));
+            for row in self.fetch(bind_texts(sql, ids)).await? {
+                let sources = Sources::from_json(row.try_get(1).map_err(error)?);
+                let row_id = row.try_get(2).map_err(error)?;
+                stored.insert(row.try_get(0).map_err(error)?, Stored { sources, row_id });
             }
         }
-        Ok(sources)
+        Ok(stored)
+    }
+
+    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError> {
+        for table in [self.names.rows(), self.names.own("executions")] {
+            for ids in ids.chunks(CHUNK) {
+                let sql = format!("DELETE FROM {table} WHERE id IN ({})", marks(ids.len()));
+                bind_texts(sql, ids)
+                    .execute(&mut self.connection)
+                    .await
+                    .map_err(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
+        let sql = format!(
+            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
+             WHERE due_ns <= ? ORDER BY due_ns LIMIT ?",
+            self.names.own("context")
+        );
+        let rows = self
+            .fetch(sqlx::query(AssertSqlSafe(sql)).bind(now).bind(limit))
+            .await?;
+        Ok(rows.iter().filter_map(facts_of).collect())
+    }
+
+    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
+        let context = self.names.own("context");
+        let sql = format!("UPDATE {context} SET due_ns = NULL WHERE trace_id = ? AND span_id = ?");
+        for facts in facts {
+            let query = sqlx::query(AssertSqlSafe(sql.clone()));
+            let query = query.bind(facts.id.trace.to_vec()).bind(facts.id.span.to_vec());
+            query.execute(&mut self.connection).await.map_err(error)?;
+        }
+        Ok(())
     }
 
     async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {
@@ -443,6 +476,12 @@ impl SqliteStore {
 fn facts_of(row: &SqliteRow) -> Option<Facts> {
     let times = [row.try_get(2).ok()?, row.try_get(3).ok()?, row.try_get(4).ok()?];
     stored_facts(row.try_get(0).ok()?, row.try_get(1).ok()?, times, row.try_get(5).ok()?)
+}
+
+fn bind_texts(sql: String, texts: &[&str]) -> SqliteQuery<'static> {
+    texts.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, text| {
+        query.bind((*text).to_owned())
+    })
 }
 
 fn marks(count: usize) -> String {

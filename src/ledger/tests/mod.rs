@@ -7,6 +7,8 @@ mod backend;
 mod completion;
 mod databases;
 mod following;
+mod keeping;
 #[path = "../../../tests/common/postgres.rs"]
 mod postgres;
 mod support;
+mod surprises;

@@ -1,0 +1,210 @@
+//! One walk over the attributes of a span: whether it matters at all, and what of it.
+
+use crate::otlp::trace::Span;
+use crate::otlp::value::AnyValue;
+use crate::rules::semantics::is_second_span;
+
+/// What a span is, before anything is copied out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Execution,
+    Inner,
+    Node,
+    Router,
+    Runtime,
+    Tool,
+    Hook,
+}
+
+/// The attributes that matter, still borrowed from the request. Of a key that is there twice the last counts.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Seen<'a> {
+    pub(super) runtime: Option<AnyValue<'a>>,
+    pub(super) language: Option<AnyValue<'a>>,
+    pub(super) success: Option<AnyValue<'a>>,
+    pub(super) has_error: Option<AnyValue<'a>>,
+    pub(super) exit_code: Option<AnyValue<'a>>,
+    pub(super) duration_ms: Option<AnyValue<'a>>,
+    pub(super) timeout_ms: Option<AnyValue<'a>>,
+    pub(super) memory_mb: Option<AnyValue<'a>>,
+    pub(super) tokens_used: Option<AnyValue<'a>>,
+    pub(super) cost_usd: Option<AnyValue<'a>>,
+    pub(super) validation_passed: Option<AnyValue<'a>>,
+    pub(super) output_validation_passed: Option<AnyValue<'a>>,
+    pub(super) code_agent_id: Option<AnyValue<'a>>,
+    pub(super) error_type: Option<AnyValue<'a>>,
+    pub(super) error_kind: Option<AnyValue<'a>>,
+    pub(super) execution_id: Option<AnyValue<'a>>,
+    pub(super) workflow_id: Option<AnyValue<'a>>,
+    pub(super) node_id: Option<AnyValue<'a>>,
+    pub(super) node_error: Option<AnyValue<'a>>,
+    pub(super) node_attempts: Option<AnyValue<'a>>,
+    pub(super) node_attempt: Option<AnyValue<'a>>,
+    pub(super) organization_id: Option<AnyValue<'a>>,
+    pub(super) workspace_id: Option<AnyValue<'a>>,
+    pub(super) user_id: Option<AnyValue<'a>>,
+    pub(super) namespace: Option<AnyValue<'a>>,
+    pub(super) selected: Option<AnyValue<'a>>,
+    pub(super) hook_agent_id: Option<AnyValue<'a>>,
+    pub(super) family: Family<'a>,
+    operation: Option<AnyValue<'a>>,
+    has_node_status: bool,
+    has_runtime_name: bool,
+    has_tool_id: bool,
+}
+
+/// What the attributes of a runtime (`e2b.*`, ...) or of a tool say, which name the same things as `code.*` does.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Family<'a> {
+    /// `e2b`, `wasmedge`, `bacalhau`, or what runs tools.
+    pub(super) name: &'static str,
+    pub(super) exit_code: Option<AnyValue<'a>>,
+    pub(super) memory_mb: Option<AnyValue<'a>>,
+    language: Option<AnyValue<'a>>,
+    success: Option<AnyValue<'a>>,
+    has_error: Option<AnyValue<'a>>,
+    duration_ms: Option<AnyValue<'a>>,
+    timeout_ms: Option<AnyValue<'a>>,
+}
+
+impl<'a> Seen<'a> {
+    /// What `span` is to an execution, with the attributes that say so; `None` for the many that are nothing to one.
+    pub(super) fn kind(span: &Span<'a>) -> Option<(Kind, Seen<'a>)> {
+        let mut seen = Seen::default();
+        for (key, value) in span.attributes() {
+            seen.note(key.as_bytes(), value);
+        }
+        let name = span.name();
+        let name = name.as_bytes();
+        let told =
+            seen.runtime.is_some() || seen.success.is_some() || seen.exit_code.is_some() || seen.duration_ms.is_some();
+        let kind = if told {
+            let id = |value: Option<AnyValue<'a>>| value.and_then(|value| value.as_str());
+            if is_second_span(id(seen.workflow_id), id(seen.node_id)) {
+                Kind::Inner
+            } else {
+                Kind::Execution
+            }
+        } else if name == b"runtimeRouter.route" {
+            Kind::Router
+        } else if let Some(runtime) = runtime_of(name).or(seen.has_runtime_name.then_some(seen.family.name)) {
+            seen.family.name = runtime;
+            Kind::Runtime
+        } else if name.starts_with(b"etlHook.") {
+            Kind::Hook
+        } else if name.starts_with(b"node.execute.") || seen.has_node_status || seen.node_attempts.is_some() {
+            Kind::Node
+        } else if seen.has_tool_id {
+            seen.family.name = "bun";
+            Kind::Tool
+        } else if seen.family.exit_code.is_some() && seen.operation.and_then(|o| o.as_str()) == Some("execute_tool") {
+            seen.family.name = "tool";
+            Kind::Tool
+        } else {
+            return None;
+        };
+        Some((kind, seen))
+    }
+
+    /// What the span would have said as an execution.
+    pub(super) fn as_execution(&self) -> Seen<'a> {
+        let family = &self.family;
+        Seen {
+            language: family.language,
+            success: family.success,
+            has_error: family.has_error,
+            exit_code: family.exit_code,
+            duration_ms: family.duration_ms,
+            timeout_ms: family.timeout_ms,
+            memory_mb: family.memory_mb,
+            ..self.clone()
+        }
+    }
+
+    fn note(&mut self, key: &[u8], value: AnyValue<'a>) {
+        // The prefix first: most keys of most spans are none of ours.
+        let place = match key {
+            [b'c', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
+                b"runtime" => &mut self.runtime,
+                b"success" => &mut self.success,
+                b"exit_code" => &mut self.exit_code,
+                b"duration_ms" => &mut self.duration_ms,
+                b"has_error" => &mut self.has_error,
+                b"timeout_ms" => &mut self.timeout_ms,
+                b"language" => &mut self.language,
+                b"memory_mb" => &mut self.memory_mb,
+                b"tokens_used" => &mut self.tokens_used,
+                b"validation_passed" => &mut self.validation_passed,
+                b"output_validation_passed" => &mut self.output_validation_passed,
+                b"agent_id" => &mut self.code_agent_id,
+                b"cost_usd" => &mut self.cost_usd,
+                _ => return,
+            },
+            [b'n', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
+                b"id" => &mut self.node_id,
+                b"error" => &mut self.node_error,
+                b"attempts" => &mut self.node_attempts,
+                b"attempt" => &mut self.node_attempt,
+                b"status" => {
+                    self.has_node_status = true;
+                    return;
+                }
+                _ => return,
+            },
+            [b'e', b'2', b'b', b'.', rest @ ..] => return self.note_family("e2b", rest, value),
+            [b'w', b'a', b's', b'm', b'e', b'd', b'g', b'e', b'.', rest @ ..] => {
+                return self.note_family("wasmedge", rest, value);
+            }
+            [b'b', b'a', b'c', b'a', b'l', b'h', b'a', b'u', b'.', rest @ ..] => {
+                return self.note_family("bacalhau", rest, value);
+            }
+            b"workflow.execution_id" => &mut self.execution_id,
+            b"workflow.id" => &mut self.workflow_id,
+            b"organization.id" => &mut self.organization_id,
+            b"workspace.id" => &mut self.workspace_id,
+            b"user.id" => &mut self.user_id,
+            b"security.namespace" => &mut self.namespace,
+            b"runtime.selected" => &mut self.selected,
+            b"hook.agent_id" => &mut self.hook_agent_id,
+            b"error.type" => &mut self.error_type,
+            b"error_kind" => &mut self.error_kind,
+            b"gen_ai.operation.name" => &mut self.operation,
+            b"process.exit.code" | b"exit_code" => &mut self.family.exit_code,
+            b"timeout_ms" => &mut self.family.timeout_ms,
+            b"tool_id" | b"tool.id" | b"runtime.tool_id" => {
+                self.has_tool_id = true;
+                return;
+            }
+            _ => return,
+        };
+        *place = Some(value);
+    }
+
+    fn note_family(&mut self, name: &'static str, key: &[u8], value: AnyValue<'a>) {
+        let place = match key {
+            b"exit_code" => &mut self.family.exit_code,
+            b"memory_mb" => &mut self.family.memory_mb,
+            b"language" => &mut self.family.language,
+            b"success" => &mut self.family.success,
+            b"has_error" => &mut self.family.has_error,
+            b"duration_ms" | b"execution_time_ms" => &mut self.family.duration_ms,
+            b"timeout" => &mut self.family.timeout_ms,
+            b"runtime" => {
+                self.family.name = name;
+                self.has_runtime_name = true;
+                return;
+            }
+            _ => return,
+        };
+        *place = Some(value);
+    }
+}
+
+fn runtime_of(span_name: &[u8]) -> Option<&'static str> {
+    match span_name {
+        b"e2b.execute" => Some("e2b"),
+        b"wasmedge.execute" => Some("wasmedge"),
+        b"bacalhau.execute" => Some("bacalhau"),
+        _ => None,
+    }
+}
