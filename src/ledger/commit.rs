@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::facts::{Facts, Role};
+use super::facts::{Facts, Role, SpanId};
 use super::plan::{Plan, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
@@ -31,6 +31,8 @@ pub(super) struct Batch<'a> {
     pub(super) position: Option<(&'a str, &'a str, u64)>,
     /// Rows to take out of quarantine, because their facts are tried again.
     pub(super) release: &'a [&'a str],
+    /// Whether rows that are there are to be written anew.
+    pub(super) anew: bool,
     /// How long spans wait for each other, in nanoseconds.
     pub(super) window: u64,
     /// Executions that ended before are not written; Unix nanoseconds.
@@ -68,7 +70,10 @@ pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<
 }
 
 async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> Result<Applied, StoreError> {
-    let known = begin_with_known(store, batch.facts).await?;
+    let mut known = begin_with_known(store, batch.facts).await?;
+    if batch.anew {
+        known = forget_executions(store, batch.facts, known).await?;
+    }
     if !batch.release.is_empty() {
         store.release_quarantined(batch.release).await?;
     }
@@ -160,6 +165,25 @@ async fn write<S: Store>(store: &mut S, plan: Plan<'_>, now: u64, careful: bool)
     applied.context = store.insert(&CONTEXT, &waiting).await?;
     applied.merged = merge(store, &updates, careful).await?;
     Ok(applied)
+}
+
+/// Takes the rows of these executions away, as if they had never been received; what else is known.
+async fn forget_executions<S: Store>(
+    store: &mut S,
+    facts: &[Facts],
+    known: Vec<Facts>,
+) -> Result<Vec<Facts>, StoreError> {
+    let executions = facts
+        .iter()
+        .filter(|facts| matches!(facts.told.role, Role::Execution(_)));
+    let ids: HashSet<SpanId> = executions.map(|facts| facts.id).collect();
+    let row_ids: Vec<String> = ids.iter().map(SpanId::row_id).collect();
+    store
+        .remove(&row_ids.iter().map(String::as_str).collect::<Vec<_>>())
+        .await?;
+    let (gone, kept): (Vec<_>, Vec<_>) = known.into_iter().partition(|facts| ids.contains(&facts.id));
+    store.forget(&gone).await?;
+    Ok(kept)
 }
 
 /// Inserts what is not there; the ids of what was not.
@@ -360,6 +384,7 @@ pub(super) async fn retry_quarantined<S: Store>(
             facts: &facts,
             position: None,
             release: &release,
+            anew: false,
             window,
             oldest: 0,
             now,

@@ -44,7 +44,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use regex::Regex;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::Reader;
+use crate::journal::{ReadError, Reader};
 use crate::telemetry::{Heartbeat, StageStatus};
 use store::postgres::PostgresStore;
 use store::sqlite::SqliteStore;
@@ -101,6 +101,9 @@ pub enum LedgerError {
     /// An expression that is none.
     #[error("database.redact: {0}")]
     Redact(#[from] regex::Error),
+    /// The journal's part.
+    #[error(transparent)]
+    Journal(#[from] ReadError),
     /// A URL of no database that is known.
     #[error("database.url: expected sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     Url,
@@ -111,6 +114,18 @@ impl LedgerError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, LedgerError::Store(error) if error.is_retryable())
     }
+}
+
+/// What [`Ledger::rebuild`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// When the oldest record that the journal still has was received, Unix nanoseconds. Rows from before are as they
+    /// were.
+    pub since: Option<u64>,
+    /// Rows that were written anew.
+    pub rows: u64,
+    /// Rows that the database refused.
+    pub quarantined: u64,
 }
 
 /// Which database a URL means.
@@ -218,6 +233,12 @@ impl Ledger {
     pub async fn run(self, reader: Reader, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
         with_store!(self, S => stage::run::<S>(&self, reader, shutdown, &heartbeat, &status).await);
         heartbeat.finish();
+    }
+
+    /// Writes the rows of everything that is still in the journal anew, and takes over the position of `reader`. Only
+    /// while no sidecar writes rows from this journal.
+    pub async fn rebuild(&self, reader: Reader) -> Result<Rebuilt, LedgerError> {
+        with_store!(self, S => stage::rebuild::<S>(self, reader).await)
     }
 
     /// The rows that the database refused, oldest first.

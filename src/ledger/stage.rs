@@ -16,7 +16,7 @@ use super::facts::{Extractor, Facts};
 use super::meters::Meters;
 use super::store::{Store, StoreError};
 use super::upkeep;
-use super::{Ledger, now};
+use super::{Ledger, LedgerError, Rebuilt, now};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record};
 use crate::otlp::{Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
@@ -51,21 +51,22 @@ pub(super) async fn run<S: Store>(
         status,
         extractor,
         meters: Meters::new(),
+        was_connected: false,
     };
     let mut wait = FIRST_WAIT;
     loop {
-        let connected_at = Instant::now();
+        stage.was_connected = false;
         let Err(error) = stage.follow::<S>().await else { return };
         stage.meters.failed();
         status.set_degraded(error.to_string());
-        // A connection that held for a while was a good one: begin with short waits again.
-        wait = if connected_at.elapsed() > LONGEST_WAIT {
+        // Waiting longer and longer is for a database that is away.
+        wait = if stage.was_connected {
             FIRST_WAIT
         } else {
             (wait * 2).min(LONGEST_WAIT)
         };
         let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
-        if wait == FIRST_WAIT * 2 || !error.is_retryable() {
+        if wait <= FIRST_WAIT * 2 || !error.is_retryable() {
             tracing::warn!(%error, "no rows are written for now; they wait in the journal");
         } else {
             tracing::debug!(%error, ?jittered, "the database is still not usable");
@@ -86,6 +87,8 @@ struct Stage<'a> {
     status: &'a StageStatus,
     extractor: Extractor,
     meters: Meters,
+    /// Whether the database was there, whatever went wrong then.
+    was_connected: bool,
 }
 
 impl Stage<'_> {
@@ -97,6 +100,7 @@ impl Stage<'_> {
         let saved = heartbeat
             .while_waiting(saved_position(&mut store, self.reader.name(), journal))
             .await?;
+        self.was_connected = true;
         let resume = self.reader.resume(saved);
         tracing::info!(?resume, "writing rows");
         self.status.clear();
@@ -125,7 +129,7 @@ impl Stage<'_> {
             if records.is_empty() {
                 return Ok(());
             }
-            let facts = self.extract(&records);
+            let facts = extract(&mut self.extractor, &self.meters, &records);
             let position = self.reader.position();
             let began = Instant::now();
             let journal = position.journal.to_string();
@@ -134,6 +138,7 @@ impl Stage<'_> {
                 facts: &facts,
                 position: Some((self.reader.name(), &journal, position.next)),
                 release: &[],
+                anew: false,
                 window: self.ledger.limits.window_nanos(),
                 oldest: self.ledger.limits.oldest(at),
                 now: at,
@@ -158,27 +163,63 @@ impl Stage<'_> {
             () = self.shutdown.cancelled() => Ok(None),
         }
     }
+}
 
-    fn extract(&mut self, records: &[Record]) -> Vec<Facts> {
-        let mut facts = Vec::new();
-        for record in records.iter().filter(|record| record.signal == Signal::Traces) {
-            let body = match record.decoded() {
-                Some(body) => body.clone(),
-                None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
-                    Ok(body) => body,
-                    Err(error) => {
-                        self.meters.unreadable();
-                        tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
-                        continue;
-                    }
-                },
-            };
-            self.extractor
-                .extract(&TraceRequest::trusted(body), record.received_at, &mut facts);
-        }
-        self.meters.bent(std::mem::take(&mut self.extractor.oddities));
-        facts
+/// Writes anew what is in the journal, from its oldest record on; when that was received, and how many rows there are.
+pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Result<Rebuilt, LedgerError> {
+    let mut store = S::connect(&ledger.settings).await?;
+    let mut extractor = Extractor {
+        redact: ledger.redact.clone(),
+        standalone: ledger.standalone,
+        ..Extractor::default()
+    };
+    let meters = Meters::new();
+    reader.resume(None);
+    let mut rebuilt = Rebuilt::default();
+    loop {
+        let records = reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?;
+        let Some(first) = records.first() else {
+            return Ok(rebuilt);
+        };
+        rebuilt.since.get_or_insert(first.received_at);
+        let facts = extract(&mut extractor, &meters, &records);
+        let position = reader.position();
+        let journal = position.journal.to_string();
+        let at = now();
+        let batch = Batch {
+            facts: &facts,
+            position: Some((reader.name(), &journal, position.next)),
+            release: &[],
+            anew: true,
+            window: ledger.limits.window_nanos(),
+            oldest: ledger.limits.oldest(at),
+            now: at,
+        };
+        let applied = apply(&mut store, &batch).await?;
+        reader.passed(position);
+        rebuilt.rows += applied.written + applied.taken_over;
+        rebuilt.quarantined += applied.quarantined;
     }
+}
+
+fn extract(extractor: &mut Extractor, meters: &Meters, records: &[Record]) -> Vec<Facts> {
+    let mut facts = Vec::new();
+    for record in records.iter().filter(|record| record.signal == Signal::Traces) {
+        let body = match record.decoded() {
+            Some(body) => body.clone(),
+            None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
+                Ok(body) => body,
+                Err(error) => {
+                    meters.unreadable();
+                    tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
+                    continue;
+                }
+            },
+        };
+        extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut facts);
+    }
+    meters.bent(std::mem::take(&mut extractor.oddities));
+    facts
 }
 
 async fn saved_position<S: Store>(

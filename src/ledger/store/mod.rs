@@ -163,6 +163,8 @@ pub(super) trait Store: Sized {
     async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError>;
     /// Waiting spans that are due to become rows, at most `limit`.
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
+    /// These no longer wait.
+    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
     /// These are no longer due.
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
     /// Changes the columns of each update, and the sources beside it.

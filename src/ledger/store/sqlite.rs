@@ -235,15 +235,12 @@ impl Store for SqliteStore {
         Ok(rows.iter().filter_map(facts_of).collect())
     }
 
+    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
+        self.each_waiting("DELETE FROM", "", facts).await
+    }
+
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        let context = self.names.own("context");
-        let sql = format!("UPDATE {context} SET due_ns = NULL WHERE trace_id = ? AND span_id = ?");
-        for facts in facts {
-            let query = sqlx::query(AssertSqlSafe(sql.clone()));
-            let query = query.bind(facts.id.trace.to_vec()).bind(facts.id.span.to_vec());
-            query.execute(&mut self.connection).await.map_err(error)?;
-        }
-        Ok(())
+        self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
     }
 
     async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {
@@ -393,6 +390,20 @@ impl SqliteStore {
 
     async fn fetch(&mut self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<Vec<SqliteRow>, StoreError> {
         query.fetch_all(&mut self.connection).await.map_err(error)
+    }
+
+    /// Does something with each of these waiting spans.
+    async fn each_waiting(&mut self, verb: &str, change: &str, facts: &[Facts]) -> Result<(), StoreError> {
+        let sql = format!(
+            "{verb} {} {change} WHERE trace_id = ? AND span_id = ?",
+            self.names.own("context")
+        );
+        for facts in facts {
+            let query = sqlx::query(AssertSqlSafe(sql.clone()));
+            let query = query.bind(facts.id.trace.to_vec()).bind(facts.id.span.to_vec());
+            query.execute(&mut self.connection).await.map_err(error)?;
+        }
+        Ok(())
     }
 
     fn load_sql(&self, column: &str, keys: usize) -> String {

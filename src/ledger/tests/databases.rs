@@ -185,6 +185,7 @@ pub(super) fn batch(facts: &[Facts]) -> Batch<'_> {
         facts,
         position: None,
         release: &[],
+        anew: false,
         window: HOUR,
         oldest: 0,
         now: super::support::EPOCH,

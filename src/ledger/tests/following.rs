@@ -27,7 +27,7 @@ fn options(database: &Database) -> LedgerOptions {
     }
 }
 
-fn journal(directory: &Path) -> Journal {
+pub(super) fn journal(directory: &Path) -> Journal {
     let options = Options {
         readers: vec!["ledger".into()],
         free_disk_floor: 0,
@@ -37,7 +37,7 @@ fn journal(directory: &Path) -> Journal {
     Journal::open(options).unwrap().0
 }
 
-async fn append(journal: &Journal, spans: &[S]) {
+pub(super) async fn append(journal: &Journal, spans: &[S]) {
     let body = request(spans).bytes().clone();
     let entry = Entry {
         signal: Signal::Traces,
@@ -53,7 +53,7 @@ async fn append(journal: &Journal, spans: &[S]) {
 }
 
 /// Runs the ledger until everything in the journal is written.
-async fn drain(journal: &Journal, database: &Database) {
+pub(super) async fn drain(journal: &Journal, database: &Database) {
     let shutdown = CancellationToken::new();
     shutdown.cancel();
     let heartbeat = Health::default().stage("ledger");
@@ -70,7 +70,7 @@ async fn drain(journal: &Journal, database: &Database) {
         .await;
 }
 
-fn executions(from: u16, to: u16) -> Vec<S> {
+pub(super) fn executions(from: u16, to: u16) -> Vec<S> {
     (from..to).map(|id| success(1, id, 100, 150)).collect()
 }
 

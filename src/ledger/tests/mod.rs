@@ -6,6 +6,7 @@ mod assembly;
 mod backend;
 mod completion;
 mod databases;
+mod faults;
 mod following;
 mod keeping;
 #[path = "../../../tests/common/postgres.rs"]

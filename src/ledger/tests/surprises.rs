@@ -62,7 +62,9 @@ fn early_returns_and_exceptions_say_neither_success_nor_duration_and_exceptions_
 
 #[test]
 fn the_true_cause_is_in_the_exception_when_the_node_says_something_else() {
-    let run = execution(1, 1, 100, 150).ids("wf-1", "we-1", "n-1").exception("Error", "the true cause");
+    let run = execution(1, 1, 100, 150)
+        .ids("wf-1", "we-1", "n-1")
+        .exception("Error", "the true cause");
     let around = node(1, 2, 90, 160)
         .ids("wf-1", "we-1", "n-1")
         .with("node.error", V::S("actualRuntime is not defined"));
@@ -80,7 +82,9 @@ fn failed_runs_have_an_error_status_without_a_message_and_the_text_is_on_the_nod
 
 #[test]
 fn a_status_of_ok_is_no_sign_of_success_and_its_message_no_error() {
-    let told = success(1, 1, 100, 150).with("code.success", V::B(false)).status(1, "No escape attempts detected");
+    let told = success(1, 1, 100, 150)
+        .with("code.success", V::B(false))
+        .status(1, "No escape attempts detected");
     let row = row(&[told]);
     assert_eq!((row.success, row.error_message), (false, None));
 }
@@ -90,7 +94,10 @@ fn an_absent_validation_means_not_validated_and_a_failed_output_is_another_attri
     assert_eq!(row(&[success(1, 1, 0, 1)]).validation_passed, None);
     let output = |passed| success(1, 1, 0, 1).with("code.output_validation_passed", V::B(passed));
     assert_eq!(row(&[output(false)]).validation_passed, Some(false));
-    assert_eq!(row(&[output(false).with("code.validation_passed", V::B(true))]).validation_passed, Some(false));
+    assert_eq!(
+        row(&[output(false).with("code.validation_passed", V::B(true))]).validation_passed,
+        Some(false)
+    );
     assert_eq!(row(&[output(true)]).validation_passed, None);
 }
 
@@ -104,13 +111,21 @@ fn empty_text_means_unknown() {
     ]);
     let row = row(&[run]);
     assert_eq!((row.runtime.as_str(), row.language.as_str()), ("unknown", "unknown"));
-    assert_eq!((row.workflow_execution_id, row.node_id, row.organization_id, row.user_id), (None, None, None, None));
+    assert_eq!(
+        (row.workflow_execution_id, row.node_id, row.organization_id, row.user_id),
+        (None, None, None, None)
+    );
 }
 
 #[test]
 fn the_organization_is_the_namespace_of_the_execution_and_an_id_of_the_node() {
-    let run = success(1, 1, 100, 150).ids("wf", "we-1", "n-1").with("security.namespace", V::S("org-n"));
-    assert_eq!(row(std::slice::from_ref(&run)).organization_id.as_deref(), Some("org-n"));
+    let run = success(1, 1, 100, 150)
+        .ids("wf", "we-1", "n-1")
+        .with("security.namespace", V::S("org-n"));
+    assert_eq!(
+        row(std::slice::from_ref(&run)).organization_id.as_deref(),
+        Some("org-n")
+    );
     let around = node(1, 2, 90, 160).ids("wf", "we-1", "n-1");
     assert_eq!(row(&[run, around]).organization_id.as_deref(), Some("org-1"));
     assert_eq!(row(&[success(1, 1, 0, 1)]).organization_id, None, "default is nobody");
@@ -125,7 +140,10 @@ fn types_are_whatever_the_configuration_of_the_node_had() {
         ("node.id", V::I(7)),
     ]);
     let row = row(&[run]);
-    assert_eq!((row.success, row.duration_ms, row.node_id.as_deref()), (false, Some(40_000), Some("7")));
+    assert_eq!(
+        (row.success, row.duration_ms, row.node_id.as_deref()),
+        (false, Some(40_000), Some("7"))
+    );
 }
 
 #[test]
@@ -146,7 +164,13 @@ fn an_end_time_of_zero_is_the_time_of_receipt_and_gives_no_duration() {
     extractor.extract(&request(&[run]), received_at, &mut facts);
     let row = rows_of(&facts).remove(0);
     assert_eq!((row.created_at, row.duration_ms), (received_at, None));
-    assert_eq!(extractor.oddities, Oddities { end_times: 1, ..Oddities::default() });
+    assert_eq!(
+        extractor.oddities,
+        Oddities {
+            end_times: 1,
+            ..Oddities::default()
+        }
+    );
 }
 
 #[test]
@@ -162,9 +186,15 @@ fn stack_traces_and_attributes_have_any_length_and_any_character() {
 fn resources_change_between_batches_and_hold_arrays() {
     let run = |id| execution(1, id, 100, 150);
     let first = facts_of(&request(&[run(1)]), EPOCH);
-    let later = facts_of(&request_of(&[("host.id", "abc"), ("user.id", "user-r")], &[run(2)]), EPOCH);
+    let later = facts_of(
+        &request_of(&[("host.id", "abc"), ("user.id", "user-r")], &[run(2)]),
+        EPOCH,
+    );
     let rows = rows_of(&[first, later].concat());
-    assert_eq!((rows[0].user_id.as_deref(), rows[1].user_id.as_deref()), (None, Some("user-r")));
+    assert_eq!(
+        (rows[0].user_id.as_deref(), rows[1].user_id.as_deref()),
+        (None, Some("user-r"))
+    );
 }
 
 #[test]

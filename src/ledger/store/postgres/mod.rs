@@ -6,6 +6,8 @@
 //!   *transaction* locks. Every statement is inside a transaction, so that a pooler sends all of it to one server process.
 //! * Rows go in as one array per column (`unnest`), up to [`CHUNK`] rows in a statement.
 
+mod tables;
+
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
@@ -27,11 +29,6 @@ const CHUNK: usize = 2048;
 /// takes milliseconds. Read committed: what was committed before a lock was granted is seen by the next statement.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '60s'; \
                      SET LOCAL lock_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '60s'";
-
-const MIGRATIONS: [(&str, &str); 2] = [
-    ("0001_rows", include_str!("../../../migrations/postgres/0001_rows.sql")),
-    ("0002_own", include_str!("../../../migrations/postgres/0002_own.sql")),
-];
 
 /// See the module documentation.
 pub(in crate::ledger) struct PostgresStore {
@@ -221,20 +218,12 @@ impl Store for PostgresStore {
         Ok(rows.iter().filter_map(facts_of).collect())
     }
 
+    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
+        self.each_waiting("DELETE FROM", "", facts).await
+    }
+
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        let sql = format!(
-            "UPDATE {} SET due_ns = NULL WHERE (trace_id, span_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))",
-            self.names.own("context")
-        );
-        let traces: Vec<&[u8]> = facts.iter().map(|facts| facts.id.trace.as_slice()).collect();
-        let spans: Vec<&[u8]> = facts.iter().map(|facts| facts.id.span.as_slice()).collect();
-        query(sql)
-            .bind(traces)
-            .bind(spans)
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?;
-        Ok(())
+        self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
     }
 
     async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {
@@ -391,6 +380,23 @@ impl PostgresStore {
         query.fetch_all(&mut self.connection).await.map_err(error)
     }
 
+    /// Does something with each of these waiting spans.
+    async fn each_waiting(&mut self, verb: &str, change: &str, facts: &[Facts]) -> Result<(), StoreError> {
+        let sql = format!(
+            "{verb} {} {change} WHERE (trace_id, span_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))",
+            self.names.own("context")
+        );
+        let traces: Vec<&[u8]> = facts.iter().map(|facts| facts.id.trace.as_slice()).collect();
+        let spans: Vec<&[u8]> = facts.iter().map(|facts| facts.id.span.as_slice()).collect();
+        query(sql)
+            .bind(traces)
+            .bind(spans)
+            .execute(&mut self.connection)
+            .await
+            .map_err(error)?;
+        Ok(())
+    }
+
     fn insert_sql<T>(&self, table: &'static Table<T>, returning: &str) -> String {
         let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
         let array =
@@ -403,99 +409,6 @@ impl PostgresStore {
             arrays.join(", ")
         )
     }
-
-    async fn migrate(&mut self) -> Result<(), StoreError> {
-        // Several sidecars may start at once.
-        self.lock(&[-1]).await?;
-        if let Some(schema) = self.names.schema.clone() {
-            let there = query("SELECT FROM pg_namespace WHERE nspname = $1".to_owned()).bind(schema.clone());
-            if self.fetch(there).await?.is_empty() {
-                let create = format!("CREATE SCHEMA IF NOT EXISTS {}", quote(&schema));
-                query(create).execute(&mut self.connection).await.map_err(error)?;
-            }
-        }
-        for (name, sql) in MIGRATIONS {
-            let creates = if name == "0001_rows" {
-                TableName::Rows
-            } else {
-                TableName::Own("positions")
-            };
-            if self.table_columns(creates).await?.is_empty() {
-                let sql = fill_in(sql, &self.names);
-                sqlx::raw_sql(AssertSqlSafe(sql))
-                    .execute(&mut self.connection)
-                    .await
-                    .map_err(error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Each column as [`schema::compare_names`] takes it, with its type; nothing if there is no table.
-    async fn table_columns(&mut self, table: TableName) -> Result<Vec<((String, bool, bool), String)>, StoreError> {
-        let sql = "SELECT a.attname::text, a.attnotnull, \
-                   a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '', format_type(a.atttypid, NULL) \
-                   FROM pg_attribute a \
-                   WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
-        let rows = self.fetch(query(sql.to_owned()).bind(self.names.of(table))).await?;
-        rows.iter()
-            .map(|row| Ok(((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?)))
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(error)
-    }
-
-    async fn check(&mut self) -> Result<(), StoreError> {
-        let mut misfits = Vec::new();
-        for (table, needed) in schema::needed() {
-            let name = self.names.of(table);
-            let (there, types): (Vec<_>, Vec<_>) = self.table_columns(table).await?.into_iter().unzip();
-            schema::compare_names(&name, &needed, &there, &mut misfits);
-            for ((column, _, _), found) in there.iter().zip(&types) {
-                let kind = needed.iter().find(|(name, _)| name == column).map(|(_, kind)| *kind);
-                if let Some(kind) = kind
-                    && !fitting_types(kind).contains(&found.as_str())
-                {
-                    let wanted = type_name(kind);
-                    misfits.push(format!(
-                        "column {column} of table {name} is {found}, needed is {wanted}"
-                    ));
-                }
-            }
-            if there.is_empty() {
-                continue;
-            }
-            let sql = "SELECT privilege FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege \
-                       WHERE NOT has_table_privilege(to_regclass($1), privilege)";
-            for row in self.fetch(query(sql.to_owned()).bind(&name)).await? {
-                let privilege: String = row.try_get(0).map_err(error)?;
-                misfits.push(format!(
-                    "the user of database.url may not {privilege} on {name}: GRANT it"
-                ));
-            }
-        }
-        schema::verdict(misfits)
-    }
-
-    async fn read_foreign_keys(&mut self) -> Result<Vec<ForeignKey>, StoreError> {
-        // Those it may not look into are found out the hard way, when a row is refused.
-        let sql = "SELECT a.attname::text, n.nspname::text, r.relname::text, ra.attname::text \
-                   FROM pg_constraint c \
-                   JOIN pg_class r ON r.oid = c.confrelid JOIN pg_namespace n ON n.oid = r.relnamespace \
-                   JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] \
-                   JOIN pg_attribute ra ON ra.attrelid = c.confrelid AND ra.attnum = c.confkey[1] \
-                   WHERE c.conrelid = to_regclass($1) AND c.contype = 'f' AND cardinality(c.conkey) = 1 \
-                   AND has_schema_privilege(n.oid, 'USAGE') \
-                   AND has_column_privilege(r.oid, ra.attname, 'SELECT') ORDER BY c.conname";
-        let rows = self.fetch(query(sql.to_owned()).bind(self.names.rows())).await?;
-        let read = |row: &PgRow| -> Result<ForeignKey, sqlx::Error> {
-            Ok(ForeignKey {
-                column: row.try_get(0)?,
-                table: format!("{}.{}", quote(row.try_get(1)?), quote(row.try_get(2)?)),
-                referenced: quote(row.try_get(3)?),
-            })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
-    }
 }
 
 fn type_name(kind: Kind) -> &'static str {
@@ -507,19 +420,6 @@ fn type_name(kind: Kind) -> &'static str {
         Kind::Boolean => "boolean",
         Kind::Timestamp => "timestamp",
         Kind::Bytes => "bytea",
-    }
-}
-
-/// The types of a column that what is written can be assigned to without loss.
-fn fitting_types(kind: Kind) -> &'static [&'static str] {
-    match kind {
-        Kind::Text => &["text", "character varying", "citext"],
-        Kind::Integer => &["integer", "bigint", "numeric", "double precision"],
-        Kind::BigInt => &["bigint", "numeric"],
-        Kind::Double => &["double precision", "numeric"],
-        Kind::Boolean => &["boolean"],
-        Kind::Timestamp => &["timestamp without time zone", "timestamp with time zone"],
-        Kind::Bytes => &["bytea"],
     }
 }
 
