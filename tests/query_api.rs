@@ -1,5 +1,5 @@
 //! The query API against SQLite and PostgreSQL: what it answers equals what plain code finds in the same rows.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 #[path = "common/postgres.rs"]
 mod postgres;
@@ -115,9 +115,9 @@ fn make_rows(seed: u64, count: usize) -> Vec<Row> {
     let trace = rng.u128(..);
     (0..count)
         .map(|index| {
-            let own = index % 7 != 0;
+            let own = !index.is_multiple_of(7);
             // Every fifth row of this program is of one trace.
-            let of_trace = if index % 5 == 0 { trace } else { rng.u128(..) };
+            let of_trace = if index.is_multiple_of(5) { trace } else { rng.u128(..) };
             let id = if own {
                 format!("{of_trace:032x}-{:016x}", rng.u64(..))
             } else {
@@ -775,7 +775,7 @@ async fn one_row_and_one_trace_tell_everything_that_is_known() {
             .rows
             .iter()
             .enumerate()
-            .filter(|(index, row)| index % 5 == 0 && row.is_own());
+            .filter(|(index, row)| index.is_multiple_of(5) && row.is_own());
         let wanted: BTreeSet<&str> = shared.map(|(_, row)| row.id.as_str()).collect();
         let trace = &wanted.first().unwrap()[..32];
         let data = &good(&api, &format!("/traces/{}", trace.to_uppercase())).await["data"];

@@ -3,5 +3,6 @@
 //! The functions here make answers; listeners, connections and authentication are the business of [`crate::listen`].
 
 pub mod health;
+pub mod page;
 pub mod query;
 pub mod scrape;

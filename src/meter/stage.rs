@@ -394,14 +394,8 @@ fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Me
     }
 }
 
-/// A new directory must survive a power failure too, or the first checkpoint would not.
 fn make_directory(directory: &Path) -> Result<(), MeterError> {
-    let make = || {
-        std::fs::create_dir_all(directory)?;
-        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
-        std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    make().map_err(|source| MeterError::Directory {
+    std::fs::create_dir_all(directory).map_err(|source| MeterError::Directory {
         directory: directory.to_owned(),
         source,
     })

@@ -159,11 +159,6 @@ impl Sql {
         }
         self
     }
-
-    #[cfg(test)]
-    pub(super) fn as_str(&self) -> &str {
-        &self.text
-    }
 }
 
 /// How a selected column is decoded.

@@ -221,8 +221,11 @@ impl QueryApi {
         Ok(QueryApi { inner: Arc::new(inner) })
     }
 
-    /// The answer to a request for a path under [`BASE`].
+    /// The answer to a request for a path under [`BASE`]; elsewhere is the page.
     pub async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+        if !request.uri().path().starts_with(BASE) {
+            return super::page::answer(request);
+        }
         let mut response = match self.try_answer(request).await {
             Ok(response) => response,
             Err((error, code)) => refuse(&error, code),

@@ -147,7 +147,7 @@ impl QueryApi {
         });
         if agent.is_some() {
             // The share of the organization's executions that reused this registered agent.
-            let mut sql = self.select(&self.dialect().integer("count(*)"), &everyone);
+            let sql = self.select(&self.dialect().integer("count(*)"), &everyone);
             let all = self.database().fetch(sql, &[Kind::Integer]).await?;
             let all = all.first().and_then(|row| row[0].integer()).unwrap_or_default();
             let reuse = if all == 0 { 0.0 } else { total.count as f64 / all as f64 };
@@ -158,7 +158,7 @@ impl QueryApi {
     }
 
     async fn total(&self, filter: &Filter) -> Result<Aggregate, QueryError> {
-        let mut sql = self.select(&aggregate::columns(self.dialect()), &filter);
+        let mut sql = self.select(&aggregate::columns(self.dialect()), filter);
         sql.push(" GROUP BY t.duration_ms");
         let mut total = Aggregate::default();
         for row in self.database().fetch(sql, &aggregate::KINDS).await? {
@@ -172,7 +172,7 @@ impl QueryApi {
         filter: &Filter,
     ) -> Result<HashMap<(String, String), Aggregate>, QueryError> {
         let columns = aggregate::columns(self.dialect());
-        let mut sql = self.select(&format!("t.runtime, t.language, {columns}"), &filter);
+        let mut sql = self.select(&format!("t.runtime, t.language, {columns}"), filter);
         sql.push(" GROUP BY t.runtime, t.language, t.duration_ms");
         let kinds: Vec<Kind> = [Kind::Text, Kind::Text].into_iter().chain(aggregate::KINDS).collect();
         let mut groups: HashMap<(String, String), Aggregate> = HashMap::new();
