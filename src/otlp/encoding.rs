@@ -43,7 +43,11 @@ pub fn decompress(encoding: Encoding, body: &Bytes, limit: usize) -> Result<Byte
         Encoding::Zstd => unzstd(body, limit),
     };
     match decoded {
-        Ok(decoded) => Ok(Bytes::from(decoded)),
+        Ok(mut decoded) => {
+            // The journal's ring keeps this for a while: give back what was guessed too much.
+            decoded.shrink_to(decoded.len() + decoded.len() / 8);
+            Ok(Bytes::from(decoded))
+        }
         Err(Failure::TooLarge) => Err(DecodeError::TooLarge { limit }),
         Err(Failure::Broken(reason)) => Err(DecodeError::Broken { encoding, reason }),
     }

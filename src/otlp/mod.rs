@@ -9,7 +9,7 @@
 //! * OTLP/JSON becomes protobuf at the door ([`json::transcode`]), so that one form exists behind it.
 //! * [`encoding`] undoes and applies content encodings, [`status`] writes every answer a sender can get.
 //!
-//! What the messages look like stands once, in [`schema`]; the check, the field paths in error messages and the JSON
+//! What the messages look like stands once, in `schema`; the check, the field paths in error messages and the JSON
 //! transcoder all read that table. Only the walk over spans ([`trace`], [`value`]) is written out by hand, for speed.
 
 pub mod encoding;

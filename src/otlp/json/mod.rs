@@ -1,7 +1,7 @@
 //! OTLP/JSON to protobuf, for all three signals (OTLP 1.11, "JSON Protobuf Encoding").
 //!
 //! The text is read once and the protobuf written as it is read: no tree, no owned spans. What a message may contain
-//! stands in [`super::schema`]; this is only about how JSON spells it:
+//! stands in `otlp::schema`; this is only about how JSON spells it:
 //!
 //! * Trace and span ids are hexadecimal in either case. An id of the wrong length passes here, so that the check behind
 //!   ([`super::TraceRequest::parse`]) rejects that one span and not the request.

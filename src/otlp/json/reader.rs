@@ -31,6 +31,10 @@ pub(super) struct Str<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a [u8]) -> Result<Reader<'a>, Mistake> {
+        // Most text is ASCII, which is seen faster than UTF-8 is checked.
+        if is_ascii(text) {
+            return Ok(Reader { text, at: 0 });
+        }
         match std::str::from_utf8(text) {
             Ok(_) => Ok(Reader { text, at: 0 }),
             Err(error) => Err(Mistake {
