@@ -43,6 +43,9 @@ const HTTP1_BUFFER: usize = 128 * 1024;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 
+/// The largest frame of HTTP/2: what comes in one frame is not put together from pieces, which saves a copy.
+const MAX_FRAME: u32 = STREAM_WINDOW;
+
 /// Streams that a peer may open and reset again before it is cut off (rapid reset).
 const MAX_RESET_STREAMS: usize = 64;
 
@@ -238,6 +241,7 @@ fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .http2()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(limits.max_header_bytes)
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)

@@ -22,6 +22,7 @@ mod otlp_grpc;
 mod otlp_http;
 mod refusal;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Request, Response};
@@ -44,6 +45,9 @@ pub struct Receivers {
     listeners: Vec<Listener>,
     service: Arc<Service>,
 }
+
+/// A request that is being answered.
+type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// Both protocols behind one door.
 struct Service {
@@ -117,11 +121,13 @@ impl Receivers {
 }
 
 impl Service {
-    async fn answer(self: Arc<Service>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    /// The future is boxed: the HTTP machinery moves it several times before it is first polled, which costs more than
+    /// the box.
+    fn answer(self: Arc<Service>, request: Request<Incoming>, peer: Peer) -> Answering {
         if is_grpc(request.headers()) {
-            self.grpc.answer(request, peer).await
+            Box::pin(async move { self.grpc.answer(request, peer).await })
         } else {
-            self.http.answer(request, peer).await
+            Box::pin(async move { self.http.answer(request, peer).await })
         }
     }
 
