@@ -83,7 +83,8 @@ impl Group {
 
     fn sql(self, dialect: Dialect) -> String {
         match self {
-            Group::Text(column) => format!("t.{}", column.name()),
+            // Not in the order of an index, which would lead through the whole table instead of the time asked for.
+            Group::Text(column) => dialect.unindexed(true, &format!("t.{}", column.name())),
             Group::Outcome => outcome_sql(dialect),
             Group::ExitCode => "CAST(t.exit_code AS text)".to_owned(),
         }
@@ -172,8 +173,11 @@ impl QueryApi {
         filter: &Filter,
     ) -> Result<HashMap<(String, String), Aggregate>, QueryError> {
         let columns = aggregate::columns(self.dialect());
-        let mut sql = self.select(&format!("t.runtime, t.language, {columns}"), filter);
-        sql.push(" GROUP BY t.runtime, t.language, t.duration_ms");
+        let keys = ["t.runtime", "t.language"]
+            .map(|column| self.dialect().unindexed(true, column))
+            .join(", ");
+        let mut sql = self.select(&format!("{keys}, {columns}"), filter);
+        sql.push(&format!(" GROUP BY {keys}, t.duration_ms"));
         let kinds: Vec<Kind> = [Kind::Text, Kind::Text].into_iter().chain(aggregate::KINDS).collect();
         let mut groups: HashMap<(String, String), Aggregate> = HashMap::new();
         for row in self.database().fetch(sql, &kinds).await? {
