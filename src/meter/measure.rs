@@ -22,7 +22,7 @@ fn mixed(index: usize) -> TestSpan {
             .with("code.packages_count", 2i64)
             .with("code.timeout_ms", 30_000i64)
             .with("security.namespace", "default")
-            .with("code.success", index % 7 != 0)
+            .with("code.success", !index.is_multiple_of(7))
             .with("code.duration_ms", (index % 900) as i64)
             .with("code.memory_mb", 0.37 + index as f64),
         2 => common(span("node.execute.ai.llm"))
