@@ -21,7 +21,7 @@ use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
 use crate::forward::{Endpoint, ForwardError};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
 use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
@@ -32,11 +32,12 @@ use reload::Reloader;
 use signals::{Signals, Told};
 use stages::Stages;
 
-pub use stages::{METER_STATE, REFUSED_STATE, state_directory};
+pub use stages::{METER_STATE, POSITIONS_STATE, REFUSED_STATE, state_directory};
 
 /// Names of the readers of the journal; exporters have their own.
 const METER: &str = "meter";
-const LEDGER: &str = "ledger";
+/// The reader that writes rows.
+pub const LEDGER: &str = "ledger";
 
 /// Why the program could not start.
 #[derive(Debug, thiserror::Error)]
@@ -179,20 +180,29 @@ impl Program {
     }
 }
 
+/// The options of the journal, with every reader that the settings name.
+pub fn journal_options(settings: &Settings) -> journal::Options {
+    let exporters = settings
+        .exporters
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect::<Vec<_>>();
+    let local = [METER, LEDGER].map(str::to_owned);
+    let readers = local.into_iter().chain(exporters.iter().cloned()).collect();
+    journal::Options {
+        readers,
+        may_skip: exporters,
+        ..settings.journal.clone()
+    }
+}
+
 /// Opens the journal with every reader that the settings name.
 ///
 /// # Errors
 ///
 /// What keeps it from being opened, such as another process that has it open.
 pub fn open_journal(settings: &Settings) -> Result<Journal, StartError> {
-    let mut options = settings.journal.clone();
-    options.may_skip = settings.exporters.iter().map(|(name, _)| name.clone()).collect();
-    options.readers = [METER, LEDGER]
-        .into_iter()
-        .map(str::to_owned)
-        .chain(options.may_skip.iter().cloned())
-        .collect();
-    let (journal, recovery) = Journal::open(options)?;
+    let (journal, recovery) = Journal::open(journal_options(settings))?;
     let id = journal.id();
     let (records, segments, unfinished) = (recovery.records, recovery.segments, recovery.unfinished_records);
     tracing::info!(journal = %id, is_new = recovery.is_new, records, segments, unfinished, "the journal is open");

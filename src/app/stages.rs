@@ -28,7 +28,7 @@ pub const METER_STATE: &str = "meter";
 pub const REFUSED_STATE: &str = "refused";
 
 /// Directory of the exporters' positions.
-const POSITIONS_STATE: &str = "positions";
+pub const POSITIONS_STATE: &str = "positions";
 
 /// The running readers.
 pub(super) struct Stages {

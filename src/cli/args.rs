@@ -49,6 +49,12 @@ pub enum Command {
     },
     /// Create or check the database tables, then exit
     Migrate(ConfigArgs),
+    /// Look into the journal of a program that does not run
+    Journal {
+        /// What to look for.
+        #[command(subcommand)]
+        command: JournalCommand,
+    },
     /// Work with rows that were set aside
     Rows {
         /// What to do with them.
@@ -69,6 +75,15 @@ pub enum Command {
     },
 }
 
+/// `spanledger journal …`
+#[derive(Debug, Subcommand)]
+pub enum JournalCommand {
+    /// What the journal holds and how far each exporter is
+    Status(ConfigArgs),
+    /// Check every record; exit 1 when something is damaged
+    Verify(ConfigArgs),
+}
+
 /// `spanledger rows …`
 #[derive(Debug, Subcommand)]
 pub enum RowsCommand {
@@ -76,6 +91,8 @@ pub enum RowsCommand {
     Quarantine(ConfigArgs),
     /// Write the rows in quarantine again
     Retry(ConfigArgs),
+    /// Make rows anew from what the journal still holds, while the program does not run
+    Rebuild(ConfigArgs),
 }
 
 /// `spanledger metrics …`

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
 
-use super::args::{Cli, Command, ConfigArgs, DemoArgs, MetricsCommand, RefusedCommand, RowsCommand, RunArgs};
+use super::args::{
+    Cli, Command, ConfigArgs, DemoArgs, JournalCommand, MetricsCommand, RefusedCommand, RowsCommand, RunArgs,
+};
 use super::demo_guard::{self, DemoEnvironment};
-use super::{healthcheck, refused};
-use crate::app::{METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
+use super::{healthcheck, journal_report, refused};
+use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
 use crate::config::expand::{Environment, ProcessEnvironment};
 use crate::config::{Mistakes, render};
 use crate::demo::{self, DemoOptions};
@@ -37,6 +40,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::PrintConfig { config, rules } => print_config(&config, rules),
         Command::Healthcheck { config, endpoint } => check_health(&config, endpoint),
         Command::Migrate(args) => migrate(&args),
+        Command::Journal { command } => journal(&command),
         Command::Rows { command } => rows(&command),
         Command::Metrics {
             command: MetricsCommand::Reset { name, config },
@@ -175,11 +179,21 @@ fn migrate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn journal(command: &JournalCommand) -> anyhow::Result<ExitCode> {
+    let (JournalCommand::Status(args) | JournalCommand::Verify(args)) = command;
+    let settings = load(args, &ProcessEnvironment)?.settings;
+    match command {
+        JournalCommand::Status(_) => journal_report::status(&settings),
+        JournalCommand::Verify(_) => journal_report::verify_all(&settings),
+    }
+}
+
 fn rows(command: &RowsCommand) -> anyhow::Result<ExitCode> {
     /// More than fits a terminal, and little enough for memory.
     const AT_ONCE: u32 = 10_000;
-    let (RowsCommand::Quarantine(args) | RowsCommand::Retry(args)) = command;
-    let ledger = Ledger::new(load(args, &ProcessEnvironment)?.settings.database)?;
+    let (RowsCommand::Quarantine(args) | RowsCommand::Retry(args) | RowsCommand::Rebuild(args)) = command;
+    let settings = load(args, &ProcessEnvironment)?.settings;
+    let ledger = Ledger::new(settings.database.clone())?;
     match command {
         RowsCommand::Quarantine(_) => {
             for row in runtime()?.block_on(ledger.quarantine(AT_ONCE))? {
@@ -189,6 +203,22 @@ fn rows(command: &RowsCommand) -> anyhow::Result<ExitCode> {
         RowsCommand::Retry(_) => {
             let (written, refused) = runtime()?.block_on(ledger.retry_quarantine(AT_ONCE))?;
             say(&format!("{written} rows written, {refused} still refused"));
+        }
+        RowsCommand::Rebuild(_) => {
+            let journal = open_journal(&settings)?;
+            let rebuilt = runtime()?.block_on(ledger.rebuild(journal.reader(LEDGER)?))?;
+            journal.close();
+            let since = rebuilt.since.map_or_else(
+                || "the journal holds nothing".to_owned(),
+                |since| {
+                    let since = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_nanos(since));
+                    format!("the journal reaches back to {since}; older rows are as they were")
+                },
+            );
+            say(&format!(
+                "{} rows made anew, {} refused; {since}",
+                rebuilt.rows, rebuilt.quarantined
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)

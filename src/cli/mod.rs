@@ -4,6 +4,7 @@ pub mod args;
 pub mod commands;
 mod demo_guard;
 mod healthcheck;
+mod journal_report;
 mod refused;
 
 pub use args::{Cli, Command};

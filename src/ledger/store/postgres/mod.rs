@@ -16,11 +16,11 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseErro
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Postgres, Row as _};
 
-use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, fill_in, quote, schema, stored_facts};
+use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, stored_facts};
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{self, Kind, Quarantined, Table, TableName, Value, nanos};
+use crate::ledger::table::{self, Kind, Quarantined, Table, Value, nanos};
 
 /// Rows in one statement, at most. More only makes the wait longer.
 const CHUNK: usize = 2048;
