@@ -201,7 +201,7 @@ fn request(seed: u64) -> ExportTraceServiceRequest {
 
 fn span(rng: &mut fastrand::Rng, index: usize) -> Span {
     let start = 1_700_000_000_000_000_000 + rng.u64(0..1 << 40);
-    let is_execution = index % 4 == 0;
+    let is_execution = index.is_multiple_of(4);
     let (name, mut attributes) = match index % 4 {
         0 => ("code.execute", execution(rng)),
         1 => ("node.execute", other(rng, "node")),

@@ -246,7 +246,10 @@ impl Core {
                 None => break,
             }
         }
-        while a_segment_has_begun {
+        if !a_segment_has_begun {
+            return Ok(());
+        }
+        loop {
             let empty = {
                 let mut state = lock(&self.state);
                 let size = self.settings.segment_size;
@@ -257,10 +260,9 @@ impl Core {
             };
             match empty {
                 Some(empty) => self.discard(&empty)?,
-                None => break,
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     fn install(&self, segment: Arc<Segment>) {

@@ -68,7 +68,7 @@ pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
             max_in_flight_bytes: size(
                 otlp,
                 "max_in_flight_size",
-                "64MiB",
+                "256MiB",
                 "Requests in memory at once; beyond it senders are told to try again.",
             ),
             ..ReceiveOptions::default()
