@@ -195,11 +195,11 @@ fn insert_sql(rows: &[Row]) -> String {
                 )
             })
             .collect();
-        write!(
+        writeln!(
             sql,
             "INSERT INTO code_exec_logs (id, code_agent_id, workflow_execution_id, node_id, runtime, language, \
              duration_ms, memory_mb, exit_code, success, error_message, tokens_used, validation_passed, \
-             organization_id, workspace_id, user_id, created_at) VALUES {};\n",
+             organization_id, workspace_id, user_id, created_at) VALUES {};",
             values.join(",\n")
         )
         .unwrap();
@@ -221,10 +221,10 @@ fn insert_sql(rows: &[Row]) -> String {
             })
             .collect();
         if !beside.is_empty() {
-            write!(
+            writeln!(
                 sql,
                 "INSERT INTO spanledger_executions (id, trace_id, span_id, start_ns, end_ns, received_at_ns, \
-                 created_at, reported_runtime, reported_exit_code, reported_outcome, cost_usd, sources) VALUES {};\n",
+                 created_at, reported_runtime, reported_exit_code, reported_outcome, cost_usd, sources) VALUES {};",
                 beside.join(",\n")
             )
             .unwrap();
@@ -471,10 +471,13 @@ async fn analytics_are_those_of_the_backend_for_each_range() {
     }
 }
 
+/// Which rows a query string means.
+type Condition = Box<dyn Fn(&Row) -> bool>;
+
 /// A query string and what it means.
-fn random_filter(rng: &mut fastrand::Rng, rows: &[Row]) -> (String, Box<dyn Fn(&Row) -> bool>) {
+fn random_filter(rng: &mut fastrand::Rng, rows: &[Row]) -> (String, Condition) {
     let mut query = String::new();
-    let mut conditions: Vec<Box<dyn Fn(&Row) -> bool>> = Vec::new();
+    let mut conditions: Vec<Condition> = Vec::new();
     let example = rng.choice(rows).unwrap().clone();
     for parameter in [
         "runtime",

@@ -41,9 +41,14 @@ impl Listeners {
     pub(super) fn addresses(&self) -> Vec<Address> {
         let receivers = self.receivers.addresses().map(|(_, address)| address);
         receivers
-            .chain([self.metrics.local_addr(), self.health.local_addr()])
+            .chain(self.others().map(Listener::local_addr))
             .cloned()
             .collect()
+    }
+
+    /// What listens beside the receivers.
+    fn others(&self) -> impl Iterator<Item = &Listener> {
+        [&self.metrics, &self.health].into_iter().chain(&self.api)
     }
 
     /// The address of the gRPC receiver, for demo traffic.
@@ -56,9 +61,7 @@ impl Listeners {
 
     /// What re-reads certificates.
     pub(super) fn tls_reloaders(&self) -> Vec<TlsReloader> {
-        let others = [&self.metrics, &self.health]
-            .into_iter()
-            .filter_map(Listener::tls_reloader);
+        let others = self.others().filter_map(Listener::tls_reloader);
         self.receivers.tls_reloaders().into_iter().chain(others).collect()
     }
 

@@ -78,6 +78,7 @@ pub enum StartError {
 
 /// A program that is built and bound, and receives nothing yet.
 pub struct Program {
+    signals: Signals,
     journal: Journal,
     listeners: Listeners,
     stages: Stages,
@@ -97,6 +98,8 @@ impl Program {
     /// does not.
     pub async fn start(loaded: Loaded, own: OwnMetrics, log: LogControl) -> Result<Self, StartError> {
         let Loaded { settings, records, .. } = loaded;
+        // First of all: as the first process of a container a signal without a handler is ignored.
+        let signals = Signals::watch().map_err(StartError::Signals)?;
         let health = Health::default();
         let catalogue = settings.metrics.catalogue()?;
         let journal = open_journal(&settings)?;
@@ -112,6 +115,7 @@ impl Program {
         };
         let stages = Stages::start(settings, catalogue, &journal, &health).await?;
         Ok(Self {
+            signals,
             journal,
             listeners,
             stages,
@@ -127,9 +131,8 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// When signals cannot be watched.
+    /// When the query API cannot read the URL of the database.
     pub async fn run(mut self, demo: bool, reread: impl Fn() -> Result<Loaded, Mistakes>) -> Result<(), StartError> {
-        let mut signals = Signals::watch().map_err(StartError::Signals)?;
         let (receiving, serving) = (CancellationToken::new(), CancellationToken::new());
         let journal = self.journal.clone();
         let health = HealthEndpoint::new(self.health.clone(), move || journal.is_writable().err());
@@ -147,7 +150,7 @@ impl Program {
         let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
         loop {
             tokio::select! {
-                told = signals.next() => match told {
+                told = self.signals.next() => match told {
                     Told::Stop => break,
                     Told::Reload => self.reloader.reload(&reread),
                 },

@@ -15,6 +15,9 @@ use crate::rules::Catalogue;
 use crate::settings::Settings;
 use crate::telemetry::Health;
 
+/// How long stages have to save their positions at the end.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a drain looks whether the readers have caught up.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -134,10 +137,10 @@ impl Stages {
             tokio::time::sleep(DRAIN_POLL).await;
         }
         self.stop.local.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(reason = %error, "a stage died while stopping");
-            }
+        if tokio::time::timeout(LAST_PATIENCE, self.all_ended()).await.is_err() {
+            // Positions are saved with what they stand behind, so a stage can be left anywhere.
+            tracing::warn!("a stage does not end, most likely for a destination that hangs; it is left behind");
+            self.tasks.abort_all();
         }
         for reader in journal.status().readers.iter().filter(|reader| reader.lag_records > 0) {
             let (name, records) = (reader.name.as_str(), reader.lag_records);
@@ -146,6 +149,16 @@ impl Stages {
                 records,
                 "not everything was delivered; the rest waits in the journal"
             );
+        }
+    }
+}
+
+impl Stages {
+    async fn all_ended(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(reason = %error, "a stage died while stopping");
+            }
         }
     }
 }

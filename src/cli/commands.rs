@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::runtime::Runtime;
 
 use super::args::{
@@ -90,8 +90,14 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let own = OwnMetrics::install()?;
     let reload = {
-        let args = args.config.clone();
-        move || load(&args, &ProcessEnvironment)
+        let (args, demo) = (args.config.clone(), args.demo);
+        move || {
+            if demo {
+                load(&args, &DemoEnvironment)
+            } else {
+                load(&args, &ProcessEnvironment)
+            }
+        }
     };
     runtime()?.block_on(async { Program::start(loaded, own, log).await?.run(args.demo, reload).await })?;
     Ok(ExitCode::SUCCESS)
@@ -145,7 +151,13 @@ fn print_config(args: &ConfigArgs, rules: bool) -> anyhow::Result<ExitCode> {
 fn check_health(args: &ConfigArgs, endpoint: Option<String>) -> anyhow::Result<ExitCode> {
     let url = match endpoint {
         Some(endpoint) => endpoint,
-        None => healthcheck::url_of(&load(args, &ProcessEnvironment)?.settings.health.endpoint),
+        None => {
+            let health = load(args, &ProcessEnvironment)?.settings.health;
+            if health.tls.is_some() || health.auth.is_required() || health.endpoint.starts_with("unix:") {
+                bail!("health: this command asks by plain HTTP and without a token; leave health without tls and auth");
+            }
+            healthcheck::url_of(&health.endpoint)
+        }
     };
     say(&runtime()?.block_on(healthcheck::ask(&url))?);
     Ok(ExitCode::SUCCESS)

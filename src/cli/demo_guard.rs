@@ -37,6 +37,9 @@ impl Environment for DemoEnvironment {
 ///
 /// What is in the way, and what to do.
 pub(super) fn prepare(settings: &Settings) -> anyhow::Result<()> {
+    if let Some((name, _)) = settings.exporters.first() {
+        bail!("--demo sends made-up traces, and exporters.{name} would forward them; remove it for the demo");
+    }
     let Some(database) = sqlite_file(&settings.database.url) else {
         bail!("--demo writes made-up rows, so only into a SQLite database of its own; remove database.url");
     };

@@ -4,7 +4,7 @@
 //! outside of it on the calling thread, [`Core::finish`] notes the outcome. Syncing is in `sync.rs`, changing
 //! segments in `rotate.rs`.
 //!
-//! Invariants (checked by [`State::check`] in tests):
+//! Invariants (checked by `State::check` in tests):
 //! * `durable <= written < next`; readers see nothing beyond `durable`.
 //! * `pending` is ordered by sequence: first what was reserved in the active segment, then what is parked.
 //! * Everything reserved is in the active segment, and a segment is entirely durable (or cut) before the next one
@@ -269,16 +269,19 @@ impl Core {
         if fits && let Some(reservation) = self.reserve(state, sequence, span, entry) {
             return Ok(Begun::Write(reservation));
         }
-        state.parked.push_back(Parked {
-            sequence,
-            entry: entry.clone(),
-        });
+        // What it was decompressed to would not be within any bound here; readers decompress it again.
+        let entry = Entry {
+            decoded: entry.body.clone(),
+            ..entry.clone()
+        };
+        let rejected = entry.rejected;
+        state.parked.push_back(Parked { sequence, entry });
         state.parked_bytes += span;
         self.wake(state);
         let durable = Durable::later(completion);
         Ok(Begun::Done(Appended {
             duplicate: false,
-            rejected: entry.rejected,
+            rejected,
             durable,
         }))
     }

@@ -82,7 +82,12 @@ pub(super) fn read(
         let view = {
             let state = lock(&core.state);
             read.next = read.next.max(state.readers[index].skip_to);
-            state.view(read.next)
+            let view = state.view(read.next);
+            if view.is_none() {
+                // Nothing is left up to the end: what was there was lost with its segment, and was told at recovery.
+                read.next = read.next.max(state.durable + 1);
+            }
+            view
         };
         let Some(view) = view else { break };
         read_segment(&view, &mut read, max_bytes, max_records.max(1), insist)?;

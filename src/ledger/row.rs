@@ -46,7 +46,7 @@ pub struct Row {
     pub created_at: u64,
 }
 
-/// A column of the row that more than the execution's own span can fill. The order is the bit in a [`Columns`] mask,
+/// A column of the row that more than the execution's own span can fill. The order is the bit in a mask of columns,
 /// which the UPDATE statements use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "named as the columns are")]

@@ -182,7 +182,13 @@ impl Meter {
                 batch = heartbeat.while_waiting(waiting) => batch,
             };
             match batch {
-                Ok(Ok(records)) => self.count(&records),
+                Ok(Ok(records)) => {
+                    // One by one: a large request takes a while, and others want this thread too.
+                    for record in &records {
+                        self.count(std::slice::from_ref(record));
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Ok(Err(ReadError::Closed)) => break,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the meter waits for the journal");
@@ -394,8 +400,14 @@ fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Me
     }
 }
 
+/// A new directory must survive a power failure too, or the first checkpoint would not.
 fn make_directory(directory: &Path) -> Result<(), MeterError> {
-    std::fs::create_dir_all(directory).map_err(|source| MeterError::Directory {
+    let make = || {
+        std::fs::create_dir_all(directory)?;
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    make().map_err(|source| MeterError::Directory {
         directory: directory.to_owned(),
         source,
     })

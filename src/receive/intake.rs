@@ -147,7 +147,9 @@ impl Intake {
     pub(super) async fn take(&self, received: Received) -> Result<Taken, Refusal> {
         let (protocol, signal, bytes) = (received.protocol, received.signal, received.body.len());
         let meters = self.shared.meters.of(protocol, signal);
-        let (appended, items) = match self.store(received).await.map_err(|refusal| refusal.of_body(bytes))? {
+        // What the request holds of the memory that is admitted it holds until it is on the disk.
+        let (stored, _room) = self.store(received).await.map_err(|refusal| refusal.of_body(bytes))?;
+        let (appended, items) = match stored {
             Stored::Nothing { rejected } => {
                 meters.accepted(0, rejected, bytes);
                 return Ok(Taken { rejected });
@@ -172,13 +174,13 @@ impl Intake {
         Ok(Taken { rejected })
     }
 
-    async fn store(&self, mut received: Received) -> Result<Stored, Refusal> {
+    async fn store(&self, mut received: Received) -> Result<(Stored, Reservation), Refusal> {
         if received.body.is_empty() {
-            return Ok(Stored::Nothing { rejected: 0 });
+            return Ok((Stored::Nothing { rejected: 0 }, received.room));
         }
         if !is_heavy(&received) {
             match self.shared.store(&mut received, INLINE_INFLATED) {
-                Ok(stored) => return Ok(stored),
+                Ok(stored) => return Ok((stored, received.room)),
                 Err(Stop::Refused(refusal)) => return Err(refusal),
                 Err(Stop::Heavy) => {}
             }
@@ -192,12 +194,14 @@ impl Intake {
         let work = move || {
             let stored = shared.store(&mut received, usize::MAX);
             drop((of_peer, of_all));
-            stored
+            (stored, received.room)
         };
         match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(stored)) => Ok(stored),
-            Ok(Err(Stop::Refused(refusal))) => Err(refusal),
-            Ok(Err(Stop::Heavy)) | Err(_) => Err(Refusal::new(Reason::Internal, "a defect of spanledger; see its log")),
+            Ok((Ok(stored), room)) => Ok((stored, room)),
+            Ok((Err(Stop::Refused(refusal)), _)) => Err(refusal),
+            Ok((Err(Stop::Heavy), _)) | Err(_) => {
+                Err(Refusal::new(Reason::Internal, "a defect of spanledger; see its log"))
+            }
         }
     }
 }

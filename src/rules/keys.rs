@@ -2,39 +2,61 @@
 
 /// A fixed set of keys, each with a number.
 ///
-/// Open addressing at a load of at most a quarter, over a hash of the length, the first and the last eight bytes: most
-/// keys of a span are of no interest, and are dismissed by one multiplication and one load.
+/// Open addressing at a load of at most a half, over the length and the first and last eight bytes. Most keys of a span
+/// are of no interest, and are dismissed by one multiplication and one comparison; of the others, only those of more
+/// than 16 bytes are compared in full.
 #[derive(Debug, Clone, Default)]
 pub(super) struct KeyTable {
-    /// Index into `keys` plus one; 0 is vacant.
-    places: Box<[u32]>,
-    keys: Vec<(Box<[u8]>, u32)>,
+    /// A power of two in length, or empty.
+    places: Box<[Place]>,
+    /// The keys in full.
+    keys: Vec<Box<[u8]>>,
     shift: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    ends: Ends,
+    number: u32,
+    /// Index into the keys plus one; 0 is vacant.
+    key: u32,
+}
+
+/// The length and the first and last eight bytes, overlapping or zero-filled where there are fewer. Up to 16 bytes they
+/// are the whole key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ends {
+    first: u64,
+    last: u64,
+    length: usize,
 }
 
 impl KeyTable {
     pub(super) fn new(keys: impl IntoIterator<Item = (String, u32)>) -> Self {
         let keys: Vec<(Box<[u8]>, u32)> = keys
             .into_iter()
-            .map(|(key, number)| (key.into_bytes().into_boxed_slice(), number))
+            .map(|(key, number)| (key.into_bytes().into(), number))
             .collect();
         if keys.is_empty() {
             return Self::default();
         }
-        let size = (keys.len() * 4).next_power_of_two();
+        let size = (keys.len() * 2).next_power_of_two();
         let mut table = Self {
-            places: vec![0; size].into_boxed_slice(),
-            shift: 64 - size.trailing_zeros(),
+            places: vec![Place::default(); size].into(),
             keys: Vec::new(),
+            shift: 64 - size.trailing_zeros(),
         };
-        for (index, (key, _)) in keys.iter().enumerate() {
-            let mut place = table.place(key);
-            while table.places[place] != 0 {
+        for (key, number) in keys {
+            let ends = Ends::of(&key);
+            let mut place = table.first_place(ends);
+            while table.places[place].key != 0 {
                 place = (place + 1) % size;
             }
-            table.places[place] = index as u32 + 1;
+            table.keys.push(key);
+            let key = table.keys.len() as u32;
+            table.places[place] = Place { ends, number, key };
         }
-        Self { keys, ..table }
+        table
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -44,27 +66,37 @@ impl KeyTable {
     /// The number of `key`.
     #[inline]
     pub(super) fn get(&self, key: &[u8]) -> Option<u32> {
-        if self.keys.is_empty() {
-            return None;
-        }
-        let mut place = self.place(key);
+        let mask = self.places.len().checked_sub(1)?;
+        let ends = Ends::of(key);
+        let mut place = self.first_place(ends);
         loop {
-            let (candidate, number) = match self.places[place] {
-                0 => return None,
-                index => &self.keys[index as usize - 1],
-            };
-            if **candidate == *key {
-                return Some(*number);
+            let candidate = self.places.get(place & mask)?;
+            if candidate.key == 0 {
+                return None;
             }
-            place = (place + 1) % self.places.len();
+            if candidate.ends == ends && (ends.length <= 16 || *self.keys[candidate.key as usize - 1] == *key) {
+                return Some(candidate.number);
+            }
+            place += 1;
         }
     }
 
     #[inline]
-    fn place(&self, key: &[u8]) -> usize {
-        let (first, last) = ends(key);
-        let mixed = first ^ last.rotate_left(29) ^ (key.len() as u64) << 56;
+    fn first_place(&self, ends: Ends) -> usize {
+        let mixed = ends.first ^ ends.last.rotate_left(29) ^ (ends.length as u64) << 56;
         (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    }
+}
+
+impl Ends {
+    #[inline]
+    fn of(key: &[u8]) -> Self {
+        let (first, last) = ends(key);
+        Self {
+            first,
+            last,
+            length: key.len(),
+        }
     }
 }
 

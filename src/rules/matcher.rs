@@ -175,6 +175,8 @@ impl<'a> Pass<'_, 'a> {
     }
 }
 
+/// Inlined, so that each caller has the walk for its own kind of attributes.
+#[inline(always)]
 fn fill<'a>(keys: &KeyTable, attributes: Attributes<'a>, slots: &mut [AnyValue<'a>], bits: &mut [u64]) {
     for entry in attributes.entries() {
         let Some(slot) = keys.get(entry.key().as_bytes()) else {

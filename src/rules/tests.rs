@@ -209,5 +209,7 @@ fn with_table(text: &str, section: &str, table: &str) -> String {
         .take_while(|line| line.starts_with('|'))
         .map(|line| line.len() + 1)
         .sum();
-    format!("{before}{marker}\n{table}{}", &rest[old_table..])
+    let rest = rest[old_table..].trim_start_matches('\n');
+    let gap = if rest.is_empty() { "" } else { "\n" };
+    format!("{before}{marker}\n{table}{gap}{rest}")
 }
