@@ -91,6 +91,11 @@ impl Header {
         })
     }
 
+    /// Bytes of header and body. The padding behind them may be missing where a file ends.
+    pub(super) fn extent(&self) -> u64 {
+        HEADER as u64 + u64::from(self.length)
+    }
+
     /// What the record takes up in its segment.
     pub(super) fn span(&self) -> u64 {
         span_of(self.length as usize)

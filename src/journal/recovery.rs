@@ -331,7 +331,7 @@ impl Recoverer<'_> {
             let is_last = later.is_empty();
             let mut segment = Segment::new(number, file, size, header, seed);
             let summary = match described {
-                Some(summary) if summary.end <= segment.size => summary,
+                Some(summary) if summary.end <= segment.size.next_multiple_of(8) => summary,
                 // Refused as a whole, or empty.
                 None if !is_last && valid_through < segment.header.first => empty(&segment),
                 Some(summary) => {

@@ -23,9 +23,9 @@
 //! | 168 | 84 | zero |
 //! | 252 | 4 | CRC32C of bytes 0..252 |
 //!
-//! The copies lie at 0 and at 4096; records begin at 8192. The first copy is written and synced before the second,
-//! and both before the first record: a crash in between leaves a valid header, old or new, and the old one means that
-//! the old records are still untouched. The header describes the segment before it because a segment is entirely
+//! The copies lie at 0 and at 4096; records begin at 8192. The copy that is not in force (in a new file, the first) is
+//! written and synced before the other, and both before the first record: a crash in between leaves a valid header, old
+//! or new, and the old one means that the old records are still untouched. The header describes the segment before it because a segment is entirely
 //! durable before the next one begins: opening a journal needs no scan but of the last segment.
 
 use std::io;
@@ -152,10 +152,23 @@ impl SegmentHeader {
     /// Begins a life of the file; durable when it returns.
     pub(super) fn write(&self, file: &dyn DiskFile) -> io::Result<()> {
         let bytes = self.encode();
-        file.write_at(&[&bytes], 0)?;
-        file.sync_data()?;
-        file.write_at(&[&bytes], SECOND_COPY)?;
-        file.sync_data()
+        // Not the copy in force first: the other one may be torn, or older, because an earlier beginning was interrupted.
+        let incarnation_at = |offset| -> io::Result<u64> {
+            let mut copy = [0; COPY_LENGTH];
+            let count = file.read_at(&mut copy, offset)?;
+            Ok(Self::decode(&copy[..count]).map_or(0, |header| header.incarnation))
+        };
+        let is_first_in_force = incarnation_at(0)? > incarnation_at(SECOND_COPY)?;
+        let order = if is_first_in_force {
+            [SECOND_COPY, 0]
+        } else {
+            [0, SECOND_COPY]
+        };
+        for offset in order {
+            file.write_at(&[&bytes], offset)?;
+            file.sync_data()?;
+        }
+        Ok(())
     }
 
     /// The header in force: of two different valid copies the later life.
@@ -330,7 +343,7 @@ impl<'a> Walk<'a> {
             .chunk
             .get(from..from + HEADER)
             .and_then(|bytes| Header::decode(bytes, self.seed));
-        Ok(header.filter(|header| offset + header.span() <= self.limit))
+        Ok(header.filter(|header| offset + header.extent() <= self.limit))
     }
 
     /// Looks for the next whole header, on every multiple of eight. Costs a read of the rest of the segment at worst,
@@ -344,7 +357,7 @@ impl<'a> Walk<'a> {
             let mut at = 0;
             while at + HEADER <= count {
                 if let Some(header) = Header::decode(&chunk[at..count], self.seed)
-                    && start + at as u64 + header.span() <= self.limit
+                    && start + at as u64 + header.extent() <= self.limit
                 {
                     return Ok(Some(start + at as u64));
                 }

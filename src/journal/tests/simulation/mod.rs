@@ -156,7 +156,15 @@ impl Simulation {
                 Ok((core, recovery)) if !self.disk.is_off() => {
                     self.say(|| format!("open: {recovery:?}"));
                     for sealed in &lock(&core.state).sealed {
-                        self.say(|| format!("  {:?} after {}", sealed.summary, sealed.segment.header.valid_before));
+                        self.say(|| {
+                            format!(
+                                "  {} size {} {:?} after {}",
+                                sealed.segment.number,
+                                sealed.segment.size,
+                                sealed.summary,
+                                sealed.segment.header.valid_before
+                            )
+                        });
                     }
                     assert_eq!(recovery.lost_records, 0, "{recovery:?}");
                     assert!(recovery.set_aside.is_empty(), "{recovery:?}");
@@ -183,8 +191,8 @@ impl Simulation {
         for sealed in &lock(&self.core().state).sealed {
             self.say(|| {
                 format!(
-                    "  had {} {:?} after {}",
-                    sealed.segment.number, sealed.summary, sealed.segment.header.valid_before
+                    "  had {} size {} {:?} after {}",
+                    sealed.segment.number, sealed.segment.size, sealed.summary, sealed.segment.header.valid_before
                 )
             });
         }
