@@ -26,6 +26,8 @@ const ERRORS: [&str; 4] = [
 /// Makes requests for ever; the same seed and times give the same requests.
 pub struct Scenarios {
     rng: Rng,
+    /// The trace that the spans of the request at hand share, when they were made within a request of their own.
+    trace: Option<u128>,
 }
 
 /// How a run ended.
@@ -56,11 +58,18 @@ impl Scenarios {
     pub fn new(seed: u64) -> Self {
         Self {
             rng: Rng::with_seed(seed),
+            trace: None,
         }
     }
 
     /// The next request; its spans have ended just before `now` (Unix nanoseconds).
     pub fn next_request(&mut self, now: u64) -> ExportTraceServiceRequest {
+        // In a worker each span is the root of a trace of its own; in a request of a web server all are of one trace.
+        self.trace = if self.rng.u32(0..3) == 0 {
+            None
+        } else {
+            Some(self.rng.u128(1..))
+        };
         match self.rng.u32(0..100) {
             0..45 => self.workflow_node(now),
             45..55 => self.code_agent(now),
@@ -72,8 +81,9 @@ impl Scenarios {
 
     fn ids(&mut self) -> Ids {
         // Zero would be an invalid id.
+        let trace = self.trace.unwrap_or_else(|| self.rng.u128(1..));
         Ids {
-            trace: self.rng.u128(1..).to_be_bytes(),
+            trace: trace.to_be_bytes(),
             span: self.rng.u64(1..).to_be_bytes(),
         }
     }

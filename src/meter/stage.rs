@@ -185,9 +185,10 @@ impl Meter {
                 Ok(Ok(records)) => {
                     // One by one: a large request takes a while, and others want this thread too.
                     for record in &records {
-                        self.count(std::slice::from_ref(record));
+                        self.count(record);
                         tokio::task::yield_now().await;
                     }
+                    self.notice_progress();
                 }
                 Ok(Err(ReadError::Closed)) => break,
                 Ok(Err(error)) => {
@@ -218,21 +219,18 @@ impl Meter {
         self.saved == Some(self.reader.position()) && !self.shared.is_changed.load(Ordering::Acquire)
     }
 
-    fn count(&mut self, records: &[Record]) {
-        for record in records {
-            self.tell_backfill(record);
-            let request = self.request(record);
-            let at = RecordTime {
-                sequence: record.sequence,
-                received_at: record.received_at,
-            };
-            let mut store = self.shared.store.lock();
-            match request {
-                Some(request) => store.count(&self.matcher, &mut self.workspace, &request, at),
-                None => store.advance(record.sequence.saturating_add(1)),
-            }
+    fn count(&mut self, record: &Record) {
+        self.tell_backfill(record);
+        let request = self.request(record);
+        let at = RecordTime {
+            sequence: record.sequence,
+            received_at: record.received_at,
+        };
+        let mut store = self.shared.store.lock();
+        match request {
+            Some(request) => store.count(&self.matcher, &mut self.workspace, &request, at),
+            None => store.advance(record.sequence.saturating_add(1)),
         }
-        self.notice_progress();
     }
 
     /// Counts what is there, without waiting.
@@ -243,7 +241,8 @@ impl Meter {
             if records.is_empty() {
                 return;
             }
-            self.count(&records);
+            records.iter().for_each(|record| self.count(record));
+            self.notice_progress();
         }
     }
 
@@ -265,6 +264,7 @@ impl Meter {
         }
     }
 
+    /// To be called when a whole batch is counted: what lies before the reader counts as done from then on.
     fn notice_progress(&self) {
         let next = self.reader.position().next;
         let mut store = self.shared.store.lock();

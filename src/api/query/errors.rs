@@ -165,7 +165,9 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
 fn word(word: &str) -> String {
     let digits = word.bytes().filter(u8::is_ascii_digit).count();
     let hexadecimal = word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if digits == word.len() || (hexadecimal && digits > 0 && word.len() >= 4) || (digits >= 3 && word.len() >= 12) {
+    // A group of a UUID may have letters only; words of eight letters up to f are rare.
+    let is_id = hexadecimal && (digits > 0 && word.len() >= 4 || word.len() >= 8);
+    if digits == word.len() || is_id || (digits >= 3 && word.len() >= 12) {
         return "#".to_owned();
     }
     // `30000ms`, `0x7f3a`

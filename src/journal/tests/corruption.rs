@@ -495,3 +495,26 @@ async fn a_journal_in_use_can_be_checked_only_by_its_process() {
         .collect();
     assert!(before == after, "looking changed something");
 }
+
+#[tokio::test]
+async fn readers_pass_a_lost_segment_behind_which_nothing_is_left() {
+    let directory = tempfile::tempdir().unwrap();
+    filled(directory.path()).await;
+    // Each start begins a segment, which says what was valid before it.
+    drop(Journal::open(small(directory.path())).unwrap());
+    let segments = with_records(directory.path());
+    let (path, records) = segments.last().unwrap();
+    fs::remove_file(path).unwrap();
+    let (journal, recovery) = Journal::open(small(directory.path())).unwrap();
+    assert_eq!(recovery.lost_records as usize, records.len(), "{recovery:?}");
+    let mut reader = journal.reader("meter").unwrap();
+    let saved = Position {
+        journal: journal.id(),
+        next: records[1].1.sequence,
+    };
+    assert!(matches!(reader.resume(Some(saved)), Resume::Continued { .. }));
+    assert!(reader.try_next_batch(1 << 20, 100).unwrap().is_empty());
+    assert!(reader.is_caught_up());
+    journal.append(entry(body(7))).unwrap().durable.await.unwrap();
+    assert_eq!(reader.next_batch(1 << 20, 100).await.unwrap().len(), 1);
+}
