@@ -26,7 +26,7 @@ has cc || missing+=(build-essential)
 has npm || missing+=(npm)
 { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; } || missing+=(postgresql)
 { has pgbouncer || [ -x /usr/sbin/pgbouncer ]; } || missing+=(pgbouncer)
-has promtool || missing+=(prometheus)
+{ has promtool && has prometheus; } || missing+=(prometheus)
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "Debian packages: ${missing[*]}"

@@ -46,6 +46,16 @@ impl Scrape {
         Scrape(all)
     }
 
+    /// Adds a sample; of `le` it keeps the number, however it was written.
+    pub fn insert(&mut self, name: &str, mut labels: BTreeMap<String, String>, value: f64) {
+        if let Some(le) = labels.get_mut("le") {
+            *le = bound(le.parse().unwrap());
+        }
+        let name = name.to_owned();
+        let twice = self.0.insert(Series { name, labels }, value);
+        assert!(twice.is_none(), "the same series twice");
+    }
+
     /// One sample.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = labels

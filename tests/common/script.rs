@@ -7,8 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
 
@@ -76,6 +77,30 @@ async fn send(mut command: Command, scenario: &Scenario) -> Ids {
         .collect();
     assert_eq!(ids.len(), scenario.span_count(), "{output}");
     ids
+}
+
+/// What the parsers of the official Prometheus client read from a scrape (`openmetrics` or `text`): one object for each
+/// family. Panics when they do not accept it.
+pub fn parse_metrics(format: &str, scrape: &str) -> Vec<Value> {
+    let mut parser = python("parse_metrics.py")
+        .arg(format)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, scrape) = (parser.stdin.take().unwrap(), scrape.to_owned());
+    // Beside the reading: a parser that gives up early closes its input, and its output may fill a pipe.
+    let writing = std::thread::spawn(move || input.write_all(scrape.as_bytes()).ok());
+    let output = parser.wait_with_output().unwrap();
+    writing.join().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "the parser for {format} does not accept it:\n{said}"
+    );
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A sink in a process of its own, written with the official protobuf package.

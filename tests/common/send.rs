@@ -201,11 +201,22 @@ pub async fn grpc_call(
     message: &[u8],
     encoding: Option<&str>,
 ) -> Result<Answer, String> {
+    let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    grpc_call_to(client, address, path, message, encoding).await
+}
+
+/// One gRPC call of any method.
+pub async fn grpc_call_to(
+    client: &Http,
+    address: SocketAddr,
+    path: &str,
+    message: &[u8],
+    encoding: Option<&str>,
+) -> Result<Answer, String> {
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(u8::from(encoding.is_some()));
     frame.put_u32(u32::try_from(message.len()).unwrap());
     frame.put_slice(message);
-    let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
     let mut request = Request::post(format!("http://{address}{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");

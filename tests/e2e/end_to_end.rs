@@ -4,6 +4,7 @@ use crate::common::http::Http;
 use crate::common::program::{Program, Setup};
 use crate::common::prometheus::Scrape;
 use crate::common::scenario::{Ids, Scenario};
+use crate::common::script::parse_metrics;
 use crate::common::send::{Outcome, Prepared, ROUTES, Route, Sender};
 use crate::common::sink::{Delivery, Sink};
 use crate::common::{random, rows, spans};
@@ -404,6 +405,34 @@ async fn a_scrape_is_valid_in_both_formats_and_links_to_traces() {
         let trace = exemplar.split_once("trace_id=\"").unwrap().1.split('"').next().unwrap();
         assert!(known.contains(&trace), "{exemplar}");
         assert!(exemplar.contains("span_id=\""), "{exemplar}");
+    }
+
+    // The official client's parsers accept all of it, the program's own metrics included, and read the same numbers.
+    for (format, text) in [("openmetrics", &text), ("text", &plain.text())] {
+        let families = parse_metrics(format, text);
+        let kind = |name: &str| {
+            let family = families.iter().find(|family| family["name"] == name);
+            family.unwrap_or_else(|| panic!("{format}: no family {name}"))["type"].clone()
+        };
+        // In OpenMetrics a counter's family is named without `_total`; this parser does the same with the older format.
+        assert_eq!(kind("code_executions"), "counter", "{format}");
+        assert_eq!(kind("code_duration_ms"), "histogram", "{format}");
+        assert_eq!(kind("process_cpu_seconds"), "counter", "{format}");
+        assert_eq!(kind("process_resident_memory_bytes"), "gauge", "{format}");
+        let mut read = Scrape::default();
+        for sample in families.iter().flat_map(|family| family["samples"].as_array().unwrap()) {
+            let labels = sample[1].as_object().unwrap().iter();
+            let labels = labels.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()));
+            read.insert(
+                sample[0].as_str().unwrap(),
+                labels.collect(),
+                sample[2].as_str().unwrap().parse().unwrap(),
+            );
+        }
+        let mut read = read.derived();
+        read.0.retain(|series, _| !series.name.ends_with("_created"));
+        let wrong = read.difference(&scenario.series(1));
+        assert!(wrong.is_empty(), "{format}:\n{}", wrong.join("\n"));
     }
 }
 

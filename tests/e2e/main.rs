@@ -14,5 +14,7 @@ mod end_to_end;
 mod flow;
 mod kill_loop;
 mod operate;
+mod pass_through;
+mod real_prometheus;
 mod real_sdks;
 mod sink_python;
