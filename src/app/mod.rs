@@ -25,6 +25,7 @@ use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
 use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
+use crate::rules::prices::Prices;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
 use listeners::{Endpoints, Listeners};
@@ -101,7 +102,10 @@ impl Program {
         // First of all: as the first process of a container a signal without a handler is ignored.
         let signals = Signals::watch().map_err(StartError::Signals)?;
         let health = Health::default();
-        let catalogue = settings.metrics.catalogue()?;
+        let catalogue = settings
+            .metrics
+            .catalogue()?
+            .with_prices(Prices::clone(&settings.prices));
         let journal = open_journal(&settings)?;
         let listeners = Listeners::bind(&settings, &journal)?;
         refuse_loops(&settings, &listeners.addresses())?;

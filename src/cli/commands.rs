@@ -14,7 +14,7 @@ use super::demo_guard::{self, DemoEnvironment};
 use super::{healthcheck, journal_report, refused};
 use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
 use crate::config::expand::{Environment, ProcessEnvironment};
-use crate::config::{Mistakes, render};
+use crate::config::{Layer, Mistakes, render};
 use crate::demo::{self, DemoOptions};
 use crate::ledger::{self, Ledger};
 use crate::meter;
@@ -57,12 +57,20 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn load(args: &ConfigArgs, environment: &dyn Environment) -> Result<Loaded, Mistakes> {
+    load_over(None, args, environment)
+}
+
+fn load_demo(args: &ConfigArgs) -> Result<Loaded, Mistakes> {
+    load_over(Some(settings::demo_layer()), args, &DemoEnvironment)
+}
+
+fn load_over(below: Option<Layer>, args: &ConfigArgs, environment: &dyn Environment) -> Result<Loaded, Mistakes> {
     let default = PathBuf::from(DEFAULT_FILE);
     let files = match args.files.as_slice() {
         [] if matches!(default.try_exists(), Ok(true)) => vec![default],
         files => files.to_vec(),
     };
-    settings::read(&files, &args.set, environment)
+    settings::read(below, &files, &args.set, environment)
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
@@ -74,7 +82,7 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let loaded = if args.demo {
-        load(&args.config, &DemoEnvironment)?
+        load_demo(&args.config)?
     } else {
         load(&args.config, &ProcessEnvironment)?
     };
@@ -93,7 +101,7 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         let (args, demo) = (args.config.clone(), args.demo);
         move || {
             if demo {
-                load(&args, &DemoEnvironment)
+                load_demo(&args)
             } else {
                 load(&args, &ProcessEnvironment)
             }

@@ -69,6 +69,18 @@ impl Setting for u64 {
     }
 }
 
+impl Setting for f64 {
+    const KIND: &'static str = "number";
+
+    fn from_node(node: &Node) -> Result<Self, String> {
+        let text = text(node, "a number")?;
+        let number = text.replace('_', "").parse().ok();
+        number
+            .filter(|number| f64::is_finite(*number) && *number >= 0.0)
+            .ok_or_else(|| format!("expected a number of 0 or more, got `{text}`"))
+    }
+}
+
 impl Setting for usize {
     const KIND: &'static str = "number";
 

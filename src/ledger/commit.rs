@@ -22,6 +22,7 @@ use super::row::{Column, Row, Source};
 use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, Store, StoreError};
 use super::table::{CONTEXT, EXECUTIONS, NewRow, QUARANTINE, Quarantined, ROWS};
+use crate::rules::prices::Prices;
 
 /// What to write, and how.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,8 @@ pub(super) struct Batch<'a> {
     pub(super) oldest: u64,
     /// Unix nanoseconds, for the quarantine.
     pub(super) now: u64,
+    /// What executions are estimated to cost.
+    pub(super) prices: &'a Prices,
 }
 
 /// What was done.
@@ -77,7 +80,7 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
     if !batch.release.is_empty() {
         store.release_quarantined(batch.release).await?;
     }
-    let plan = plan(&known, batch.facts, batch.window, batch.oldest);
+    let plan = plan(&known, batch.facts, batch.window, batch.oldest, batch.prices);
     let mut applied = write(store, plan, batch.now, careful).await?;
     let executions = batch
         .facts
@@ -360,6 +363,7 @@ pub(super) async fn retry_quarantined<S: Store>(
     window: u64,
     limit: i64,
     now: u64,
+    prices: &Prices,
 ) -> Result<(u64, u64), StoreError> {
     store.begin().await?;
     let set_aside = store.quarantined(limit).await?;
@@ -388,6 +392,7 @@ pub(super) async fn retry_quarantined<S: Store>(
             window,
             oldest: 0,
             now,
+            prices,
         },
     )
     .await?;

@@ -39,12 +39,14 @@ pub mod world;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regex::Regex;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::{ReadError, Reader};
+use crate::rules::prices::Prices;
 use crate::telemetry::{Heartbeat, StageStatus};
 use store::postgres::PostgresStore;
 use store::sqlite::SqliteStore;
@@ -74,6 +76,8 @@ pub struct LedgerOptions {
     pub standalone: bool,
     /// Regular expressions that are cut from error messages.
     pub redact: Vec<String>,
+    /// What executions are estimated to cost where their spans do not say it: the settings under `prices`.
+    pub prices: Arc<Prices>,
 }
 
 impl Default for LedgerOptions {
@@ -88,6 +92,7 @@ impl Default for LedgerOptions {
             max_pending: 200_000,
             standalone: false,
             redact: Vec::new(),
+            prices: Arc::default(),
         }
     }
 }
@@ -143,6 +148,7 @@ pub struct Ledger {
     redact: Vec<Regex>,
     limits: Limits,
     standalone: bool,
+    prices: Arc<Prices>,
 }
 
 /// How long and how much is kept.
@@ -218,6 +224,7 @@ impl Ledger {
                 max_pending: options.max_pending,
             },
             standalone: options.standalone,
+            prices: options.prices,
         })
     }
 
@@ -257,7 +264,7 @@ impl Ledger {
         Ok(with_store!(self, S => {
             let mut store = S::connect(&self.settings).await?;
             let (window, limit) = (self.limits.window_nanos(), i64::from(limit));
-            commit::retry_quarantined(&mut store, window, limit, now()).await?
+            commit::retry_quarantined(&mut store, window, limit, now(), &self.prices).await?
         }))
     }
 }

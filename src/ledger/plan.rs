@@ -5,6 +5,7 @@ use super::facts::{Execution, Facts, Role};
 use super::row::{Row, Sources};
 use super::table::{Beside, NewRow};
 use super::world::World;
+use crate::rules::prices::Prices;
 
 /// What to write.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub(super) struct Plan<'a> {
 pub(super) struct Candidate {
     before: Assembled,
     after: Assembled,
+    /// What the execution is estimated to cost as it is known now.
+    cost_usd: Option<f64>,
 }
 
 /// What is stored beside a row.
@@ -44,10 +47,12 @@ pub(super) struct Update {
     /// A mask of [`super::row::Column::bit`].
     pub(super) columns: i32,
     pub(super) sources: Sources,
+    /// The cost to write when the runtime, which it depends on, is written.
+    pub(super) cost_usd: Option<f64>,
 }
 
 /// `oldest` is the Unix time in nanoseconds before which executions are not written.
-pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, oldest: u64) -> Plan<'a> {
+pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, oldest: u64, prices: &Prices) -> Plan<'a> {
     let world = World::new(known, fresh, window);
     let mut plan = Plan::default();
     for facts in world.fresh() {
@@ -63,22 +68,43 @@ pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, olde
             continue;
         };
         let replaces = super::standalone::replaced_by(&world, facts);
-        plan.rows.push(new_row(facts, execution, assembled, replaces));
+        plan.rows.push(new_row(facts, execution, assembled, replaces, prices));
         plan.executions.push(facts);
     }
     for old in world.executions().filter(|span| !span.fresh) {
+        let Role::Execution(execution) = &old.facts.told.role else {
+            continue;
+        };
         let before = assemble(&world, old.facts, false);
         let after = assemble(&world, old.facts, true);
         if let (Some(before), Some(after)) = (before, after)
             && before != after
         {
-            plan.candidates.push(Candidate { before, after });
+            let cost_usd = cost(execution, &after, prices);
+            plan.candidates.push(Candidate {
+                before,
+                after,
+                cost_usd,
+            });
         }
     }
     plan
 }
 
-pub(super) fn new_row(facts: &Facts, execution: &Execution, assembled: Assembled, replaces: Vec<String>) -> NewRow {
+/// What the span says itself; else what the row's runtime costs for as long as it took.
+fn cost(execution: &Execution, assembled: &Assembled, prices: &Prices) -> Option<f64> {
+    let row = &assembled.row;
+    let estimate = || prices.execution_cost(&row.runtime, row.duration_ms.map(f64::from));
+    execution.cost_usd.or_else(estimate)
+}
+
+pub(super) fn new_row(
+    facts: &Facts,
+    execution: &Execution,
+    assembled: Assembled,
+    replaces: Vec<String>,
+    prices: &Prices,
+) -> NewRow {
     let beside = Beside {
         start: facts.start,
         end: facts.end,
@@ -86,7 +112,7 @@ pub(super) fn new_row(facts: &Facts, execution: &Execution, assembled: Assembled
         runtime: execution.runtime.clone(),
         exit_code: execution.exit_code,
         outcome: execution.reported_outcome(),
-        cost_usd: execution.cost_usd,
+        cost_usd: cost(execution, &assembled, prices),
     };
     let Assembled { row, sources, .. } = assembled;
     NewRow {
@@ -125,6 +151,11 @@ impl Candidate {
         if let Some(row_id) = row_id {
             row.id.clone_from(row_id);
         }
-        Some(Update { row, columns, sources })
+        Some(Update {
+            row,
+            columns,
+            sources,
+            cost_usd: self.cost_usd,
+        })
     }
 }

@@ -112,7 +112,7 @@ impl Stage<'_> {
                     .while_waiting(upkeep::turn(
                         &mut store,
                         limits,
-                        self.ledger.standalone,
+                        self.ledger.standalone.then_some(&*self.ledger.prices),
                         now(),
                         &self.meters,
                     ))
@@ -142,6 +142,7 @@ impl Stage<'_> {
                 window: self.ledger.limits.window_nanos(),
                 oldest: self.ledger.limits.oldest(at),
                 now: at,
+                prices: &self.ledger.prices,
             };
             let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
             self.reader.passed(position);
@@ -194,6 +195,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
             window: ledger.limits.window_nanos(),
             oldest: ledger.limits.oldest(at),
             now: at,
+            prices: &ledger.prices,
         };
         let applied = apply(&mut store, &batch).await?;
         reader.passed(position);

@@ -13,6 +13,7 @@ use super::plan::new_row;
 use super::store::{Store, StoreError};
 use super::table::{EXECUTIONS, NewRow, nanos};
 use super::world::{Kind, Match, World};
+use crate::rules::prices::Prices;
 
 /// How long a span waits for its execution, in nanoseconds: longer than any batch of any SDK.
 const PATIENCE: u64 = 120_000_000_000;
@@ -45,6 +46,7 @@ pub(super) async fn stand_alone<S: Store>(
     window: u64,
     oldest: u64,
     now: u64,
+    prices: &Prices,
 ) -> Result<(u64, Applied), StoreError> {
     store.begin().await?;
     let due = store.due(nanos(now), PIECE).await?;
@@ -74,7 +76,7 @@ pub(super) async fn stand_alone<S: Store>(
     }
     for facts in &executions {
         if let (Role::Execution(execution), Some(assembled)) = (&facts.told.role, assemble(&world, facts, true)) {
-            rows.push(new_row(facts, execution, assembled, Vec::new()));
+            rows.push(new_row(facts, execution, assembled, Vec::new(), prices));
         }
     }
     let facts: Vec<&Facts> = executions.iter().collect();

@@ -7,6 +7,7 @@ use super::meters::Meters;
 use super::standalone::stand_alone;
 use super::store::{Store, StoreError};
 use super::table::nanos;
+use crate::rules::prices::Prices;
 
 /// How often.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
@@ -20,13 +21,13 @@ const PIECES: usize = 20;
 pub(super) async fn turn<S: Store>(
     store: &mut S,
     limits: &Limits,
-    standalone: bool,
+    standalone: Option<&Prices>,
     now: u64,
     meters: &Meters,
 ) -> Result<(), StoreError> {
-    if standalone {
+    if let Some(prices) = standalone {
         for _ in 0..PIECES {
-            let (due, applied) = stand_alone(store, limits.window_nanos(), limits.oldest(now), now).await?;
+            let (due, applied) = stand_alone(store, limits.window_nanos(), limits.oldest(now), now, prices).await?;
             meters.applied(&applied);
             if due == 0 {
                 break;

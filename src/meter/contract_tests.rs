@@ -2,6 +2,7 @@
 
 use crate::rules::Catalogue;
 use crate::rules::matcher::{Matcher, Workspace};
+use crate::rules::prices::{ModelPrice, Prices, RuntimePrice};
 use crate::rules::testing::{TestSpan, key_value, request, request_from, span};
 
 use super::ExpositionFormat;
@@ -11,14 +12,17 @@ use super::store::{RecordTime, Store};
 /// The samples of `metric` (with `_bucket`, `_sum`, `_count` for a histogram) after these spans, as the text format
 /// has them; `# TYPE` first.
 fn samples(metric: &str, spans: Vec<TestSpan>) -> Vec<String> {
-    let catalogue = Catalogue::built_in();
-    let mut store = Store::new(&catalogue, 2000);
+    counted(metric, spans, &Catalogue::built_in())
+}
+
+fn counted(metric: &str, spans: Vec<TestSpan>, catalogue: &Catalogue) -> Vec<String> {
+    let mut store = Store::new(catalogue, 2000);
     let record = RecordTime {
         sequence: 0,
         received_at: 1,
     };
     store.count(
-        &Matcher::new(&catalogue, 1),
+        &Matcher::new(catalogue, 1),
         &mut Workspace::default(),
         &request(spans),
         record,
@@ -148,6 +152,76 @@ fn code_tokens_are_summed() {
         "code_tokens_used_total",
         spans,
         &["{runtime=\"vm2\",language=\"python\"} 123"],
+    );
+}
+
+/// The samples of a counter under prices: e2b costs 0.5 a second, models a dollar per million prompt tokens.
+fn priced(metric: &str, spans: Vec<TestSpan>) -> Vec<String> {
+    let runtime = RuntimePrice {
+        vcpu_second: 0.25,
+        vcpus: 2.0,
+        ..RuntimePrice::default()
+    };
+    let model = ModelPrice {
+        input: 1.0,
+        output: 4.0,
+        ..ModelPrice::default()
+    };
+    let catalogue = Catalogue::built_in().with_prices(Prices {
+        runtimes: vec![("e2b".to_owned(), runtime)],
+        models: vec![("gpt-*".to_owned(), model)],
+    });
+    counted(metric, spans, &catalogue).split_off(1)
+}
+
+#[test]
+fn the_cost_of_code_is_what_spans_say_or_else_what_prices_say() {
+    let spans = || {
+        vec![
+            execution().with("code.cost_usd", 0.5),
+            execution()
+                .with("code.runtime", "e2b")
+                .with("code.duration_ms", 1500i64),
+            execution()
+                .with("code.runtime", "e2b")
+                .with("code.duration_ms", 1500i64)
+                .with("code.cost_usd", "0.25"),
+            execution().with("code.duration_ms", 1500i64),
+        ]
+    };
+    assert_eq!(
+        priced("code_cost_usd_total", spans()),
+        [
+            "code_cost_usd_total{runtime=\"e2b\"} 1",
+            "code_cost_usd_total{runtime=\"vm2\"} 0.5"
+        ]
+    );
+    assert_counter(
+        "code_cost_usd_total",
+        spans(),
+        &["{runtime=\"e2b\"} 0.25", "{runtime=\"vm2\"} 0.5"],
+    );
+}
+
+#[test]
+fn the_cost_of_a_model_is_what_the_span_says_or_else_what_prices_say() {
+    let call = |tokens: i64| {
+        span("llm.generate")
+            .with("llm.provider", "openai")
+            .with("llm.model", "gpt-4o")
+            .with("llm.status", "success")
+            .with("llm.input_tokens", tokens)
+    };
+    let spans = vec![
+        call(1_000_000),
+        call(500_000).with("llm.output_tokens", 125_000i64),
+        call(5).with("llm.cost_usd", 0.5),
+        call(5).with("_signoz.gen_ai.total_cost", 0.25),
+    ];
+    let labels = "provider=\"openai\",model=\"gpt-4o\",status=\"success\"";
+    assert_eq!(
+        priced("llm_cost_usd_total", spans),
+        [format!("llm_cost_usd_total{{{labels}}} 2.75")]
     );
 }
 

@@ -9,6 +9,7 @@
 use super::keys::KeyTable;
 use super::model::{Condition, Conversion, Expression, Label, Level, Measure, Reading, Source, Test};
 use super::named::Named;
+use super::prices::Prices;
 use super::semantics::{self, Executor};
 use super::series_key::encode_label;
 use super::{Catalogue, model};
@@ -127,6 +128,20 @@ pub(super) struct NamedSlots {
     pub(super) gen_ai_operation: u32,
     pub(super) outcome: u32,
     pub(super) signal: u32,
+    pub(super) runtime: u32,
+    pub(super) execution_cost: u32,
+    pub(super) llm: LlmSlots,
+}
+
+/// Slots of what a call of a model says of its tokens and cost; of each, the first that is given counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LlmSlots {
+    pub(super) costs: [u32; semantics::LLM_COSTS.len()],
+    pub(super) models: [u32; semantics::LLM_MODELS.len()],
+    pub(super) input: [u32; semantics::LLM_INPUT_TOKENS.len()],
+    pub(super) output: [u32; semantics::LLM_OUTPUT_TOKENS.len()],
+    pub(super) cache_read: [u32; semantics::LLM_CACHE_READ_TOKENS.len()],
+    pub(super) cache_write: [u32; semantics::LLM_CACHE_WRITE_TOKENS.len()],
 }
 
 /// The whole catalogue, ready to run.
@@ -144,6 +159,7 @@ pub(super) struct Program {
     pub(super) groups: Vec<Group>,
     pub(super) label_sets: Vec<LabelSet>,
     pub(super) named: NamedSlots,
+    pub(super) prices: Prices,
     /// Bits that wake any group; `None`: some group must always be asked.
     pub(super) wake: Option<Box<[u64]>>,
     /// Whether an attribute of the span can wake a group. If not, attributes of spans of other names are not read.
@@ -177,7 +193,7 @@ pub(super) fn compile(catalogue: &Catalogue) -> Program {
             None => groups.push((condition, vec![compiled])),
         }
     }
-    compiler.finish(groups, label_sets)
+    compiler.finish(groups, label_sets, catalogue.prices.clone())
 }
 
 #[derive(Default)]
@@ -223,6 +239,16 @@ impl Compiler {
         self.named.gen_ai_operation = self.span_slot(semantics::GEN_AI_OPERATION);
         self.named.outcome = self.span_slot(semantics::TOOL_OUTCOME);
         self.named.signal = self.span_slot(semantics::TOOL_SIGNAL);
+        self.named.runtime = self.span_slot(semantics::CODE_RUNTIME);
+        self.named.execution_cost = self.span_slot(semantics::CODE_COST);
+        self.named.llm = LlmSlots {
+            costs: semantics::LLM_COSTS.map(|key| self.span_slot(key)),
+            models: semantics::LLM_MODELS.map(|key| self.span_slot(key)),
+            input: semantics::LLM_INPUT_TOKENS.map(|key| self.span_slot(key)),
+            output: semantics::LLM_OUTPUT_TOKENS.map(|key| self.span_slot(key)),
+            cache_read: semantics::LLM_CACHE_READ_TOKENS.map(|key| self.span_slot(key)),
+            cache_write: semantics::LLM_CACHE_WRITE_TOKENS.map(|key| self.span_slot(key)),
+        };
     }
 
     fn operand(&mut self, source: &Source) -> Operand {
@@ -318,7 +344,7 @@ impl Compiler {
         }
     }
 
-    fn finish(self, groups: Vec<(Cond, Vec<CompiledRule>)>, label_sets: Vec<LabelSet>) -> Program {
+    fn finish(self, groups: Vec<(Cond, Vec<CompiledRule>)>, label_sets: Vec<LabelSet>, prices: Prices) -> Program {
         let slots = self.attributes.len();
         let words = (slots + self.names.len()).div_ceil(64).max(1);
         let keys = |wanted: Level| {
@@ -362,6 +388,7 @@ impl Compiler {
             groups,
             label_sets,
             named: self.named,
+            prices,
             wake,
         }
     }

@@ -17,6 +17,7 @@ use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile};
 use super::datum::{Datum, MAX_VALUE};
 use super::keys::{KeyTable, hash};
 use super::named::Named;
+use super::prices::Usage;
 use super::semantics::{self, Executor, Outcome, Run, SpanStatus, ToolCall};
 use super::series_key::KeyBuffer;
 
@@ -269,7 +270,9 @@ impl<'a> View<'_, 'a> {
             Named::ToolId => return self.tool_id(),
             Named::ExecutionSpan => return Some(Datum::Bool(self.is_execution_span())),
             Named::ToolSpan => return Some(Datum::Bool(self.is_tool_span())),
-            Named::DurationMs | Named::DurationSeconds => return self.duration(named).map(Datum::Double),
+            Named::DurationMs | Named::DurationSeconds | Named::ExecutionCostUsd | Named::LlmCostUsd => {
+                return self.operand_number(operand).map(Datum::Double);
+            }
             Named::SpanKind => semantics::span_kind(self.span.kind()),
             Named::SpanStatus => self.status().as_str(),
             Named::Outcome(executor) => self.outcome(executor).as_str(),
@@ -328,6 +331,8 @@ impl<'a> View<'_, 'a> {
     fn operand_number(&self, operand: Operand) -> Option<f64> {
         match operand {
             Operand::Slot(slot) => self.slot(slot)?.as_f64().filter(|number| number.is_finite()),
+            Operand::Named(Named::ExecutionCostUsd) => self.execution_cost(),
+            Operand::Named(Named::LlmCostUsd) => self.llm_cost(),
             Operand::Named(named) => self.duration(named),
         }
     }
@@ -339,6 +344,36 @@ impl<'a> View<'_, 'a> {
             Named::DurationSeconds => semantics::duration_seconds(start, end),
             _ => None,
         }
+    }
+
+    fn execution_cost(&self) -> Option<f64> {
+        let named = &self.program.named;
+        let number = |slot| self.operand_number(Operand::Slot(slot));
+        number(named.execution_cost).or_else(|| {
+            let took = number(named.runs[Executor::Code as usize].duration_ms);
+            let took = took.or_else(|| self.duration(Named::DurationMs));
+            self.program.prices.execution_cost(self.text(named.runtime)?, took)
+        })
+    }
+
+    fn llm_cost(&self) -> Option<f64> {
+        let slots = &self.program.named.llm;
+        let first = |slots: &[u32]| {
+            slots
+                .iter()
+                .find_map(|slot| self.operand_number(Operand::Slot(*slot)))
+                .filter(|number| *number >= 0.0)
+        };
+        first(&slots.costs).or_else(|| {
+            let usage = Usage {
+                input: first(&slots.input),
+                output: first(&slots.output),
+                cache_read: first(&slots.cache_read),
+                cache_write: first(&slots.cache_write),
+            };
+            let model = slots.models.iter().find_map(|slot| self.text(*slot))?;
+            self.program.prices.model_cost(model, &usage)
+        })
     }
 
     fn status(&self) -> SpanStatus {

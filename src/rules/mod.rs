@@ -5,6 +5,7 @@
 //!
 //! * [`model`]: what a rule says, as plain data; [`named`]: the notions that the program derives itself.
 //! * [`semantics`] and [`signal`]: what spans mean; shared with the rows, so that rows and metrics cannot disagree.
+//! * [`prices`]: what runs and model calls are estimated to cost.
 //! * `read` and `print`: rules from and to YAML; [`check`]: names.
 //! * `compile` and [`matcher`]: all rules as one program over a span, which reads its attributes once and allocates
 //!   nothing; [`series_key`]: the values of labels as one string of bytes.
@@ -19,6 +20,7 @@ pub(crate) mod keys;
 pub mod matcher;
 pub mod model;
 pub mod named;
+pub mod prices;
 mod print;
 mod read;
 pub mod semantics;
@@ -33,6 +35,7 @@ use highway::{HighwayHash, HighwayHasher, Key};
 use crate::config::{Location, Mistake, Mistakes, yaml};
 
 use model::Rule;
+use prices::Prices;
 use read::Entry;
 
 const BUILT_IN: &str = include_str!("catalogue.yaml");
@@ -77,6 +80,7 @@ pub struct Catalogue {
     resource_labels: Vec<(String, String)>,
     /// Label name and value.
     const_labels: Vec<(String, String)>,
+    prices: Prices,
 }
 
 impl Catalogue {
@@ -141,6 +145,7 @@ impl Catalogue {
             disabled: Vec::new(),
             resource_labels,
             const_labels: const_labels.to_vec(),
+            prices: Prices::default(),
         };
         for read::Placed { entry, .. } in placed {
             match entry {
@@ -149,6 +154,12 @@ impl Catalogue {
             }
         }
         Ok(catalogue)
+    }
+
+    /// With prices for the notions that estimate costs. They have no part in the identity of a metric: as in life, what
+    /// is counted from now on costs what it costs now, and what was counted stays.
+    pub fn with_prices(self, prices: Prices) -> Self {
+        Self { prices, ..self }
     }
 
     /// The rules in force, in the order in which they are exposed.

@@ -53,11 +53,15 @@ pub enum Named {
     ToolOutcome,
     /// How the tool's process ended: `exit` or `signal`.
     ExitStatus,
+    /// What an execution is estimated to cost.
+    ExecutionCostUsd,
+    /// What a call of a model is estimated to cost.
+    LlmCostUsd,
 }
 
 impl Named {
     /// All notions with their word, kind and meaning, in the order of the documentation.
-    pub const ALL: [(Named, &'static str, Kind, &'static str); 15] = [
+    pub const ALL: [(Named, &'static str, Kind, &'static str); 17] = [
         (
             Named::ExecutionSpan,
             "execution_span",
@@ -136,6 +140,19 @@ impl Named {
             Kind::Number,
             "the same in seconds",
         ),
+        (
+            Named::ExecutionCostUsd,
+            "execution_cost_usd",
+            Kind::Number,
+            "`code.cost_usd`; else what `prices.runtimes` says of `code.runtime` and the duration; without a price missing",
+        ),
+        (
+            Named::LlmCostUsd,
+            "llm_cost_usd",
+            Kind::Number,
+            "`llm.cost_usd`, `gen_ai.usage.cost` or `_signoz.gen_ai.total_cost`; else what `prices.models` says of the \
+             model and its tokens; without a price missing",
+        ),
     ];
 
     /// The notion of this word.
@@ -186,6 +203,8 @@ mod tests {
             Named::ToolId,
             Named::ToolOutcome,
             Named::ExitStatus,
+            Named::ExecutionCostUsd,
+            Named::LlmCostUsd,
         ];
         assert!(all.iter().all(|named| Named::ALL.iter().any(|entry| entry.0 == *named)));
     }

@@ -73,7 +73,45 @@ impl Executor {
 
 /// A span with at least one of these attributes is an execution. Never just any `code.*`: `code.function.name` and its
 /// kin are standard attributes of ordinary spans.
-pub const EXECUTION_MARKS: [&str; 4] = ["code.runtime", "code.success", "code.exit_code", "code.duration_ms"];
+pub const EXECUTION_MARKS: [&str; 4] = [CODE_RUNTIME, "code.success", "code.exit_code", "code.duration_ms"];
+
+/// The runtime that an execution's own span names.
+pub const CODE_RUNTIME: &str = "code.runtime";
+
+/// What an execution's own span says that it cost, in US dollars.
+pub const CODE_COST: &str = "code.cost_usd";
+
+/// What the span of a model call says that it cost, in US dollars, best first.
+pub const LLM_COSTS: [&str; 3] = ["llm.cost_usd", "gen_ai.usage.cost", "_signoz.gen_ai.total_cost"];
+
+/// The model that was called.
+pub const LLM_MODELS: [&str; 3] = ["llm.model", "gen_ai.request.model", "gen_ai.response.model"];
+
+/// Tokens of the prompt.
+pub const LLM_INPUT_TOKENS: [&str; 3] = [
+    "llm.input_tokens",
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.prompt_tokens",
+];
+
+/// Tokens of the answer.
+pub const LLM_OUTPUT_TOKENS: [&str; 3] = [
+    "llm.output_tokens",
+    "gen_ai.usage.output_tokens",
+    "gen_ai.usage.completion_tokens",
+];
+
+/// Tokens of the prompt that came from a cache.
+pub const LLM_CACHE_READ_TOKENS: [&str; 2] = [
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.cache_read_input_tokens",
+];
+
+/// Tokens of the prompt that went into a cache.
+pub const LLM_CACHE_WRITE_TOKENS: [&str; 2] = [
+    "gen_ai.usage.cache_creation.input_tokens",
+    "gen_ai.usage.cache_creation_input_tokens",
+];
 
 /// The attributes that tell the second span of a run.
 pub const WORKFLOW_ID: &str = "workflow.id";

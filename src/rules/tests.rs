@@ -16,7 +16,7 @@ fn mistakes(text: &str) -> Vec<String> {
 fn the_built_in_catalogue_loads_and_has_every_metric_of_the_contract() {
     let catalogue = Catalogue::built_in();
     let names: Vec<&str> = catalogue.names().collect();
-    let expected = "code_executions_total code_duration_ms code_memory_mb code_tokens_used_total code_exit_code_total \
+    let expected = "code_executions_total code_duration_ms code_memory_mb code_tokens_used_total code_cost_usd_total code_exit_code_total \
         code_validation_total e2b_executions_total e2b_duration_ms e2b_memory_mb e2b_exit_code_total \
         wasmedge_executions_total wasmedge_execution_time_ms bacalhau_executions_total bacalhau_duration_ms \
         runtime_tool_execute_seconds runtime_tool_errors_total runtime_tool_timeouts_total \

@@ -13,6 +13,8 @@ pub(super) fn bind(section: &Section<'_>) -> LedgerOptions {
         section.mistake("url", "expected sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE");
     }
     LedgerOptions {
+        // Filled in from `prices` when all settings are read.
+        prices: Default::default(),
         url,
         schema: section.get("schema", "", "PostgreSQL schema of the table and of our own tables."),
         table: section.get("table", "code_exec_logs", "Name of the table of rows."),

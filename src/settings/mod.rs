@@ -7,8 +7,10 @@ mod database;
 mod exporters;
 mod journal;
 mod listeners;
+mod prices;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -20,6 +22,7 @@ use crate::forward::ExporterOptions;
 use crate::ledger::LedgerOptions;
 use crate::listen::ListenOptions;
 use crate::receive::ReceiveOptions;
+use crate::rules::prices::Prices;
 use crate::telemetry::{LogFormat, LogOptions};
 
 pub use listeners::{ApiSettings, MetricsSettings};
@@ -36,6 +39,8 @@ pub struct Settings {
     pub database: LedgerOptions,
     /// `metrics`.
     pub metrics: MetricsSettings,
+    /// `prices`, of executions and models; `database` has them too.
+    pub prices: Arc<Prices>,
     /// `api`.
     pub api: ApiSettings,
     /// `health`.
@@ -56,13 +61,29 @@ pub struct Loaded {
     pub unset_variables: Vec<String>,
 }
 
-/// Reads the settings from files and `--set` options.
+/// Public list prices of some runtimes, dated; the demo has them.
+const EXAMPLE_PRICES: &str = include_str!("../../prices.example.yaml");
+
+/// What lies below a user's files when there is demo traffic: prices, so that there are costs to look at.
+pub fn demo_layer() -> Layer {
+    Layer::File {
+        name: "prices.example.yaml".to_owned(),
+        text: EXAMPLE_PRICES.to_owned(),
+    }
+}
+
+/// Reads the settings from files and `--set` options, over what `below` says.
 ///
 /// # Errors
 ///
 /// Every mistake, with its place.
-pub fn read(files: &[PathBuf], set: &[String], environment: &dyn Environment) -> Result<Loaded, Mistakes> {
-    let mut layers = Vec::new();
+pub fn read(
+    below: Option<Layer>,
+    files: &[PathBuf],
+    set: &[String],
+    environment: &dyn Environment,
+) -> Result<Loaded, Mistakes> {
+    let mut layers: Vec<Layer> = below.into_iter().collect();
     for file in files {
         let name = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| {
@@ -119,7 +140,7 @@ impl Reference {
         let header = "# Every setting of spanledger with its default. What is not set has the value shown here.\n\
             # ${env:NAME}, ${env:NAME:-default} and ${file:PATH} are substituted in values; $$ is a dollar.\n\
             # Durations: 500ms, 10s, 1h30m, 90d. Sizes: 64MiB, 1.5GB, or a number of bytes.\n";
-        render::example(header, &self.records, &["exporters"])
+        render::example(header, &self.records, &["exporters", "prices"])
     }
 
     /// `docs/configuration.md`.
@@ -134,6 +155,12 @@ impl Reference {
 }
 
 fn bind(root: &Section<'_>) -> Settings {
+    let mut settings = sections(root);
+    settings.database.prices = Arc::clone(&settings.prices);
+    settings
+}
+
+fn sections(root: &Section<'_>) -> Settings {
     Settings {
         receivers: root.section("receivers", "What is received.", listeners::receivers),
         journal: root.section(
@@ -144,6 +171,11 @@ fn bind(root: &Section<'_>) -> Settings {
         exporters: exporters::bind(root),
         database: root.section("database", "Where the rows of `code_exec_logs` go.", database::bind),
         metrics: root.section("metrics", "Derived metrics and their exposition.", listeners::metrics),
+        prices: Arc::new(root.section(
+            "prices",
+            "What executions and models cost, for estimates. Public list prices: prices.example.yaml.",
+            prices::bind,
+        )),
         api: root.section("api", "Query API and page.", listeners::api),
         health: root.section("health", "Health and readiness.", listeners::health),
         logs: root.section("telemetry", "The program's own telemetry.", |telemetry| {

@@ -134,3 +134,44 @@ fn mistakes_across_settings_are_found() {
         assert!(mistakes.contains(expected), "{text}: {mistakes}");
     }
 }
+
+#[test]
+fn the_example_prices_are_valid_and_mean_what_they_say() {
+    let settings = loaded(EXAMPLE_PRICES).unwrap().settings;
+    let hour_on_e2b = settings.prices.execution_cost("e2b", Some(3_600_000.0)).unwrap();
+    assert!((hour_on_e2b - 0.1089).abs() < 1e-9, "{hour_on_e2b}");
+    let own = |runtime| settings.prices.execution_cost(runtime, Some(3_600_000.0)).unwrap();
+    assert!((own("vm2") - 0.25 * (0.04048 + 0.004445)).abs() < 1e-6);
+    assert_eq!(own("vm2"), own("subprocess"));
+    assert!(settings.prices.models.is_empty());
+    assert_eq!(settings.database.prices, settings.prices);
+}
+
+#[test]
+fn prices_are_off_unless_they_are_set_and_every_mistake_in_them_is_named() {
+    assert_eq!(*loaded("").unwrap().settings.prices, Prices::default());
+    let settings =
+        loaded("prices: {models: {'gpt-4o*': {input: 2.5, output: 10, cached_tokens: additional}}}").unwrap();
+    let (pattern, price) = &settings.settings.prices.models[0];
+    assert_eq!(
+        (pattern.as_str(), price.input, price.cache_read),
+        ("gpt-4o*", 2.5, None)
+    );
+    assert!(price.cached_tokens_are_additional);
+    for (text, at) in [
+        (
+            "prices: {runtimes: {e2b: {vcpu_secnd: 1}}}",
+            "prices.runtimes.e2b.vcpu_secnd",
+        ),
+        (
+            "prices: {runtimes: {e2b: {execution: -1}}}",
+            "prices.runtimes.e2b.execution",
+        ),
+        ("prices: {models: {x: {input: cheap}}}", "prices.models.x.input"),
+    ] {
+        let Err(mistakes) = loaded(text) else {
+            panic!("{text} is valid")
+        };
+        assert!(mistakes.to_string().contains(at), "{mistakes}");
+    }
+}

@@ -252,7 +252,10 @@ impl Store for SqliteStore {
             })
             .collect();
         let rows = format!("UPDATE {} SET {} WHERE id = ?11", self.names.rows(), changes.join(", "));
-        let beside = format!("UPDATE {} SET sources = ? WHERE id = ?", self.names.own("executions"));
+        let beside = format!(
+            "UPDATE {} SET sources = ?, cost_usd = CASE WHEN ? THEN ? ELSE cost_usd END WHERE id = ?",
+            self.names.own("executions")
+        );
         for update in updates {
             let row = &update.row;
             sqlx::query(AssertSqlSafe(rows.clone()))
@@ -272,6 +275,8 @@ impl Store for SqliteStore {
                 .map_err(error)?;
             sqlx::query(AssertSqlSafe(beside.clone()))
                 .bind(update.sources.to_json())
+                .bind(update.columns & Column::Runtime.bit() != 0)
+                .bind(update.cost_usd)
                 .bind(row.id.clone())
                 .execute(&mut self.connection)
                 .await

@@ -160,12 +160,16 @@ async fn a_row_the_database_refuses_is_set_aside_and_those_beside_it_are_written
 
 async fn retry(session: &mut Session) -> (u64, u64) {
     match session {
-        Session::Sqlite(store) => retry_quarantined(store, super::support::HOUR, 1_000, EPOCH)
-            .await
-            .unwrap(),
-        Session::Postgres(store) => retry_quarantined(store, super::support::HOUR, 1_000, EPOCH)
-            .await
-            .unwrap(),
+        Session::Sqlite(store) => {
+            retry_quarantined(store, super::support::HOUR, 1_000, EPOCH, &super::databases::PRICES)
+                .await
+                .unwrap()
+        }
+        Session::Postgres(store) => {
+            retry_quarantined(store, super::support::HOUR, 1_000, EPOCH, &super::databases::PRICES)
+                .await
+                .unwrap()
+        }
     }
 }
 

@@ -15,6 +15,7 @@ on_both! {
     a_row_never_becomes_worse_when_its_context_has_fallen_out
     spans_received_further_apart_than_the_window_do_not_find_each_other
     the_side_table_says_what_was_reported_and_where_values_come_from
+    what_a_span_says_of_its_cost_counts_before_prices_and_without_either_there_is_none
 }
 
 /// A failed run with all that is around it: outer, router, inner, runtime, node.
@@ -52,6 +53,9 @@ async fn every_order_of_arrival_gives_the_same_rows(database: Database) {
             session.write(&facts(std::slice::from_ref(span))).await.unwrap();
         }
         assert_eq!(database.rows().await, expected);
+        // The runtime is known only when the router is: the cost follows it.
+        let costs = "SELECT count(*) FROM spanledger_executions WHERE cost_usd BETWEEN 0.4999 AND 0.5001";
+        assert_eq!(database.number(costs).await, 1, "{order:?}");
     }
 }
 
@@ -186,4 +190,23 @@ async fn the_side_table_says_what_was_reported_and_where_values_come_from(databa
         &id[33..],
     );
     assert_eq!(database.number(&sql).await, 1);
+}
+
+async fn what_a_span_says_of_its_cost_counts_before_prices_and_without_either_there_is_none(database: Database) {
+    let on_e2b = |id| success(1, id, 100, 150).with("code.runtime", V::S("e2b"));
+    let spans = [
+        on_e2b(1),
+        on_e2b(2).with("code.cost_usd", V::D(0.125)),
+        success(1, 3, 100, 150),
+    ];
+    database.write(&facts(&spans)).await;
+    for (span, condition) in spans.iter().zip([
+        "cost_usd BETWEEN 0.4999 AND 0.5001",
+        "cost_usd = 0.125",
+        "cost_usd IS NULL",
+    ]) {
+        let id = span.row_id();
+        let sql = format!("SELECT count(*) FROM spanledger_executions WHERE id = '{id}' AND {condition}");
+        assert_eq!(database.number(&sql).await, 1, "{condition}");
+    }
 }

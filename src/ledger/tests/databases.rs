@@ -1,5 +1,7 @@
 //! A database of either kind for one test, and the rows in it.
 
+use std::sync::LazyLock;
+
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row as _};
@@ -12,6 +14,7 @@ use crate::ledger::row::Row;
 use crate::ledger::store::postgres::PostgresStore;
 use crate::ledger::store::sqlite::SqliteStore;
 use crate::ledger::store::{Names, Settings, Store, StoreError};
+use crate::rules::prices::{Prices, RuntimePrice};
 
 /// Runs a test on both databases: `async fn name(database: Database)`.
 macro_rules! on_both {
@@ -189,5 +192,20 @@ pub(super) fn batch(facts: &[Facts]) -> Batch<'_> {
         window: HOUR,
         oldest: 0,
         now: super::support::EPOCH,
+        prices: &PRICES,
     }
 }
+
+/// A run on E2B costs a quarter, and five dollars a second.
+pub(super) static PRICES: LazyLock<Prices> = LazyLock::new(|| Prices {
+    runtimes: vec![(
+        "e2b".to_owned(),
+        RuntimePrice {
+            execution: 0.25,
+            vcpu_second: 5.0,
+            vcpus: 1.0,
+            ..RuntimePrice::default()
+        },
+    )],
+    models: Vec::new(),
+});

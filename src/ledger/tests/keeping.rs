@@ -30,8 +30,8 @@ fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
 
 async fn turn(database: &Database, limits: Limits, now: u64) {
     match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => upkeep::turn(&mut store, &limits, false, EPOCH + now, &Meters::new()).await,
-        Session::Postgres(mut store) => upkeep::turn(&mut store, &limits, false, EPOCH + now, &Meters::new()).await,
+        Session::Sqlite(mut store) => upkeep::turn(&mut store, &limits, None, EPOCH + now, &Meters::new()).await,
+        Session::Postgres(mut store) => upkeep::turn(&mut store, &limits, None, EPOCH + now, &Meters::new()).await,
     }
     .unwrap();
 }
@@ -103,8 +103,18 @@ fn e2b() -> S {
 async fn due(database: &Database, now: u64) -> Applied {
     let now = EPOCH + now;
     match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => stand_alone(&mut store, HOUR, 0, now).await.unwrap().1,
-        Session::Postgres(mut store) => stand_alone(&mut store, HOUR, 0, now).await.unwrap().1,
+        Session::Sqlite(mut store) => {
+            stand_alone(&mut store, HOUR, 0, now, &super::databases::PRICES)
+                .await
+                .unwrap()
+                .1
+        }
+        Session::Postgres(mut store) => {
+            stand_alone(&mut store, HOUR, 0, now, &super::databases::PRICES)
+                .await
+                .unwrap()
+                .1
+        }
     }
 }
 

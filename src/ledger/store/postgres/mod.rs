@@ -237,12 +237,14 @@ impl Store for PostgresStore {
         let names: Vec<_> = Column::ALL.iter().map(|column| column.name()).collect();
         let sql = format!(
             "WITH u AS (SELECT * FROM unnest($1::text[], $2::int4[], $3::text[], $4::text[], $5::text[], $6::int4[], \
-             $7::int4[], $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[]) \
-             AS u (id, columns, sources, {})), \
-             beside AS (UPDATE {} t SET sources = u.sources FROM u WHERE t.id = u.id) \
+             $7::int4[], $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[], $13::float8[]) \
+             AS u (id, columns, sources, {}, cost_usd)), \
+             beside AS (UPDATE {} t SET sources = u.sources, \
+             cost_usd = CASE WHEN u.columns & {} <> 0 THEN u.cost_usd ELSE t.cost_usd END FROM u WHERE t.id = u.id) \
              UPDATE {} t SET {} FROM u WHERE t.id = u.id",
             names.join(", "),
             self.names.own("executions"),
+            Column::Runtime.bit(),
             self.names.rows(),
             changes.join(", ")
         );
@@ -263,6 +265,7 @@ impl Store for PostgresStore {
                 .bind(each(updates, |update| update.row.organization_id.as_deref()))
                 .bind(each(updates, |update| update.row.workspace_id.as_deref()))
                 .bind(each(updates, |update| update.row.user_id.as_deref()))
+                .bind(each(updates, |update| update.cost_usd))
                 .execute(&mut self.connection)
                 .await
                 .map_err(error)?;
