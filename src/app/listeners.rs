@@ -114,13 +114,13 @@ impl Listeners {
 /// carry error texts.
 fn bind_api(settings: &Settings) -> Result<Option<Listener>, StartError> {
     let api = &settings.api;
-    let guarded = !api.query.tokens.is_empty();
+    let guarded = !api.query.tokens.is_empty() || !api.query.users.is_empty();
     if !guarded && !is_loopback(&api.listen.endpoint) {
         let endpoint = api.listen.endpoint.as_str();
         if !api.query.insecure {
             tracing::error!(
                 endpoint,
-                "the API stays closed: off loopback it needs api.auth.bearer_tokens, or api.auth.insecure: true"
+                "the API stays closed: off loopback it needs api.auth.bearer_tokens or basic_users, or api.auth.insecure: true"
             );
             return Ok(None);
         }

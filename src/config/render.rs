@@ -124,16 +124,20 @@ fn redacted(node: &Node) -> Node {
     }
 }
 
-/// Of a URL only the user and password are a secret.
+/// Of the URL of a database only the password is a secret; of anything else everything is, also of what looks like a URL.
 fn without_credentials(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return if text.starts_with("sqlite:") {
-            text.to_owned()
-        } else {
-            REDACTED.to_owned()
-        };
+    if text.starts_with("sqlite:") {
+        return text.to_owned();
+    }
+    let is_database = |scheme: &str| matches!(scheme, "postgres" | "postgresql");
+    let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| is_database(scheme)) else {
+        return REDACTED.to_owned();
     };
-    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    // A password that was not percent-encoded may have a slash: it reaches to the last `@`.
+    let host_begins = rest.rfind('@').unwrap_or(0);
+    let authority_end = rest[host_begins..]
+        .find(['/', '?'])
+        .map_or(rest.len(), |end| host_begins + end);
     let (authority, path) = rest.split_at(authority_end);
     // A query may hold a password too (`?password=`, `?sslpassword=`).
     let path = if path.to_ascii_lowercase().contains("password") {
@@ -203,7 +207,12 @@ mod tests {
             "postgres://h[redacted]"
         );
         assert_eq!(without_credentials("sqlite:./x.db"), "sqlite:./x.db");
+        assert_eq!(
+            without_credentials("postgres://u:p/a@ss?x@h/d"),
+            "postgres://u:[redacted]@h/d"
+        );
         assert_eq!(without_credentials("token"), REDACTED);
+        assert_eq!(without_credentials("https://token"), REDACTED);
     }
 
     #[test]

@@ -407,7 +407,14 @@ mod tests {
     fn bodies_pass_as_received_unless_the_backend_may_not_understand_them() {
         let mut options = ExporterOptions::default();
         assert_eq!(Encoding::ALL.map(|encoding| options.encoding_for(encoding)), {
-            [Encoding::Identity, Encoding::Gzip, Encoding::Gzip, Encoding::Gzip]
+            [
+                Encoding::Identity,
+                Encoding::Gzip,
+                Encoding::Gzip,
+                Encoding::Gzip,
+                Encoding::Gzip,
+                Encoding::Gzip,
+            ]
         });
         options.accepts = vec![Encoding::Zstd];
         assert_eq!(options.encoding_for(Encoding::Zstd), Encoding::Zstd);

@@ -315,7 +315,7 @@ fn decoded_size(record: &Record) -> Option<usize> {
             let declared = zstd::zstd_safe::get_frame_content_size(&record.body).ok().flatten()?;
             usize::try_from(declared).ok()
         }
-        Encoding::Deflate => None,
+        Encoding::Deflate | Encoding::Snappy | Encoding::Lz4 => None,
     }
 }
 

@@ -1,79 +1,124 @@
-//! Who may send requests: bearer tokens, compared in constant time.
+//! Who may send requests: bearer tokens, or users with passwords, compared in constant time.
 
 use std::fmt;
 
-use http::{HeaderMap, HeaderValue, Method, Request, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use subtle::ConstantTimeEq;
 
-/// The callers that a listener admits. Without tokens it admits everybody.
+/// The callers that a listener admits. Without tokens and users it admits everybody.
 #[derive(Clone, Default)]
 pub struct Auth {
     bearer_tokens: Vec<String>,
+    /// `user:password`, as HTTP's basic authentication joins them.
+    users: Vec<String>,
 }
 
-/// Which token a request carried; found in the extensions of admitted requests when tokens are configured.
+/// Who a request is from; found in the extensions of admitted requests when credentials are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caller {
-    /// Index of the token in the configured list.
-    pub token: usize,
+pub enum Caller {
+    /// Who knows the token at this index of the configured list.
+    Token(usize),
+    /// The user at this index.
+    User(usize),
 }
 
 /// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthorized {
-    /// No `Authorization` header, or not of the bearer scheme.
-    #[error("this listener asks for credentials: send the header `authorization: Bearer <token>`")]
+    /// No `Authorization` header, or of a scheme that is not asked for.
+    #[error(
+        "this listener asks for credentials: send the header `authorization` with what it is configured for, `Bearer <token>` or `Basic <user and password>`"
+    )]
     Missing,
-    /// A token that is not configured.
-    #[error("the bearer token is not one of those configured here")]
+    /// Credentials that are not configured.
+    #[error("these credentials are not among those configured here")]
     Unknown,
 }
 
-impl Unauthorized {
-    /// The value of `WWW-Authenticate`.
-    pub const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"spanledger\"");
-}
-
 impl Auth {
-    /// Admits requests with one of these tokens; everybody if there are none.
+    /// Admits requests with one of these tokens.
     pub fn bearer(tokens: impl IntoIterator<Item = impl Into<String>>) -> Auth {
         Auth {
             bearer_tokens: tokens.into_iter().map(Into::into).collect(),
+            users: Vec::new(),
         }
+    }
+
+    /// Admits these users with their passwords, too. A name has no colon.
+    #[must_use]
+    pub fn and_users<'a>(mut self, users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Auth {
+        let joined = users.into_iter().map(|(user, password)| format!("{user}:{password}"));
+        self.users.extend(joined);
+        self
     }
 
     /// Whether credentials are asked for at all.
     pub fn is_required(&self) -> bool {
-        !self.bearer_tokens.is_empty()
+        !self.bearer_tokens.is_empty() || !self.users.is_empty()
     }
 
-    /// Admits the request, saying by which token, or refuses it.
-    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<Option<Caller>, Unauthorized> {
+    /// Admits the request, saying whose it is, or refuses it.
+    pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<Option<Caller>, Unauthorized> {
         if !self.is_required() || is_cors_preflight(request) {
             return Ok(None);
         }
-        let presented = bearer_token(request.headers()).ok_or(Unauthorized::Missing)?;
-        // Every token is compared whole, so that the time taken tells nothing but lengths.
-        let mut found = None;
-        for (index, token) in self.bearer_tokens.iter().enumerate() {
-            if bool::from(token.as_bytes().ct_eq(presented)) {
-                found = Some(Caller { token: index });
+        let (scheme, credentials) = credentials(request.headers()).ok_or(Unauthorized::Missing)?;
+        let found = if scheme.eq_ignore_ascii_case(b"bearer") && !self.bearer_tokens.is_empty() {
+            position(&self.bearer_tokens, credentials).map(Caller::Token)
+        } else if scheme.eq_ignore_ascii_case(b"basic") && !self.users.is_empty() {
+            let presented = STANDARD.decode(credentials).map_err(|_| Unauthorized::Unknown)?;
+            position(&self.users, &presented).map(Caller::User)
+        } else {
+            return Err(Unauthorized::Missing);
+        };
+        found.map(Some).ok_or(Unauthorized::Unknown)
+    }
+
+    /// Says in an answer of status 401 which credentials are asked for.
+    pub(crate) fn challenge<B>(&self, response: &mut Response<B>) {
+        const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"spanledger\"");
+        const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"spanledger\", charset=\"UTF-8\"");
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return;
+        }
+        for (asked_for, challenge) in [(&self.bearer_tokens, BEARER), (&self.users, BASIC)] {
+            if !asked_for.is_empty() {
+                response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
             }
         }
-        found.map(Some).ok_or(Unauthorized::Unknown)
     }
 }
 
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Auth({} tokens)", self.bearer_tokens.len())
+        write!(
+            f,
+            "Auth({} tokens, {} users)",
+            self.bearer_tokens.len(),
+            self.users.len()
+        )
     }
 }
 
-fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+/// Where `presented` is among the secrets. Each is compared whole, so that the time taken tells nothing but lengths.
+fn position(secrets: &[String], presented: &[u8]) -> Option<usize> {
+    let mut found = None;
+    for (index, secret) in secrets.iter().enumerate() {
+        if bool::from(secret.as_bytes().ct_eq(presented)) {
+            found = Some(index);
+        }
+    }
+    found
+}
+
+/// Scheme and credentials of the header `authorization`.
+fn credentials(headers: &HeaderMap) -> Option<(&[u8], &[u8])> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked("bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    let end = value.iter().position(|&byte| byte == b' ')?;
+    let (scheme, credentials) = value.split_at(end);
+    Some((scheme, credentials.trim_ascii()))
 }
 
 fn is_cors_preflight<B>(request: &Request<B>) -> bool {
@@ -101,9 +146,9 @@ mod tests {
     #[test]
     fn each_configured_token_is_admitted_whatever_the_case_of_the_scheme_and_the_caller_is_known() {
         let auth = Auth::bearer(["first", "second"]);
-        assert_eq!(auth.admit(&with("Bearer first")), Ok(Some(Caller { token: 0 })));
-        assert_eq!(auth.admit(&with("bearer second")), Ok(Some(Caller { token: 1 })));
-        assert_eq!(auth.admit(&with("BEARER   second ")), Ok(Some(Caller { token: 1 })));
+        assert_eq!(auth.admit(&with("Bearer first")), Ok(Some(Caller::Token(0))));
+        assert_eq!(auth.admit(&with("bearer second")), Ok(Some(Caller::Token(1))));
+        assert_eq!(auth.admit(&with("BEARER   second ")), Ok(Some(Caller::Token(1))));
     }
 
     #[test]
@@ -115,6 +160,39 @@ mod tests {
         for wrong in ["Bearer ", "Bearer secre", "Bearer secrets", "Bearer SECRET"] {
             assert_eq!(auth.admit(&with(wrong)), Err(Unauthorized::Unknown), "{wrong}");
         }
+    }
+
+    #[test]
+    fn users_are_admitted_with_their_own_password_only() {
+        let auth = Auth::default().and_users([("ann", "one"), ("bob", "two:three")]);
+        let basic = |text: &str| auth.admit(&with(&format!("Basic {}", STANDARD.encode(text))));
+        assert_eq!(basic("ann:one"), Ok(Some(Caller::User(0))));
+        assert_eq!(basic("bob:two:three"), Ok(Some(Caller::User(1))));
+        for wrong in ["ann:two:three", "ann:on", "ann:", "ann", "", ":one", "ANN:one"] {
+            assert_eq!(basic(wrong), Err(Unauthorized::Unknown), "{wrong}");
+        }
+        assert_eq!(auth.admit(&with("Basic %%%")), Err(Unauthorized::Unknown));
+        assert_eq!(auth.admit(&with("Bearer one")), Err(Unauthorized::Missing));
+        let tokens = Auth::bearer(["ann:one"]);
+        assert_eq!(
+            tokens.admit(&with(&format!("Basic {}", STANDARD.encode("ann:one")))),
+            Err(Unauthorized::Missing)
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_which_credentials_are_asked_for() {
+        let challenges = |auth: Auth| {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            auth.challenge(&mut response);
+            let values = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+            values.map(|it| it.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let basic = "Basic realm=\"spanledger\", charset=\"UTF-8\"";
+        let bearer = "Bearer realm=\"spanledger\"";
+        assert_eq!(challenges(Auth::bearer(["a"]).and_users([("u", "p")])), [bearer, basic]);
+        assert_eq!(challenges(Auth::default().and_users([("u", "p")])), [basic]);
     }
 
     #[test]
@@ -134,6 +212,7 @@ mod tests {
 
     #[test]
     fn debug_output_does_not_show_tokens() {
-        assert_eq!(format!("{:?}", Auth::bearer(["secret"])), "Auth(1 tokens)");
+        let auth = Auth::bearer(["secret"]).and_users([("ann", "secret")]);
+        assert_eq!(format!("{auth:?}"), "Auth(1 tokens, 1 users)");
     }
 }

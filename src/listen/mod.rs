@@ -201,9 +201,6 @@ impl Listener {
 fn plain_refusal(refusal: &Unauthorized) -> Response<Body> {
     let mut response = Response::new(Body::from(format!("{refusal}\n")));
     *response.status_mut() = StatusCode::UNAUTHORIZED;
-    response
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, Unauthorized::CHALLENGE);
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         http::HeaderValue::from_static("text/plain; charset=utf-8"),

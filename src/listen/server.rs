@@ -202,8 +202,10 @@ where
             }
             Err(refusal) => {
                 self.meters.unauthorized.increment(1);
+                let mut response = (self.refuse)(&request, &refusal);
+                self.auth.challenge(&mut response);
                 // Boxed, because it would make the future of every request larger.
-                Err(Box::new(((self.refuse)(&request, &refusal), request)))
+                Err(Box::new((response, request)))
             }
         };
         async move {

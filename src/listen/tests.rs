@@ -168,7 +168,7 @@ async fn requests_without_a_valid_token_are_refused_before_the_service_sees_them
     let mut with_auth = options();
     with_auth.auth = Auth::bearer(["secret"]);
     let served = serve(with_auth, |request: Request<Incoming>| async move {
-        assert_eq!(request.extensions().get::<Caller>(), Some(&Caller { token: 0 }));
+        assert_eq!(request.extensions().get::<Caller>(), Some(&Caller::Token(0)));
         version(request).await
     });
     let refused = http1().get(served.url().parse().unwrap()).await.unwrap();
@@ -177,7 +177,7 @@ async fn requests_without_a_valid_token_are_refused_before_the_service_sees_them
         refused.headers()[header::WWW_AUTHENTICATE],
         "Bearer realm=\"spanledger\""
     );
-    assert!(text(refused).await.contains("authorization: Bearer"));
+    assert!(text(refused).await.contains("`Bearer <token>`"));
     let request = Request::get(served.url())
         .header(header::AUTHORIZATION, "Bearer secret")
         .body(Empty::new())

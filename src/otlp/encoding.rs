@@ -3,8 +3,8 @@
 //! Invariants:
 //! * What comes out is never larger than the limit, and memory grows with what really comes out, not with what a header
 //!   promises: a bomb costs what the limit allows and no more.
-//! * A body is one stream from its first to its last byte. gzip members and zstd frames may follow one another; anything
-//!   else behind the end is an error, since it would be lost silently.
+//! * A body is one stream from its first to its last byte. gzip members and frames of zstd, Snappy and LZ4 may follow one
+//!   another; anything else behind the end is an error, since it would be lost silently.
 
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -41,6 +41,8 @@ pub fn decompress(encoding: Encoding, body: &Bytes, limit: usize) -> Result<Byte
         Encoding::Gzip => gunzip(body, limit),
         Encoding::Deflate => inflate(body, limit),
         Encoding::Zstd => unzstd(body, limit),
+        Encoding::Snappy => unsnappy(body, limit),
+        Encoding::Lz4 => unlz4(body, limit),
     };
     match decoded {
         Ok(mut decoded) => {
@@ -66,6 +68,10 @@ pub fn compress(encoding: Encoding, body: &[u8]) -> Bytes {
             body.len() / 4,
         ),
         Encoding::Zstd => zstd::bulk::compress(body, 1),
+        // The encoder writes nothing for nothing, and nothing is no stream.
+        Encoding::Snappy if body.is_empty() => Ok(SNAPPY_STREAM.to_vec()),
+        Encoding::Snappy => read_all(snap::read::FrameEncoder::new(body), body.len() / 4),
+        Encoding::Lz4 => lz4_frame(body),
     };
     // Compressing memory into memory has no way to fail.
     Bytes::from(compressed.unwrap_or_default())
@@ -117,6 +123,85 @@ fn inflate(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
         return Err(Failure::Broken("bytes follow its end".into()));
     }
     Ok(out)
+}
+
+/// How a stream of Snappy frames begins. As a raw block these bytes would promise 127 bytes and hold none.
+const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
+
+/// A raw Snappy block grows at most to this many times its size: three bytes make 64.
+const SNAPPY_GROWTH: usize = 22;
+
+fn unsnappy(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    if body.is_empty() {
+        return Err(Failure::Broken("it is empty".into()));
+    }
+    if body.starts_with(SNAPPY_STREAM) {
+        return read_within(&mut snap::read::FrameDecoder::new(body), body, limit);
+    }
+    let broken = |error: snap::Error| Failure::Broken(error.to_string());
+    // The block says how long it will be; what it cannot become is not believed, so that no room is made for it.
+    let length = snap::raw::decompress_len(body).map_err(broken)?;
+    if length / SNAPPY_GROWTH > body.len() {
+        return Err(Failure::Broken("it promises more than it can hold".into()));
+    }
+    if length > limit {
+        return Err(Failure::TooLarge);
+    }
+    snap::raw::Decoder::new().decompress_vec(body).map_err(broken)
+}
+
+fn lz4_frame(body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::with_capacity(body.len() / 4));
+    io::Write::write_all(&mut encoder, body)?;
+    Ok(encoder.finish()?)
+}
+
+fn unlz4(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+    if body.is_empty() {
+        return Err(Failure::Broken("it is empty".into()));
+    }
+    let mut rest = body;
+    let mut out = Vec::with_capacity(first_room(body, limit));
+    while !rest.is_empty() {
+        // The decoder takes the end of its input for the end of a frame: it gets one frame, and that one whole.
+        let length = lz4_frame_length(rest).ok_or_else(|| Failure::Broken("it ends inside a frame".into()))?;
+        let (frame, further) = rest.split_at(length);
+        let room = (limit + 1).saturating_sub(out.len());
+        lz4_flex::frame::FrameDecoder::new(frame)
+            .take(room as u64)
+            .read_to_end(&mut out)?;
+        if out.len() > limit {
+            return Err(Failure::TooLarge);
+        }
+        rest = further;
+    }
+    Ok(out)
+}
+
+/// The length of the frame that begins here; `None` if it is not whole, or no frame (LZ4 Frame Format, 1.6.4).
+fn lz4_frame_length(bytes: &[u8]) -> Option<usize> {
+    const MAGIC: u32 = 0x184d_2204;
+    let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    if number(0)? != MAGIC {
+        return None;
+    }
+    let flags = *bytes.get(4)?;
+    let if_flag = |bit: u8, bytes: usize| if flags & 1 << bit == 0 { 0 } else { bytes };
+    let (dictionary, checksum, content_size, block_checksum) =
+        (if_flag(0, 4), if_flag(2, 4), if_flag(3, 8), if_flag(4, 4));
+    // Magic number, flags, block descriptor, and the header's checksum.
+    let mut at = 4 + 1 + 1 + content_size + dictionary + 1;
+    loop {
+        // The uppermost bit says that the block is not compressed; a block of nothing ends the frame.
+        let block = (number(at)? & 0x7fff_ffff) as usize;
+        at += 4;
+        if block == 0 {
+            break;
+        }
+        at = at.checked_add(block)?.checked_add(block_checksum)?;
+    }
+    at += checksum;
+    (at <= bytes.len()).then_some(at)
 }
 
 /// The window that every zstd decoder has to support (RFC 8878, section 3.1.1.1.2).
@@ -181,7 +266,13 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result
 mod tests {
     use super::*;
 
-    const COMPRESSED: [Encoding; 3] = [Encoding::Gzip, Encoding::Zstd, Encoding::Deflate];
+    const COMPRESSED: [Encoding; 5] = [
+        Encoding::Gzip,
+        Encoding::Zstd,
+        Encoding::Deflate,
+        Encoding::Snappy,
+        Encoding::Lz4,
+    ];
 
     fn text(length: usize) -> Vec<u8> {
         (0..length)
@@ -222,7 +313,7 @@ mod tests {
     fn a_bomb_stops_at_the_limit() {
         for encoding in COMPRESSED {
             let bomb = compress(encoding, &vec![0; 64 << 20]);
-            assert!(bomb.len() < 1 << 20);
+            assert!(bomb.len() < 4 << 20);
             assert!(matches!(
                 decompress(encoding, &bomb, 1 << 20),
                 Err(DecodeError::TooLarge { .. })
@@ -232,7 +323,7 @@ mod tests {
 
     #[test]
     fn members_and_frames_in_a_row_are_one_body() {
-        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+        for encoding in [Encoding::Gzip, Encoding::Zstd, Encoding::Snappy, Encoding::Lz4] {
             let parts = [
                 compress(encoding, b"one "),
                 compress(encoding, b""),
@@ -261,6 +352,23 @@ mod tests {
                 "{encoding}: {refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn snappy_is_taken_as_a_raw_block_too_and_its_promise_is_not_believed() {
+        let body = text(70_000);
+        let block: Bytes = snap::raw::Encoder::new().compress_vec(&body).unwrap().into();
+        assert_eq!(decompress(Encoding::Snappy, &block, body.len()).unwrap(), body);
+        let refused = decompress(Encoding::Snappy, &block, body.len() - 1);
+        assert!(matches!(refused, Err(DecodeError::TooLarge { .. })), "{refused:?}");
+        for end in [1, block.len() / 2, block.len() - 1] {
+            let refused = decompress(Encoding::Snappy, &block.slice(..end), 1 << 20);
+            assert!(matches!(refused, Err(DecodeError::Broken { .. })), "{end}: {refused:?}");
+        }
+        // Four gigabytes, says a block of six bytes.
+        let promise = Bytes::from_static(b"\xff\xff\xff\xff\x0f\x00");
+        let refused = decompress(Encoding::Snappy, &promise, usize::MAX);
+        assert!(matches!(refused, Err(DecodeError::Broken { .. })), "{refused:?}");
     }
 
     #[test]

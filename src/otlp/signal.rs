@@ -47,6 +47,12 @@ impl Signal {
         }
     }
 
+    /// The full name of the gRPC service.
+    pub fn grpc_service(self) -> &'static str {
+        let path = self.grpc_path().trim_start_matches('/');
+        path.split_once('/').map_or(path, |(service, _)| service)
+    }
+
     /// What one request of this signal counts: `spans`, `data points` or `log records`.
     pub const fn items(self) -> &'static str {
         match self {
@@ -94,16 +100,30 @@ pub enum Encoding {
     Zstd = 2,
     /// What HTTP calls `deflate`: the zlib format of RFC 1950.
     Deflate = 3,
+    /// Snappy, as a stream of frames or as one raw block: senders mean either by the same name.
+    Snappy = 4,
+    /// LZ4 in its frame format.
+    Lz4 = 5,
 }
 
 impl Encoding {
     /// Every encoding, in the order of their numbers.
-    pub const ALL: [Encoding; 4] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd, Encoding::Deflate];
+    pub const ALL: [Encoding; 6] = [
+        Encoding::Identity,
+        Encoding::Gzip,
+        Encoding::Zstd,
+        Encoding::Deflate,
+        Encoding::Snappy,
+        Encoding::Lz4,
+    ];
+
+    /// Every token that a sender may use, for `accept-encoding` and for error messages.
+    pub const ACCEPTED: &str = "gzip, zstd, deflate, zlib, snappy, x-snappy-framed, lz4";
 
     /// The encoding that a `content-encoding` or `grpc-encoding` header names. Letter case and surrounding blanks do
     /// not matter; the empty token is identity. `None`: unknown, or a list of several encodings.
     pub fn from_token(token: &str) -> Option<Encoding> {
-        const TOKENS: [(&str, Encoding); 8] = [
+        const TOKENS: [(&str, Encoding); 11] = [
             ("", Encoding::Identity),
             ("identity", Encoding::Identity),
             ("none", Encoding::Identity),
@@ -112,6 +132,9 @@ impl Encoding {
             ("zstd", Encoding::Zstd),
             ("deflate", Encoding::Deflate),
             ("zlib", Encoding::Deflate),
+            ("snappy", Encoding::Snappy),
+            ("x-snappy-framed", Encoding::Snappy),
+            ("lz4", Encoding::Lz4),
         ];
         let token = token.trim();
         TOKENS
@@ -127,6 +150,8 @@ impl Encoding {
             Encoding::Gzip => "gzip",
             Encoding::Zstd => "zstd",
             Encoding::Deflate => "deflate",
+            Encoding::Snappy => "snappy",
+            Encoding::Lz4 => "lz4",
         }
     }
 }
@@ -146,6 +171,8 @@ impl TryFrom<u8> for Encoding {
             1 => Ok(Encoding::Gzip),
             2 => Ok(Encoding::Zstd),
             3 => Ok(Encoding::Deflate),
+            4 => Ok(Encoding::Snappy),
+            5 => Ok(Encoding::Lz4),
             _ => Err(UnknownNumber(number, "encoding")),
         }
     }

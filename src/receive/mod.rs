@@ -15,6 +15,9 @@
 mod admission;
 mod collect;
 mod cors;
+mod grpc_health;
+mod grpc_reflection;
+mod grpc_stream;
 mod intake;
 mod meters;
 mod options;
@@ -110,6 +113,7 @@ impl Receivers {
     /// Serves until `shutdown` is cancelled and what was begun is answered.
     pub async fn serve(self, shutdown: CancellationToken) {
         let Receivers { listeners, service } = self;
+        service.grpc.streams_end_with(&shutdown);
         let mut serving = tokio::task::JoinSet::new();
         for listener in listeners {
             let service = service.clone();

@@ -1,9 +1,10 @@
-//! OTLP/gRPC: the unary `Export` methods and the health check, framed by hand on hyper's HTTP/2.
+//! OTLP/gRPC: the unary `Export` methods, health and reflection, framed by hand on hyper's HTTP/2.
 //!
 //! A unary call is one message of five bytes of prefix and the rest; the answer is a message and trailers, or trailers
 //! alone when the call fails. That little does not need a gRPC framework, and so the message's bytes reach the journal
 //! without being copied through one.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -12,9 +13,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
-use prost::Message as _;
+use tokio_util::sync::CancellationToken;
 
 use super::collect::{Message, SizeLimit, one_message};
+use super::grpc_health::{self, Watch};
+use super::grpc_reflection::{self, Asking};
+use super::grpc_stream::{Messages, Replies, Streams};
 use super::intake::{Intake, Received, Taken};
 use super::meters::Protocol;
 use super::options::GrpcOptions;
@@ -32,8 +36,6 @@ const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-en
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const OK: HeaderValue = HeaderValue::from_static("0");
 
-const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
-
 /// The longest error text in a header; peers bound the size of headers.
 const MAX_MESSAGE: usize = 1024;
 
@@ -45,6 +47,7 @@ pub(super) struct GrpcService {
     intake: Intake,
     limit: SizeLimit,
     read_timeout: Duration,
+    streams: Streams,
 }
 
 /// Whether a request is gRPC: `application/grpc`, alone or with a codec, but not gRPC-Web.
@@ -68,7 +71,13 @@ impl GrpcService {
             intake,
             limit,
             read_timeout,
+            streams: Streams::new(),
         }
+    }
+
+    /// Streams that are open when `shutdown` is cancelled end then.
+    pub(super) fn streams_end_with(&self, shutdown: &CancellationToken) {
+        self.streams.end_with(shutdown);
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
@@ -87,7 +96,9 @@ impl GrpcService {
                     self.intake.meters().of(Protocol::Grpc, signal).answered(began);
                     Ok(success(signal, taken))
                 }
-                None if head.uri.path() == HEALTH_CHECK => self.health_check(&mut body, peer).await,
+                None if is_about_ourselves(head.uri.path()) => {
+                    self.answer_about_ourselves(head.uri.path(), body, peer).await
+                }
                 None => Err(Refusal::new(
                     Reason::UnknownPath,
                     format!("no method {} here", head.uri.path()),
@@ -144,57 +155,41 @@ impl GrpcService {
         self.intake.take(received).await
     }
 
-    /// `grpc.health.v1.Health/Check`: serving while the journal takes requests.
-    async fn health_check(&self, body: &mut Incoming, peer: Peer) -> Result<Response<Body>, Refusal> {
+    /// Health and reflection.
+    async fn answer_about_ourselves(
+        &self,
+        path: &str,
+        mut body: Incoming,
+        peer: Peer,
+    ) -> Result<Response<Body>, Refusal> {
+        if grpc_reflection::METHODS.contains(&path) {
+            let asking = Asking::new(Messages::of(body), self.streams.open()?);
+            return Ok(stream_response(Replies::new(asking, Asking::turn, trailers)));
+        }
         let limit = SizeLimit {
             bytes: 4096,
             key: "of grpc.health.v1",
         };
         let mut room = self.intake.room(peer);
-        let message = one_message(body, limit, &mut room);
+        let message = one_message(&mut body, limit, &mut room);
         let message = tokio::time::timeout(self.read_timeout, message)
             .await
             .map_err(|_| slow_message())??;
-        let request = HealthCheckRequest::decode(message.bytes).map_err(Refusal::malformed)?;
-        let known = |signal: Signal| signal.grpc_path().trim_start_matches('/').split('/').next();
-        let is_known = request.service.is_empty()
-            || Signal::ALL
-                .into_iter()
-                .any(|signal| known(signal) == Some(request.service.as_str()));
-        if !is_known {
-            return Err(Refusal::new(
-                Reason::UnknownService,
-                format!("no service {} here", request.service),
-            ));
+        match path {
+            grpc_health::CHECK => grpc_health::check(&self.intake, message.bytes).map(message_response),
+            grpc_health::LIST => Ok(message_response(grpc_health::list(&self.intake))),
+            _ => {
+                let watch = Watch::new(self.intake.clone(), message.bytes, self.streams.open()?)?;
+                Ok(stream_response(Replies::new(watch, Watch::turn, trailers)))
+            }
         }
-        let status = if self.intake.is_serving() {
-            HealthCheckResponse::SERVING
-        } else {
-            HealthCheckResponse::NOT_SERVING
-        };
-        Ok(message_response(prefixed(
-            &HealthCheckResponse { status }.encode_to_vec(),
-        )))
     }
 }
 
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckRequest {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-impl HealthCheckResponse {
-    const SERVING: i32 = 1;
-    const NOT_SERVING: i32 = 2;
+/// Whether a method is about the server itself.
+fn is_about_ourselves(path: &str) -> bool {
+    matches!(path, grpc_health::CHECK | grpc_health::LIST | grpc_health::WATCH)
+        || grpc_reflection::METHODS.contains(&path)
 }
 
 fn message_encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {
@@ -205,7 +200,7 @@ fn message_encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {
     known.ok_or_else(|| {
         Refusal::new(
             Reason::UnknownEncoding,
-            "grpc-encoding must be one of identity, gzip, zstd and deflate",
+            format!("grpc-encoding must be identity or one of {}", Encoding::ACCEPTED),
         )
     })
 }
@@ -250,7 +245,24 @@ fn message_response(message: Bytes) -> Response<Body> {
     response
 }
 
-fn prefixed(message: &[u8]) -> Bytes {
+fn stream_response<B>(replies: B) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let mut response = Response::new(Body::stream(replies));
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    response
+}
+
+/// The end of a stream.
+fn trailers(outcome: Result<(), &Refusal>) -> HeaderMap {
+    match outcome {
+        Ok(()) => HeaderMap::from_iter([(GRPC_STATUS, OK)]),
+        Err(refusal) => status_headers(refusal),
+    }
+}
+
+pub(super) fn prefixed(message: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(5 + message.len());
     bytes.put_u8(0);
     bytes.put_u32(message.len() as u32);
@@ -260,10 +272,20 @@ fn prefixed(message: &[u8]) -> Bytes {
 
 /// Trailers alone: the head of the answer carries the status and ends the stream.
 fn refused(refusal: &Refusal) -> Response<Body> {
-    let rejection = refusal.rejection();
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
+    *headers = status_headers(refusal);
     headers.insert(header::CONTENT_TYPE, GRPC);
+    if refusal.reason == Reason::UnknownEncoding {
+        headers.insert(GRPC_ACCEPT_ENCODING, HeaderValue::from_static(Encoding::ACCEPTED));
+    }
+    response
+}
+
+/// `grpc-status` and what explains it.
+fn status_headers(refusal: &Refusal) -> HeaderMap {
+    let rejection = refusal.rejection();
+    let mut headers = HeaderMap::with_capacity(4);
     headers.insert(GRPC_STATUS, HeaderValue::from(rejection.code as u16));
     if let Ok(message) = HeaderValue::try_from(percent_encoded(&rejection.message)) {
         headers.insert(GRPC_MESSAGE, message);
@@ -271,13 +293,7 @@ fn refused(refusal: &Refusal) -> Response<Body> {
     if let Ok(details) = HeaderValue::try_from(STANDARD_NO_PAD.encode(rejection.to_protobuf())) {
         headers.insert(GRPC_DETAILS, details);
     }
-    if refusal.reason == Reason::UnknownEncoding {
-        headers.insert(
-            GRPC_ACCEPT_ENCODING,
-            HeaderValue::from_static("identity,gzip,zstd,deflate"),
-        );
-    }
-    response
+    headers
 }
 
 /// Printable ASCII as it is, the rest as `%XX` (gRPC over HTTP/2, "Percent-Encoded"), cut to [`MAX_MESSAGE`].

@@ -207,10 +207,7 @@ fn refused(form: Form, refusal: &Refusal) -> Response<Body> {
             headers.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
         }
         Reason::UnknownEncoding => {
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, zstd, deflate"));
-        }
-        Reason::Unauthorized => {
-            headers.insert(header::WWW_AUTHENTICATE, Unauthorized::CHALLENGE);
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(Encoding::ACCEPTED));
         }
         _ => {}
     }
@@ -234,7 +231,7 @@ fn unknown_type() -> Refusal {
 fn unknown_encoding() -> Refusal {
     Refusal::new(
         Reason::UnknownEncoding,
-        "content-encoding must be one of identity, gzip, zstd and deflate",
+        format!("content-encoding must be identity or one of {}", Encoding::ACCEPTED),
     )
 }
 

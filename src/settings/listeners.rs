@@ -153,12 +153,13 @@ pub(super) fn api(section: &Section<'_>) -> ApiSettings {
         "",
         "Base URL of SigNoz, for links from a row to its trace.",
     );
-    let (tokens, insecure) = section.section("auth", "Who may ask. Off loopback it is required.", |auth| {
+    let (tokens, users, insecure) = section.section("auth", "Who may ask. Off loopback it is required.", |auth| {
         let meaning = "Tokens, or {token: …, organization: …} to see one organization only.";
         let tokens: Vec<ApiToken> = auth.parsed_secret("bearer_tokens", "[]", meaning, "list", api_tokens);
         (
             tokens,
-            auth.get("insecure", "false", "Listen off loopback without tokens."),
+            basic_users(auth),
+            auth.get("insecure", "false", "Listen off loopback without tokens and users."),
         )
     });
     ApiSettings {
@@ -167,6 +168,7 @@ pub(super) fn api(section: &Section<'_>) -> ApiSettings {
             rows,
             signoz_url,
             tokens,
+            users,
             insecure,
             ..QueryOptions::default()
         },
@@ -226,12 +228,32 @@ fn auth(section: &Section<'_>) -> Auth {
     let tokens: Vec<String> = section.secret(
         "bearer_tokens",
         "[]",
-        "Tokens that are let in; empty: no authentication.",
+        "Tokens that are let in; without tokens and users everybody is.",
     );
     if tokens.iter().any(String::is_empty) {
         section.mistake("bearer_tokens", "a token is empty; is its variable set?");
     }
+    let users = basic_users(section);
     Auth::bearer(tokens.into_iter().filter(|token| !token.is_empty()))
+        .and_users(users.iter().map(|(user, password)| (user.as_str(), password.as_str())))
+}
+
+/// Names and passwords of basic authentication; those that could not be meant are mistakes.
+fn basic_users(section: &Section<'_>) -> Vec<(String, String)> {
+    let users: Vec<(String, String)> = section.secret(
+        "basic_users",
+        "{}",
+        "Users of basic authentication and their passwords, such as {prometheus: \"${file:/run/secrets/scrape}\"}.",
+    );
+    for (user, password) in &users {
+        if user.is_empty() || user.contains(':') {
+            section.mistake("basic_users", "the name of a user is empty or has a colon");
+        }
+        if password.is_empty() {
+            section.mistake("basic_users", "a password is empty; is its variable set?");
+        }
+    }
+    users
 }
 
 fn api_tokens(node: &Node) -> Result<Vec<ApiToken>, String> {

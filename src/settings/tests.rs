@@ -99,8 +99,9 @@ fn the_reference_holds_every_key() {
 fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
     let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    headers: {signoz-ingestion-key: s3cr3t}\n\
         database: {url: 'postgres://u:s3cr3t@db/x'}\n\
-        receivers: {otlp: {auth: {bearer_tokens: [s3cr3t]}}}\n\
-        api: {auth: {bearer_tokens: [{token: s3cr3t, organization: o1}]}}\n";
+        receivers: {otlp: {auth: {bearer_tokens: [s3cr3t], basic_users: {ann: s3cr3t}}}}\n\
+        metrics: {auth: {basic_users: {prometheus: 'http://s3cr3t'}}}\n\
+        api: {auth: {bearer_tokens: [{token: s3cr3t, organization: o1}], basic_users: {bob: s3cr3t}}}\n";
     let printed = render::effective(&loaded(text).unwrap().records);
     assert!(!printed.contains("s3cr3t"), "{printed}");
     assert!(printed.contains("signoz-ingestion-key: \"[redacted]\""), "{printed}");
@@ -122,6 +123,8 @@ fn mistakes_across_settings_are_found() {
         ("metrics: {tls: {cert_file: x}}", "go together"),
         ("database: {redact: ['(']}", "database.redact"),
         ("receivers: {otlp: {auth: {bearer_tokens: ['']}}}", "a token is empty"),
+        ("health: {auth: {basic_users: {'a:b': p}}}", "has a colon"),
+        ("api: {auth: {basic_users: {ann: ''}}}", "a password is empty"),
         (
             "telemetry: {logs: {level: loud}}",
             "expected one of error, warn, info, debug, trace",

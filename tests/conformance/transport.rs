@@ -16,8 +16,8 @@ use crate::target::*;
 requirements! {
     none_and_gzip_are_taken: "Protocol details", "MUST",
         "the compressions `none` and `gzip` are supported" => compressions;
-    zstd_and_deflate_are_taken: "–", "MAY",
-        "zstd and deflate are supported, which the reference Collector takes too" => further_compressions;
+    further_compressions_are_taken: "–", "MAY",
+        "zstd, deflate, snappy and lz4 are supported, which the reference Collector takes too" => further_compressions;
     every_signal_is_served: "OTLP/gRPC, OTLP/HTTP", "MUST",
         "traces, metrics and logs are served at their services and paths" => signals;
     both_encodings_share_a_port: "OTLP/HTTP Default Port", "SHOULD",
@@ -59,7 +59,7 @@ async fn compressions(target: &Target) -> Outcomes {
 async fn further_compressions(target: &Target) -> Outcomes {
     over(&ALL, |protocol| async move {
         let mut outcomes = Vec::new();
-        for encoding in [Encoding::Zstd, Encoding::Deflate] {
+        for encoding in [Encoding::Zstd, Encoding::Deflate, Encoding::Snappy, Encoding::Lz4] {
             let answer = target.send(protocol, encoding, &protocol.encode(&traces(1))).await;
             outcomes.push(expect(
                 encoding.token(),

@@ -41,6 +41,31 @@ async fn requests_without_a_valid_token_are_refused_in_the_form_of_their_protoco
 }
 
 #[tokio::test]
+async fn users_with_passwords_are_let_in_over_every_protocol() {
+    let mut fixture = Fixture::with(|options, _| options.auth = Auth::default().and_users([("ann", "secret")]));
+    let right = ("authorization", "Basic YW5uOnNlY3JldA==");
+    let refused = fixture.post("/v1/traces", &[("content-type", JSON)], JSON_TRACES).await;
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        refused.headers["www-authenticate"],
+        "Basic realm=\"spanledger\", charset=\"UTF-8\""
+    );
+    assert_eq!(refused.json()["code"], 16);
+    let refused = fixture
+        .call(GRPC_TRACES, &[("authorization", "Basic YW5uOg==")], 0, &traces_bytes(1))
+        .await;
+    assert_eq!(refused.grpc_status(), "16");
+    assert!(fixture.journalled().is_empty());
+    let headers = [("content-type", JSON), right];
+    assert_eq!(
+        fixture.post("/v1/traces", &headers, JSON_TRACES).await.status,
+        StatusCode::OK
+    );
+    let answer = fixture.call(GRPC_TRACES, &[right], 0, &traces_bytes(1)).await;
+    assert_eq!(answer.grpc_status(), "0");
+}
+
+#[tokio::test]
 async fn requests_that_this_process_has_forwarded_are_refused_for_good_and_others_hops_are_not() {
     let mut fixture = Fixture::start();
     let ours = format!("00112233445566778899aabbccddeeff, {}", fixture.journal.id());

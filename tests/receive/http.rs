@@ -102,13 +102,17 @@ async fn chunked_bodies_over_a_kept_connection_are_taken_as_the_javascript_expor
 #[tokio::test]
 async fn every_content_encoding_is_taken_and_compressed_bodies_are_journalled_as_received() {
     let mut fixture = Fixture::start();
-    let plain = traces_bytes(1);
-    for (token, encoding) in [
+    for (id, (token, encoding)) in (1..).zip([
         ("identity", Encoding::Identity),
         ("GZIP", Encoding::Gzip),
         ("zstd", Encoding::Zstd),
         ("deflate", Encoding::Deflate),
-    ] {
+        ("zlib", Encoding::Deflate),
+        ("snappy", Encoding::Snappy),
+        ("x-snappy-framed", Encoding::Snappy),
+        ("lz4", Encoding::Lz4),
+    ]) {
+        let plain = traces_bytes(id);
         let body = compress(encoding, &plain);
         let headers = [("content-type", PROTOBUF), ("content-encoding", token)];
         let answer = fixture.post("/v1/traces", &headers, body.clone()).await;
@@ -181,7 +185,10 @@ async fn unknown_and_repeated_content_encodings_are_refused() {
         .post("/v1/traces", &[("content-type", JSON), ("content-encoding", "br")], "x")
         .await;
     assert_eq!(refused.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    assert_eq!(refused.headers["accept-encoding"], "gzip, zstd, deflate");
+    assert_eq!(
+        refused.headers["accept-encoding"],
+        "gzip, zstd, deflate, zlib, snappy, x-snappy-framed, lz4"
+    );
     assert!(refused.json()["message"].as_str().unwrap().contains("gzip"));
     for repeated in [
         &[("content-encoding", "gzip, gzip")][..],

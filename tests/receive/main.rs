@@ -8,3 +8,4 @@ mod grpc;
 mod http;
 mod large;
 mod observed;
+mod streams;

@@ -4,11 +4,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use http::{HeaderMap, Request, header};
-use subtle::ConstantTimeEq as _;
+use http::{Request, Response, header};
 
 use super::QueryError;
-use crate::listen::Unauthorized;
+use crate::listen::{Auth, Caller};
 
 /// A token, and what it shows.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -30,15 +29,24 @@ impl fmt::Debug for ApiToken {
 /// Decides who may ask.
 #[derive(Debug)]
 pub(super) struct Access {
-    tokens: Vec<ApiToken>,
+    auth: Auth,
+    /// What each token is confined to.
+    organizations: Vec<Option<String>>,
     any_host: bool,
 }
 
 impl Access {
-    pub(super) fn new(tokens: Vec<ApiToken>, insecure: bool) -> Access {
+    pub(super) fn new(tokens: Vec<ApiToken>, users: &[(String, String)], insecure: bool) -> Access {
+        let (tokens, organizations): (Vec<_>, Vec<_>) = tokens
+            .into_iter()
+            .map(|token| (token.token, token.organization))
+            .unzip();
+        let users = users.iter().map(|(user, password)| (user.as_str(), password.as_str()));
+        let auth = Auth::bearer(tokens).and_users(users);
         Access {
-            any_host: insecure || !tokens.is_empty(),
-            tokens,
+            any_host: insecure || auth.is_required(),
+            auth,
+            organizations,
         }
     }
 
@@ -47,26 +55,17 @@ impl Access {
         if !self.any_host && !is_this_machine(request) {
             return Err(QueryError::Misdirected);
         }
-        if self.tokens.is_empty() {
-            return Ok(None);
-        }
-        let presented = bearer(request.headers()).ok_or(Unauthorized::Missing)?;
-        // Every token is compared whole, so that the time taken tells nothing but lengths.
-        let mut found = None;
-        for token in &self.tokens {
-            if bool::from(token.token.as_bytes().ct_eq(presented)) {
-                found = Some(token);
-            }
-        }
-        let token = found.ok_or(Unauthorized::Unknown)?;
-        Ok(token.organization.clone())
+        let caller = self.auth.admit(request)?;
+        Ok(match caller {
+            Some(Caller::Token(index)) => self.organizations.get(index).cloned().flatten(),
+            Some(Caller::User(_)) | None => None,
+        })
     }
-}
 
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked("bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    /// Says in an answer of status 401 which credentials are asked for.
+    pub(super) fn challenge<B>(&self, response: &mut Response<B>) {
+        self.auth.challenge(response);
+    }
 }
 
 /// Whether the request was sent to an address or to `localhost`. A name that a stranger chose is neither.
@@ -105,7 +104,7 @@ mod tests {
 
     #[test]
     fn without_tokens_only_names_of_this_machine_are_answered() {
-        let access = Access::new(Vec::new(), false);
+        let access = Access::new(Vec::new(), &[], false);
         for host in [
             "localhost:8890",
             "127.0.0.1:8890",
@@ -127,7 +126,7 @@ mod tests {
             );
         }
         assert_eq!(
-            Access::new(Vec::new(), true)
+            Access::new(Vec::new(), &[], true)
                 .admit(&asking("any.example", None))
                 .unwrap(),
             None
@@ -146,7 +145,7 @@ mod tests {
                 organization: Some("org-1".to_owned()),
             },
         ];
-        let access = Access::new(tokens, false);
+        let access = Access::new(tokens, &[], false);
         let admit = |authorization| access.admit(&asking("api.example", authorization));
         assert_eq!(admit(Some("Bearer all")).unwrap(), None);
         assert_eq!(admit(Some("bearer one")).unwrap().as_deref(), Some("org-1"));

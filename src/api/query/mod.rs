@@ -57,7 +57,9 @@ pub struct QueryOptions {
     pub signoz_url: Option<String>,
     /// `api.auth.bearer_tokens`; none: everybody who can connect.
     pub tokens: Vec<ApiToken>,
-    /// `api.auth.insecure`: without tokens, answer whatever name the request was sent to.
+    /// `api.auth.basic_users`: names and passwords of users who see all rows.
+    pub users: Vec<(String, String)>,
+    /// `api.auth.insecure`: without tokens and users, answer whatever name the request was sent to.
     pub insecure: bool,
 }
 
@@ -77,7 +79,9 @@ pub enum QueryError {
     #[error("{0}")]
     Forbidden(&'static str),
     /// The request was meant for another server.
-    #[error("this API answers to localhost and addresses only; set api.auth.bearer_tokens, or api.auth.insecure")]
+    #[error(
+        "this API answers to localhost and addresses only; set api.auth.bearer_tokens, api.auth.basic_users, or api.auth.insecure"
+    )]
     Misdirected,
     /// No or wrong credentials.
     #[error("{0}")]
@@ -212,7 +216,7 @@ impl QueryApi {
             beside: named("spanledger_executions"),
             shown: options.rows,
             signoz_url: options.signoz_url,
-            access: Access::new(options.tokens, options.insecure),
+            access: Access::new(options.tokens, &options.users, options.insecure),
             pipeline: Box::new(pipeline),
             live: Live::default(),
             shutdown,
@@ -230,6 +234,7 @@ impl QueryApi {
             Ok(response) => response,
             Err((error, code)) => refuse(&error, code),
         };
+        self.inner.access.challenge(&mut response);
         if request.method() == Method::HEAD {
             *response.body_mut() = Body::empty();
         }
@@ -353,18 +358,10 @@ fn refuse(error: &QueryError, code: Option<&'static str>) -> Response<Body> {
     }
     let body = json!({"success": false, "error": {"message": error.to_string(), "code": code}});
     let mut response = json_response(status, &body);
-    match error {
-        QueryError::Unauthorized(_) => {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, Unauthorized::CHALLENGE);
-        }
-        _ if error.is_retryable() => {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        _ => {}
+    if error.is_retryable() {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
