@@ -1,0 +1,157 @@
+//! Every story in every order: all orders of up to four spans, some of more; in one request and in one each; sent again;
+//! with the programs killed in between.
+
+use crate::common::random;
+use crate::story::{Sent, Story, request};
+use crate::world::{World, compare};
+use std::collections::BTreeMap;
+
+/// Something that happened, told as spans and rows.
+pub struct Case {
+    pub name: &'static str,
+    /// Whether its spans share a trace; where a case can be told both ways, there are two of it.
+    pub one_trace: bool,
+    pub tell: fn(&mut Story),
+}
+
+/// Spans in one trace.
+pub const fn traced(name: &'static str, tell: fn(&mut Story)) -> Case {
+    Case {
+        name,
+        one_trace: true,
+        tell,
+    }
+}
+
+/// Spans with a trace each.
+pub const fn scattered(name: &'static str, tell: fn(&mut Story)) -> Case {
+    Case {
+        name,
+        one_trace: false,
+        tell,
+    }
+}
+
+/// How many random orders are tried where there are more than four spans.
+const RANDOM_ORDERS: usize = 12;
+
+/// One way in which the spans of one story arrive.
+struct Arrival {
+    name: String,
+    story: Story,
+    /// What is sent together, in this order.
+    steps: Vec<Vec<Sent>>,
+}
+
+fn permutations(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let shorter = permutations(count - 1);
+    let insert = |order: &Vec<usize>, at: usize| {
+        let mut order = order.clone();
+        order.insert(at, count - 1);
+        order
+    };
+    shorter
+        .iter()
+        .flat_map(|order| (0..count).map(move |at| insert(order, at)))
+        .collect()
+}
+
+fn arrivals(case: &Case, random: &mut fastrand::Rng) -> Vec<Arrival> {
+    let tell = |random: &mut fastrand::Rng| {
+        let mut story = Story::new(random);
+        story.one_trace = case.one_trace;
+        (case.tell)(&mut story);
+        story
+    };
+    let count = tell(&mut random.clone()).sent.len();
+    let orders: Vec<Vec<usize>> = if count <= 4 {
+        permutations(count)
+    } else {
+        let shuffled = |_| {
+            let mut order: Vec<usize> = (0..count).collect();
+            random.shuffle(&mut order);
+            order
+        };
+        (0..RANDOM_ORDERS).map(shuffled).collect()
+    };
+    let mut arrivals = Vec::new();
+    for order in orders {
+        for together in [true, false] {
+            let story = tell(random);
+            let spans: Vec<Sent> = order.iter().map(|at| story.sent[*at].clone()).collect();
+            let size = if together {
+                count
+            } else if count <= 4 {
+                1
+            } else {
+                random.usize(1..=3)
+            };
+            let steps = spans.chunks(size.max(1)).map(<[Sent]>::to_vec).collect();
+            let how = if together { "one request" } else { "one after the other" };
+            arrivals.push(Arrival {
+                name: format!("{}, {order:?}, {how}", case.name),
+                story,
+                steps,
+            });
+        }
+    }
+    arrivals
+}
+
+/// Tells every case in every order to both programs, and compares all rows.
+pub async fn check(test: &str, cases: &[Case]) {
+    let mut random = random(test);
+    let arrivals: Vec<Arrival> = cases.iter().flat_map(|case| arrivals(case, &mut random)).collect();
+    let mut world = World::start(&mut random).await;
+    let rounds = arrivals.iter().map(|arrival| arrival.steps.len()).max().unwrap_or(0);
+    let mut earlier: Vec<&Sent> = Vec::new();
+    for round in 0..rounds {
+        let mut steps: Vec<&Vec<Sent>> = arrivals.iter().filter_map(|arrival| arrival.steps.get(round)).collect();
+        random.shuffle(&mut steps);
+        while !steps.is_empty() {
+            let taken = steps.split_off(steps.len().saturating_sub(random.usize(1..200)));
+            let mut spans: Vec<&Sent> = taken.into_iter().flatten().collect();
+            // The same spans once more in a request of other bytes: the rows do not mind.
+            let again = random.usize(..4).min(earlier.len());
+            spans.extend((0..again).map(|_| earlier[random.usize(..earlier.len())]));
+            world.send(&request(spans.iter().copied())).await;
+            earlier.extend(spans);
+            if random.u8(..4) == 0 {
+                world.send_again().await;
+            }
+        }
+        if round == 0 || round == 2 {
+            world.kill_and_restart().await;
+        }
+    }
+    let found = world.settle().await;
+    let wrong = compare(
+        &found,
+        arrivals.iter().map(|arrival| (arrival.name.as_str(), &arrival.story)),
+    );
+    println!("{test}: {} stories in {} ways", cases.len(), arrivals.len());
+    if !wrong.is_empty() {
+        let mut by_case: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in &wrong {
+            let case = cases
+                .iter()
+                .find(|case| line.contains(case.name))
+                .map_or("?", |case| case.name);
+            *by_case.entry(case).or_default() += 1;
+        }
+        let some: Vec<&String> = by_case
+            .keys()
+            .flat_map(|case| wrong.iter().filter(|line| line.contains(*case)).take(3))
+            .collect();
+        panic!("{} rows are wrong: {by_case:#?}\n{some:#?}", wrong.len());
+    }
+}
+
+#[test]
+fn four_spans_have_twenty_four_orders() {
+    let orders: std::collections::BTreeSet<_> = permutations(4).into_iter().collect();
+    assert_eq!(orders.len(), 24);
+}
