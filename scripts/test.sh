@@ -6,7 +6,7 @@
 #   scripts/test.sh --install-only         only the installing
 #
 # Needs a Rust toolchain. The rest comes from Debian (apt-get, as root), from PyPI into tests/sdk/.venv and from npm into
-# tests/sdk/node/node_modules. Nothing is installed a second time while the pinned versions stay the same.
+# node_modules in tests/sdk/node and tests/browser. Nothing is installed a second time while the pinned versions stay the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +27,7 @@ has npm || missing+=(npm)
 { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; } || missing+=(postgresql)
 { has pgbouncer || [ -x /usr/sbin/pgbouncer ]; } || missing+=(pgbouncer)
 { has promtool && has prometheus; } || missing+=(prometheus)
+{ has chromium || has google-chrome; } || missing+=(chromium)
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "Debian packages: ${missing[*]}"
@@ -52,12 +53,13 @@ if ! up_to_date "$venv/installed" "$pins" || ! "$venv/bin/python" -c '' 2>/dev/n
     cksum <"$pins" >"$venv/installed"
 fi
 
-node=tests/sdk/node
-if ! up_to_date "$node/node_modules/installed" "$node/package-lock.json"; then
-    say "npm packages into $node/node_modules"
-    (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
-    cksum <"$node/package-lock.json" >"$node/node_modules/installed"
-fi
+for node in tests/sdk/node tests/browser; do
+    if ! up_to_date "$node/node_modules/installed" "$node/package-lock.json"; then
+        say "npm packages into $node/node_modules"
+        (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+        cksum <"$node/package-lock.json" >"$node/node_modules/installed"
+    fi
+done
 
 [ "${1:-}" = --install-only ] && exit 0
 

@@ -249,7 +249,8 @@ fn demo_to(address: Address) -> DemoOptions {
         endpoint: format!("http://{address}"),
         rate: 20,
         duration: None,
-        seed: 1,
+        // Another one each time: the same ids again would be the same executions again.
+        seed: demo::any_seed(),
     }
 }
 

@@ -151,9 +151,9 @@ pub struct DemoArgs {
     /// How long, such as 30s [default: until stopped]
     #[arg(long, value_name = "D", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Seed of the traffic
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
+    /// Seed of the traffic; the same seed sends the same ids, which make no second row [default: another each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -117,7 +117,7 @@ fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         endpoint: args.endpoint.clone(),
         rate: args.rate,
         duration: args.duration,
-        seed: args.seed,
+        seed: args.seed.unwrap_or_else(demo::any_seed),
     };
     let report = runtime()?.block_on(async {
         tokio::select! {

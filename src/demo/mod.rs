@@ -79,3 +79,8 @@ pub async fn send(options: &DemoOptions) -> Result<DemoReport, DemoError> {
         }
     }
 }
+
+/// A seed that differs each time.
+pub fn any_seed() -> u64 {
+    getrandom::u64().unwrap_or(1)
+}

@@ -8,6 +8,7 @@
 mod common;
 
 mod bad_input;
+mod browser;
 mod context;
 mod duplicates;
 mod end_to_end;

@@ -14,12 +14,37 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 /// Path, type and content of each file.
-const FILES: [(&str, &str, &[u8]); 7] = [
+const FILES: [(&str, &str, &[u8]); 12] = [
     ("/", "text/html; charset=utf-8", include_bytes!("index.html")),
     (
         "/page/app.js",
         "text/javascript; charset=utf-8",
         include_bytes!("app.js"),
+    ),
+    (
+        "/page/charts.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("charts.js"),
+    ),
+    (
+        "/page/drawer.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("drawer.js"),
+    ),
+    (
+        "/page/format.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("format.js"),
+    ),
+    (
+        "/page/panels.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("panels.js"),
+    ),
+    (
+        "/page/query.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("query.js"),
     ),
     (
         "/page/style.css",
