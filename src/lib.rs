@@ -10,6 +10,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod failpoint;
 pub mod forward;
 pub mod journal;
 pub mod ledger;

@@ -14,6 +14,7 @@ use crate::journal::Journal;
 use crate::listen::{Address, Listener, TlsReloader};
 use crate::receive::Receivers;
 use crate::settings::Settings;
+use crate::telemetry::Health;
 
 use super::StartError;
 
@@ -70,6 +71,7 @@ impl Listeners {
     pub(super) fn serve(
         self,
         Endpoints { health, scrape, query }: Endpoints,
+        stages: &Health,
         receiving: CancellationToken,
         serving: CancellationToken,
     ) -> Serving {
@@ -80,33 +82,45 @@ impl Listeners {
             api,
         } = self;
         let mut others = JoinSet::new();
-        others.spawn(metrics.serve(
-            move |request| {
-                let scrape = scrape.clone();
-                async move { scrape.answer(request.method(), request.uri().path(), request.headers()) }
-            },
-            serving.clone(),
-        ));
-        others.spawn(health_listener.serve(
-            move |request| {
-                let answer: Response<String> = health.answer(request.method(), request.uri().path());
-                async move { answer }
-            },
-            serving.clone(),
-        ));
+        let answer = move |request: Request<Incoming>| {
+            let scrape = scrape.clone();
+            async move { scrape.answer(request.method(), request.uri().path(), request.headers()) }
+        };
+        others.spawn(alive(stages, "metrics", metrics.serve(answer, serving.clone())));
+        let answer = move |request: Request<Incoming>| {
+            let answer: Response<String> = health.answer(request.method(), request.uri().path());
+            async move { answer }
+        };
+        others.spawn(alive(stages, "health", health_listener.serve(answer, serving.clone())));
         if let Some(api) = api {
             let answer = move |request: Request<Incoming>| {
                 let query = query.clone();
                 async move { query.answer(&request).await }
             };
-            others.spawn(api.serve(answer, serving));
+            others.spawn(alive(stages, "api", api.serve(answer, serving)));
         }
         let mut receiver_tasks = JoinSet::new();
-        receiver_tasks.spawn(receivers.serve(receiving));
+        receiver_tasks.spawn(alive(stages, "receivers", receivers.serve(receiving)));
         Serving {
             receivers: receiver_tasks,
             others,
         }
+    }
+}
+
+/// A listener is a stage like the others: one that dies makes the process not alive.
+fn alive<T>(
+    stages: &Health,
+    name: &str,
+    serving: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    T: Send,
+{
+    let heartbeat = stages.stage(format!("listener {name}"));
+    async move {
+        heartbeat.while_waiting(serving).await;
+        heartbeat.finish();
     }
 }
 

@@ -85,6 +85,7 @@ pub struct Program {
     stages: Stages,
     health: Health,
     own: OwnMetrics,
+    log: LogControl,
     query: QueryOptions,
     reloader: Reloader,
     shutdown_timeout: Duration,
@@ -107,9 +108,10 @@ impl Program {
             .catalogue()?
             .with_prices(Prices::clone(&settings.prices));
         let journal = open_journal(&settings)?;
+        journal.watch(health.stage("journal"));
         let listeners = Listeners::bind(&settings, &journal)?;
         refuse_loops(&settings, &listeners.addresses())?;
-        let reloader = Reloader::new(records, log, listeners.tls_reloaders());
+        let reloader = Reloader::new(records, log.clone(), listeners.tls_reloaders());
         let shutdown_timeout = settings.shutdown_timeout;
         let query = QueryOptions {
             url: settings.database.url.clone(),
@@ -125,6 +127,7 @@ impl Program {
             stages,
             health,
             own,
+            log,
             query,
             reloader,
             shutdown_timeout,
@@ -147,10 +150,12 @@ impl Program {
             query: self.query_api(serving.clone())?,
         };
         let demo = demo.then(|| self.listeners.grpc_address()).flatten().map(demo_to);
-        let mut listeners = self.listeners.serve(endpoints, receiving.clone(), serving.clone());
+        let mut listeners = self
+            .listeners
+            .serve(endpoints, &self.health, receiving.clone(), serving.clone());
         health.set_serving(true);
         tracing::info!("ready");
-        let upkeep = tokio::spawn(upkeep(self.own.clone()));
+        let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone()));
         let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
         loop {
             tokio::select! {
@@ -263,10 +268,11 @@ fn report_end(ended: Result<String, tokio::task::JoinError>) {
 }
 
 /// Folds the program's own observations, so that they do not pile up between scrapes.
-async fn upkeep(own: OwnMetrics) {
+async fn upkeep(own: OwnMetrics, log: LogControl) {
     let mut ticks = tokio::time::interval(own::UPKEEP_EVERY);
     loop {
         ticks.tick().await;
         own.upkeep();
+        log.publish();
     }
 }

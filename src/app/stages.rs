@@ -137,7 +137,9 @@ impl Stages {
             tokio::time::sleep(DRAIN_POLL).await;
         }
         self.stop.local.cancel();
-        if tokio::time::timeout(LAST_PATIENCE, self.all_ended()).await.is_err() {
+        // Exporters have until the deadline, however early the others have caught up.
+        let patience = (deadline + LAST_PATIENCE).saturating_duration_since(Instant::now());
+        if tokio::time::timeout(patience, self.all_ended()).await.is_err() {
             // Positions are saved with what they stand behind, so a stage can be left anywhere.
             tracing::warn!("a stage does not end, most likely for a destination that hangs; it is left behind");
             self.tasks.abort_all();
@@ -151,9 +153,7 @@ impl Stages {
             );
         }
     }
-}
 
-impl Stages {
     async fn all_ended(&mut self) {
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {

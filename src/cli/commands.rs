@@ -107,12 +107,13 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             }
         }
     };
-    runtime()?.block_on(async { Program::start(loaded, own, log).await?.run(args.demo, reload).await })?;
+    let control = log.clone();
+    runtime()?.block_on(async { Program::start(loaded, own, control).await?.run(args.demo, reload).await })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    logs::start(LogOptions::default());
+    let _log = logs::start(LogOptions::default());
     let options = DemoOptions {
         endpoint: args.endpoint.clone(),
         rate: args.rate,
@@ -193,7 +194,7 @@ fn refused_requests(command: &RefusedCommand) -> anyhow::Result<ExitCode> {
 
 fn migrate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(args, &ProcessEnvironment)?;
-    logs::start(loaded.settings.logs);
+    let _log = logs::start(loaded.settings.logs);
     runtime()?.block_on(ledger::migrate(loaded.settings.database))?;
     say("the tables are there and fit");
     Ok(ExitCode::SUCCESS)

@@ -23,6 +23,7 @@ use super::refused::{Refused, RefusedStore};
 use super::report::Report;
 use super::window::Window;
 use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, READ_AHEAD, SAVE_EVERY};
+use crate::failpoint::{self, Point};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record, load_position, save_position};
 use crate::otlp::Signal;
 use crate::telemetry::{Heartbeat, StageStatus};
@@ -434,7 +435,12 @@ impl Run {
                 next,
                 ..self.reader.position()
             };
-            let saving = move || save_position(&directory, &name, position).map(|()| position);
+            let saving = move || {
+                failpoint::hit(Point::BeforePositionSave);
+                save_position(&directory, &name, position)?;
+                failpoint::hit(Point::AfterPositionSave);
+                Ok(position)
+            };
             self.saving = Some(tokio::task::spawn_blocking(saving));
         }
     }

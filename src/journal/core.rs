@@ -23,7 +23,6 @@ use super::completion::{Completion, Durable};
 use super::dedup::{Dedup, Digest, Remembered};
 use super::disk::Disk;
 use super::error::AppendError;
-use super::failpoint::{self, Point};
 use super::identity::Identity;
 use super::meters::Meters;
 use super::options::Settings;
@@ -31,6 +30,7 @@ use super::record::{self, HEADER, Header, span_of};
 use super::segment::{Mark, Segment, Summary, lock};
 use super::tail::Tail;
 use super::{Appended, Entry};
+use crate::failpoint::{self, Point};
 
 /// The segment that is written to.
 pub(super) struct Active {

@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::failpoint::{self, Point};
+
 /// A flat directory.
 pub(super) trait Disk: Send + Sync {
     /// Opens an existing file.
@@ -211,6 +213,7 @@ pub(super) fn replace_file(disk: &dyn Disk, name: &str, content: &[u8]) -> io::R
     let file = disk.create(&temporary)?;
     file.write_at(&[content], 0)?;
     file.sync_data()?;
+    failpoint::hit(Point::BeforeReplace);
     disk.rename(&temporary, name)?;
     disk.sync_dir()
 }

@@ -48,7 +48,6 @@ mod cursor;
 mod dedup;
 mod disk;
 mod error;
-mod failpoint;
 mod identity;
 mod meters;
 mod open;
@@ -90,6 +89,7 @@ use self::options::Settings;
 use self::segment::lock;
 use self::sync::Next;
 use crate::otlp::{Encoding, Signal};
+use crate::telemetry::Heartbeat;
 
 /// Name of the file whose lock says that a process uses the directory.
 const LOCK_FILE: &str = "lock";
@@ -135,8 +135,12 @@ pub struct Journal(Arc<Handle>);
 struct Handle {
     core: Arc<Core>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    watched: Watched,
     end_at_open: u64,
 }
+
+/// How the sync thread shows that it lives, once somebody has asked.
+type Watched = Arc<Mutex<Option<Heartbeat>>>;
 
 impl fmt::Debug for Journal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,8 +167,6 @@ impl Journal {
         let locked = locked.ok_or_else(|| JournalError::Locked {
             directory: options.directory.clone(),
         })?;
-        #[cfg(feature = "failpoints")]
-        failpoint::arm_from(&options.directory);
         let mut random = [0; 48];
         getrandom::fill(&mut random).map_err(|error| failed("get random bytes for a new journal", error.into()))?;
         let (core, recovery) = Core::open(Arc::new(disk), locked, settings, now(), &random)?;
@@ -174,17 +176,19 @@ impl Journal {
         let end_at_open = lock(&core.state).durable + 1;
         let core = Arc::new(core);
         core.publish(now());
+        let watched = Watched::default();
         let thread = {
-            let core = Arc::clone(&core);
+            let (core, watched) = (Arc::clone(&core), Arc::clone(&watched));
             let spawned = thread::Builder::new()
                 .name("spanledger-sync".to_owned())
-                .spawn(move || run(&core));
+                .spawn(move || run(&core, &watched));
             spawned.map_err(|error| failed("start the sync thread", error))?
         };
         Ok((
             Self(Arc::new(Handle {
                 core,
                 thread: Mutex::new(Some(thread)),
+                watched,
                 end_at_open,
             })),
             recovery,
@@ -258,6 +262,12 @@ impl Journal {
         self.0.core.writable()
     }
 
+    /// From now on the sync thread beats about every second. One that dies drops the heartbeat; one that hangs in a
+    /// disk that does not answer stops beating.
+    pub fn watch(&self, heartbeat: Heartbeat) {
+        *lock(&self.0.watched) = Some(heartbeat);
+    }
+
     /// Syncs and answers what was appended, refuses what comes, and stops the sync thread. Blocks as long as a sync
     /// takes.
     pub fn close(&self) {
@@ -294,13 +304,18 @@ fn now() -> u64 {
 }
 
 /// The sync thread.
-fn run(core: &Core) {
-    let _mourning = RefuseOnPanic(core);
+fn run(core: &Core, watched: &Watched) {
+    let _mourning = RefuseOnPanic(core, watched);
     let mut upkeep_at = Instant::now();
     loop {
         match core.step(&now) {
             Next::Again => {}
-            Next::Stop => return,
+            Next::Stop => {
+                if let Some(heartbeat) = lock(watched).take() {
+                    heartbeat.finish();
+                }
+                return;
+            }
             Next::Sleep(until) => {
                 let wait = until.map_or(UPKEEP, |until| {
                     Duration::from_nanos(until.saturating_sub(now())).min(UPKEEP)
@@ -312,6 +327,9 @@ fn run(core: &Core) {
         }
         if upkeep_at.elapsed() >= UPKEEP {
             upkeep_at = Instant::now();
+            if let Some(heartbeat) = &*lock(watched) {
+                heartbeat.beat();
+            }
             core.publish(now());
             if let Err(error) = core.trim(now()) {
                 tracing::warn!(%error, "spare segments could not be removed");
@@ -321,11 +339,12 @@ fn run(core: &Core) {
 }
 
 /// Nobody may wait for ever for an answer, should the sync thread die of a mistake.
-struct RefuseOnPanic<'a>(&'a Core);
+struct RefuseOnPanic<'a>(&'a Core, &'a Watched);
 
 impl Drop for RefuseOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            drop(lock(self.1).take());
             let pending = {
                 let mut state = lock(&self.0.state);
                 state.closing = true;

@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 use super::disk::DiskFile;
 use super::identity::{FORMAT_VERSION, JournalId, Unreadable};
 use super::record::{self, HEADER, Header, u32_at, u64_at};
+use crate::failpoint::{self, Point};
 
 /// Where records begin.
 pub(super) const DATA_START: u64 = 8192;
@@ -164,10 +165,12 @@ impl SegmentHeader {
         } else {
             [0, SECOND_COPY]
         };
-        for offset in order {
-            file.write_at(&[&bytes], offset)?;
-            file.sync_data()?;
-        }
+        file.write_at(&[&bytes], order[0])?;
+        file.sync_data()?;
+        failpoint::hit(Point::BetweenHeaders);
+        file.write_at(&[&bytes], order[1])?;
+        file.sync_data()?;
+        failpoint::hit(Point::AfterHeaders);
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::core::{Condition, Core, Phase, State};
-use super::failpoint::{self, Point};
 use super::segment::{Segment, lock};
+use crate::failpoint::{self, Point};
 
 /// One sync to be done, outside of the lock.
 pub(super) struct SyncJob {
@@ -32,6 +32,7 @@ impl Core {
         let mut state = lock(&self.state);
         if let Some(job) = self.sync_job(&mut state, now) {
             drop(state);
+            failpoint::hit(Point::BeforeSync);
             let outcome = job.segment.file.sync_data();
             let later = clock();
             self.meters.sync_seconds.record(later.saturating_sub(now) as f64 / 1e9);
@@ -124,6 +125,7 @@ impl Core {
         for completion in answered {
             completion.complete(Ok(()));
         }
+        failpoint::hit(Point::AfterAnswer);
     }
 
     /// Whether a new segment is needed and the old one has settled.

@@ -22,6 +22,7 @@ use super::row::{Column, Row, Source};
 use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, Store, StoreError};
 use super::table::{CONTEXT, EXECUTIONS, NewRow, QUARANTINE, Quarantined, ROWS};
+use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
 
 /// What to write, and how.
@@ -92,7 +93,9 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
     if let Some((reader, journal, next)) = batch.position {
         store.save_position(reader, journal, next).await?;
     }
+    failpoint::hit(Point::BeforeCommit);
     store.commit().await?;
+    failpoint::hit(Point::AfterCommit);
     Ok(applied)
 }
 

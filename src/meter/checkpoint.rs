@@ -35,6 +35,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::failpoint::{self, Point};
 use crate::journal::JournalId;
 use crate::rules::RuleDigest;
 
@@ -281,6 +282,7 @@ pub(super) fn load(directory: &Path) -> Result<Option<Checkpoint>, Damage> {
 
 /// Writes a checkpoint; when this returns it survives a power failure.
 pub(super) fn save(directory: &Path, bytes: &[u8]) -> io::Result<()> {
+    failpoint::hit(Point::BeforeCheckpoint);
     fs::create_dir_all(directory)?;
     let temporary = directory.join(format!("{FILE}.tmp"));
     let mut file = OpenOptions::new()
@@ -291,8 +293,11 @@ pub(super) fn save(directory: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    failpoint::hit(Point::BeforeCheckpointRename);
     fs::rename(&temporary, directory.join(FILE))?;
-    File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()?;
+    failpoint::hit(Point::AfterCheckpoint);
+    Ok(())
 }
 
 /// Sets a checkpoint that is of no use aside, for whoever wants to know what happened. Returns where it is.

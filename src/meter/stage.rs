@@ -67,7 +67,7 @@ pub struct MeterOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum MeterError {
     /// The directory cannot be used.
-    #[error("cannot use {} for the derived metrics (it lies beside journal.directory): {source}", directory.display())]
+    #[error("cannot use {} for the derived metrics (it lies in journal.directory): {source}", directory.display())]
     Directory {
         /// The directory.
         directory: PathBuf,

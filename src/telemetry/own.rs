@@ -48,6 +48,10 @@ impl OwnMetrics {
         metrics::set_global_recorder(recorder).map_err(|error| OwnMetricsError::Install(error.to_string()))?;
         let process = metrics_process::Collector::default();
         process.describe();
+        metrics::describe_counter!(
+            "spanledger_log_lines_dropped_total",
+            "Log lines that were dropped because nobody reads standard error."
+        );
         metrics::describe_gauge!("spanledger_build_info", "Version of the running program.");
         metrics::gauge!("spanledger_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         Ok(Self { handle, process })

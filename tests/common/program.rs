@@ -46,8 +46,12 @@ impl Setup {
 
     /// The same with all traces forwarded, retried quickly enough for a test.
     pub fn forwarding_to(url: impl Into<String>) -> Setup {
-        Setup::new()
-            .set("exporters.otlp.endpoint", url.into())
+        Setup::new().forwards_to(url)
+    }
+
+    /// With all traces forwarded.
+    pub fn forwards_to(self, url: impl Into<String>) -> Setup {
+        self.set("exporters.otlp.endpoint", url.into())
             .set("exporters.otlp.retry_on_failure.initial_interval", "50ms")
             .set("exporters.otlp.retry_on_failure.max_interval", "200ms")
     }
@@ -98,6 +102,13 @@ impl Setup {
     pub fn spawn(&self) -> Program {
         let config = self.config();
         Program::spawn(&["run", "--config", config.to_str().unwrap()], self.directory.path())
+    }
+
+    /// The same with a commit point armed: the program kills itself there (see `spanledger::failpoint`).
+    pub fn spawn_armed(&self, failpoint: &str) -> Program {
+        let config = self.config();
+        let arguments = ["run", "--config", config.to_str().unwrap()];
+        Program::start(binary(&arguments, self.directory.path()).env("SPANLEDGER_FAILPOINT", failpoint))
     }
 
     /// Starts `run` with this configuration and waits until it is ready for traffic and for being scraped.
@@ -224,19 +235,8 @@ impl Program {
 
     /// Where a listener listens, as the log says.
     pub async fn address(&self, listener: &str) -> SocketAddr {
-        self.output(&format!("a log line of the listener {listener}"), |line| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            let fields = line.get("fields").unwrap_or(&line);
-            (fields.get("listener")?.as_str()? == listener).then_some(())?;
-            Some(
-                fields
-                    .get("address")?
-                    .as_str()?
-                    .parse()
-                    .expect("`address` is an address with a port"),
-            )
-        })
-        .await
+        let what = format!("a log line of the listener {listener}");
+        self.output(&what, |line| listener_address(line, listener)).await
     }
 
     /// The address of something a listener serves.
@@ -288,6 +288,45 @@ impl Program {
         .await
     }
 
+    /// The same for a program that may be killed before: whether it became ready.
+    pub async fn ready_unless_killed(&mut self) -> bool {
+        let began = Instant::now();
+        loop {
+            if self.is_killed() {
+                return false;
+            }
+            let mut ready = true;
+            for (listener, path) in [("health", "/readyz"), ("metrics", "/metrics")] {
+                let Some(address) = self.address_so_far(listener) else {
+                    ready = false;
+                    break;
+                };
+                let answer = http::get(&format!("http://{address}{path}")).await;
+                ready &= answer.is_ok_and(|answer| answer.status == 200);
+            }
+            if ready {
+                return true;
+            }
+            assert!(began.elapsed() < DEADLINE, "not ready: {}", self.log());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    fn address_so_far(&self, listener: &str) -> Option<SocketAddr> {
+        let lines = self.log.lines.lock().unwrap();
+        lines.iter().find_map(|line| listener_address(line, listener))
+    }
+
+    /// Whether the process has been killed by SIGKILL; panics when it has ended in any other way.
+    pub fn is_killed(&mut self) -> bool {
+        use std::os::unix::process::ExitStatusExt;
+        let Some(status) = self.child.try_wait().unwrap() else {
+            return false;
+        };
+        assert_eq!(status.signal(), Some(9), "{status}: {}", self.log());
+        true
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -324,6 +363,15 @@ impl Program {
         while grown.changed().await.is_ok() {}
         (status, self.log())
     }
+}
+
+/// The address in a log line that names this listener.
+fn listener_address(line: &str, listener: &str) -> Option<SocketAddr> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    (fields.get("listener")?.as_str()? == listener).then_some(())?;
+    let address = fields.get("address")?.as_str()?;
+    Some(address.parse().expect("`address` is an address with a port"))
 }
 
 impl Drop for Program {

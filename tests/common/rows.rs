@@ -1,4 +1,4 @@
-//! Reads `code_exec_logs` from the SQLite file, beside the program that writes it.
+//! Reads `code_exec_logs` from the database, beside the program that writes it.
 
 use super::eventually;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
@@ -68,6 +68,21 @@ pub async fn read(database: &Path) -> Result<Vec<Row>, sqlx::Error> {
 }
 
 fn row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
+    let created_at: chrono::NaiveDateTime = row.try_get_unchecked("created_at")?;
+    row_with(row, created_at.and_utc().timestamp_micros())
+}
+
+fn row_with<'r, R>(row: &'r R, created_at: i64) -> Result<Row, sqlx::Error>
+where
+    R: sqlx::Row,
+    &'static str: sqlx::ColumnIndex<R>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    bool: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    Option<String>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    Option<i64>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    Option<bool>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
     Ok(Row {
         id: row.try_get("id")?,
         code_agent_id: row.try_get("code_agent_id")?,
@@ -85,11 +100,29 @@ fn row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
         organization_id: row.try_get("organization_id")?,
         workspace_id: row.try_get("workspace_id")?,
         user_id: row.try_get("user_id")?,
-        created_at: row
-            .try_get_unchecked::<chrono::NaiveDateTime, _>("created_at")?
-            .and_utc()
-            .timestamp_micros(),
+        created_at,
     })
+}
+
+/// All rows by id from a PostgreSQL database.
+pub async fn read_postgres(url: &str) -> Result<Vec<Row>, sqlx::Error> {
+    let mut connection = sqlx::PgConnection::connect(url).await?;
+    // As the types that SQLite has.
+    let columns = COLUMNS.map(|column| match column {
+        "duration_ms" | "memory_mb" | "exit_code" | "tokens_used" => format!("{column}::int8"),
+        "created_at" => "(extract(epoch FROM created_at) * 1000000)::int8 AS created_at".to_owned(),
+        _ => column.to_owned(),
+    });
+    let query = format!(
+        "SELECT {} FROM code_exec_logs ORDER BY id COLLATE \"C\"",
+        columns.join(", ")
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+        .fetch_all(&mut connection)
+        .await?;
+    connection.close().await?;
+    let row = |row: &sqlx::postgres::PgRow| row_with(row, row.try_get("created_at")?);
+    rows.iter().map(row).collect()
 }
 
 /// Waits until there are as many rows as expected, and returns them.

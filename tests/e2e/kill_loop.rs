@@ -1,21 +1,30 @@
-//! SIGKILL, again and again, under traffic: what was acknowledged is neither lost nor counted twice.
+//! The oracle: SIGKILL at every commit point and at random moments, again and again, under traffic. What was acknowledged
+//! is neither lost nor counted twice, in any destination, and nothing else is there.
+//!
+//! `SPANLEDGER_KILLS=1000` kills so many times on each database instead of the few dozen of a default run.
 
 use crate::common::load::{Load, Planned};
+use crate::common::postgres::{self, Cluster};
 use crate::common::program::{Program, Setup};
 use crate::common::prometheus::{Expected, Scrape};
+use crate::common::rows::{self, Row};
 use crate::common::send::{Outcome, Prepared, ROUTES, Sender};
 use crate::common::sink::{Mode, Sink};
-use crate::common::{http, random, rows};
+use crate::common::{DEADLINE, eventually, http, random};
 use crate::end_to_end::delivered_spans;
+use rustix::process::Signal;
+use spanledger::failpoint::Point;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often the program is killed.
-const KILLS: usize = 36;
+/// How often the program is killed on each database: twice or three times at each commit point, and a dozen times at
+/// random.
+const KILLS: usize = 54;
 /// Executors that send at the same time.
 const DRIVERS: u64 = 4;
 
@@ -25,17 +34,120 @@ struct Notes {
     acknowledged: Mutex<BTreeMap<u64, Planned>>,
     in_doubt: Mutex<BTreeMap<u64, Planned>>,
     answers: AtomicU64,
+    /// Nothing new is sent for now.
+    is_paused: AtomicBool,
+}
+
+/// Where the rows are.
+enum Rows {
+    Sqlite(PathBuf),
+    /// The server goes with it.
+    Postgres {
+        url: String,
+        _server: Cluster,
+    },
+}
+
+impl Rows {
+    async fn read(&self) -> Result<Vec<Row>, String> {
+        let rows = match self {
+            Rows::Sqlite(path) => rows::read(path).await,
+            Rows::Postgres { url, .. } => rows::read_postgres(url).await,
+        };
+        rows.map_err(|error| error.to_string())
+    }
+}
+
+/// One way to die.
+#[derive(Debug, Clone, Copy)]
+enum Death {
+    /// At the n-th passage of a commit point.
+    At(Point, u64),
+    /// After so many answers and a random moment more.
+    AtRandom,
+}
+
+impl Death {
+    /// Rounds in random order: each commit point once, and six kills at random.
+    fn plan(kills: usize, random: &mut fastrand::Rng) -> Vec<Death> {
+        let mut round = Vec::new();
+        let mut deaths = Vec::new();
+        while deaths.len() < kills {
+            if round.is_empty() {
+                round.extend(Point::ALL.map(|point| Death::At(point, random.u64(1..=most_passages(point)))));
+                round.extend([Death::AtRandom; 6]);
+                random.shuffle(&mut round);
+            }
+            deaths.extend(round.pop());
+        }
+        deaths
+    }
+}
+
+/// A passage that comes soon under the traffic of this test: some points are passed with every request, some once in a
+/// second.
+fn most_passages(point: Point) -> u64 {
+    match point {
+        Point::BeforeWrite | Point::AfterWrite => 100,
+        Point::BeforeSync | Point::AfterSync | Point::BeforeAnswer | Point::AfterAnswer => 40,
+        Point::BeforeCommit | Point::AfterCommit => 10,
+        Point::BeforeReplace => 4,
+        Point::BeforePositionSave | Point::AfterPositionSave => 3,
+        Point::BetweenHeaders | Point::AfterHeaders => 1,
+        Point::BeforeCheckpoint | Point::BeforeCheckpointRename | Point::AfterCheckpoint => 1,
+    }
+}
+
+/// Whether the meter comes by there. It saves when it is idle, or is told to stop.
+fn is_of_checkpoint(point: Point) -> bool {
+    matches!(
+        point,
+        Point::BeforeCheckpoint | Point::BeforeCheckpointRename | Point::AfterCheckpoint
+    )
+}
+
+/// Whether a willing backend is needed to come by there.
+fn is_of_forwarding(point: Point) -> bool {
+    matches!(
+        point,
+        Point::BeforeReplace | Point::BeforePositionSave | Point::AfterPositionSave
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_kills_at_any_moment_exactly_once() {
-    let mut random = random("what_was_acknowledged_survives_kills_at_any_moment_exactly_once");
+async fn what_was_acknowledged_survives_kills_at_every_commit_point_exactly_once_in_sqlite() {
+    let setup = Setup::new();
+    let rows = Rows::Sqlite(setup.database());
+    survives(setup, rows, "what_was_acknowledged_survives_kills_in_sqlite").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_kills_at_every_commit_point_exactly_once_in_postgresql() {
+    if postgres::skipped() {
+        return;
+    }
+    let server = tokio::task::spawn_blocking(Cluster::start).await.unwrap();
+    let url = server.database();
+    let setup = Setup::new().set("database.url", url.as_str());
+    survives(
+        setup,
+        Rows::Postgres { url, _server: server },
+        "what_was_acknowledged_survives_kills_in_postgresql",
+    )
+    .await;
+}
+
+async fn survives(setup: Setup, rows: Rows, name: &str) {
+    let kills = std::env::var("SPANLEDGER_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    let mut random = random(name);
     let load = Load::new(&mut random);
     let mut sink = Sink::start().await;
     // A backend that often refuses and is often away: retries are on their way at every moment.
-    sink.set(Mode::Flaky(20, random.fork()));
+    let flaky = Mode::Flaky(20, random.fork());
+    sink.set(flaky.clone());
     // Small segments that are used again as soon as everyone has read them: kills meet rotation and recycling too.
-    let setup = Setup::forwarding_to(sink.url())
+    let setup = setup
+        .forwards_to(sink.url())
         .set("journal.max_size", "32MiB")
         .set("journal.retain", "0s");
     let notes = Arc::new(Notes::default());
@@ -44,46 +156,67 @@ async fn what_was_acknowledged_survives_kills_at_any_moment_exactly_once() {
     let drivers: Vec<_> = (0..DRIVERS)
         .map(|driver| {
             let random = random.fork();
-            tokio::spawn(drive(
-                driver,
-                load,
-                random,
-                notes.clone(),
-                running.clone(),
-                stop.clone(),
-            ))
+            let (notes, running, stop) = (notes.clone(), running.clone(), stop.clone());
+            tokio::spawn(drive(driver, load, random, notes, running, stop))
         })
         .collect();
 
     let mut last = Scrape::default();
-    for kill in 0..KILLS {
-        let program = setup.start().await;
-        let scrape = program.scrape().await.derived();
-        not_decreased(&last, &scrape, kill);
-        last = scrape;
-        now.send_replace(Some(Arc::new(Sender::to(&program).await)));
+    for (kill, death) in Death::plan(kills, &mut random).into_iter().enumerate() {
+        let needs_sink = matches!(death, Death::At(point, _) if is_of_forwarding(point));
         match random.u8(..4) {
-            0 => sink.go_away().await,
+            0 if !needs_sink => sink.go_away().await,
             1 => sink.come_back().await,
+            _ if needs_sink => sink.come_back().await,
             _ => {}
         }
-
-        // Killed after a random number of answers and then at a random moment of the next millisecond or five.
-        let until = notes.answers.load(Ordering::Relaxed) + random.u64(1..60);
+        let mut program = match death {
+            Death::At(point, passage) => setup.spawn_armed(&format!("{}:{passage}", point.name())),
+            Death::AtRandom => setup.spawn(),
+        };
+        if !program.ready_unless_killed().await {
+            continue;
+        }
+        now.send_replace(Some(Arc::new(Sender::to(&program).await)));
         let metrics = program.url("metrics", "/metrics").await;
-        let began = std::time::Instant::now();
-        while notes.answers.load(Ordering::Relaxed) < until {
+        let until = notes.answers.load(Ordering::Relaxed) + random.u64(1..60);
+        let (began, mut is_told) = (Instant::now(), false);
+        while !program.is_killed() {
             assert!(
-                began.elapsed() < crate::common::DEADLINE,
-                "no answers after restart {kill}:\n{}",
+                began.elapsed() < DEADLINE,
+                "kill {kill}, {death:?}: does not come by there:\n{}",
                 program.log()
             );
-            let scrape = Scrape::parse(&http::get(&metrics).await.unwrap().text()).derived();
-            not_decreased(&last, &scrape, kill);
-            last = scrape;
+            if let Ok(answer) = http::get(&metrics).await
+                && answer.status == 200
+            {
+                let scrape = Scrape::parse(&answer.text()).derived();
+                not_decreased(&last, &scrape, kill);
+                last = scrape;
+            }
+            if notes.answers.load(Ordering::Relaxed) < until || is_told {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                continue;
+            }
+            match death {
+                Death::AtRandom => {
+                    tokio::time::sleep(Duration::from_micros(random.u64(..5_000))).await;
+                    program.signal(Signal::KILL);
+                    is_told = true;
+                }
+                // A checkpoint comes when nothing is to be counted, or at the end.
+                Death::At(point, _) if is_of_checkpoint(point) => {
+                    is_told = true;
+                    if random.bool() {
+                        program.signal(Signal::TERM);
+                    } else {
+                        notes.is_paused.store(true, Ordering::Relaxed);
+                    }
+                }
+                Death::At(..) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
         }
-        tokio::time::sleep(Duration::from_micros(random.u64(..5_000))).await;
-        program.kill();
+        notes.is_paused.store(false, Ordering::Relaxed);
     }
     let program = setup.start().await;
     now.send_replace(Some(Arc::new(Sender::to(&program).await)));
@@ -93,8 +226,9 @@ async fn what_was_acknowledged_survives_kills_at_any_moment_exactly_once() {
     }
     sink.set(Mode::Willing);
     sink.come_back().await;
-    not_decreased(&last, &program.scrape().await.derived(), KILLS);
-    judge(&setup, &sink, &program, &notes, &Load::new(&mut random).request(0)).await;
+    not_decreased(&last, &program.scrape().await.derived(), kills);
+    println!("{kills} kills");
+    judge(&rows, &sink, &program, &notes, &Load::new(&mut random).request(0)).await;
 }
 
 /// Sends the requests whose number is its own modulo the number of drivers. Most of them again and again until they are
@@ -110,6 +244,9 @@ async fn drive(
     for number in (driver..).step_by(DRIVERS as usize) {
         if stop.is_cancelled() {
             return;
+        }
+        while notes.is_paused.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let planned = load.request(number);
         let prepared = Prepared::new(ROUTES[random.usize(..ROUTES.len())], &planned.request);
@@ -146,11 +283,11 @@ fn not_decreased(before: &Scrape, now: &Scrape, kill: usize) {
     assert!(decreased.is_empty(), "after kill {kill}:\n{}", decreased.join("\n"));
 }
 
-async fn judge(setup: &Setup, sink: &Sink, program: &Program, notes: &Notes, last: &Planned) {
+async fn judge(rows: &Rows, sink: &Sink, program: &Program, notes: &Notes, last: &Planned) {
     let acknowledged = notes.acknowledged.lock().unwrap().clone();
     let in_doubt = notes.in_doubt.lock().unwrap().clone();
     println!(
-        "{KILLS} kills, {} requests acknowledged, {} in doubt",
+        "{} requests acknowledged, {} in doubt",
         acknowledged.len(),
         in_doubt.len()
     );
@@ -159,8 +296,8 @@ async fn judge(setup: &Setup, sink: &Sink, program: &Program, notes: &Notes, las
     // order. The last thing is a request of our own.
     Sender::to(program).await.accepted(ROUTES[0], &last.request).await;
     let marker = last.rows[0].id.clone();
-    let found = crate::common::eventually("the last row", || async {
-        let rows = rows::read(&setup.database()).await.map_err(|error| error.to_string())?;
+    let found = eventually("the last row", || async {
+        let rows = rows.read().await?;
         if rows.iter().any(|row| row.id == marker) {
             Ok(rows)
         } else {

@@ -478,7 +478,8 @@ impl Simulation {
             let is_settled = self.writing.is_empty() && self.syncing.is_none();
             let core = self.core();
             let state = lock(&core.state);
-            if is_settled && state.pending.is_empty() && self.readers.iter().flatten().all(Reader::is_caught_up) {
+            let is_answered = state.pending.is_empty() && state.refused.is_empty();
+            if is_settled && is_answered && self.readers.iter().flatten().all(Reader::is_caught_up) {
                 break;
             }
         }
