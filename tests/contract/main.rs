@@ -13,8 +13,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/postgres.rs"]
-mod postgres;
 
 mod executors;
 mod foreign_keys;

@@ -1,10 +1,10 @@
 //! Two programs with the same traffic, one on SQLite and one on PostgreSQL.
 
 use crate::common::eventually;
+use crate::common::postgres;
 use crate::common::program::{Program, Setup};
 use crate::common::rows::{COLUMNS, Row};
 use crate::common::send::{Outcome, Prepared, ROUTES, Route, Sender};
-use crate::postgres;
 use crate::story::{Sent, Story};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use sqlx::sqlite::SqliteConnectOptions;
