@@ -5,8 +5,9 @@
 #   scripts/test.sh --test e2e kill_loop   arguments go to `cargo test`
 #   scripts/test.sh --install-only         only the installing
 #
-# Needs a Rust toolchain. The rest comes from Debian (apt-get, as root), from PyPI into tests/sdk/.venv and from npm into
-# node_modules in tests/sdk/node and tests/browser. Nothing is installed a second time while the pinned versions stay the same.
+# Needs a Rust toolchain. The rest comes from Debian (apt-get, as root), and at pinned versions from PyPI, npm, the Go
+# module proxy, Maven Central and crates.io into tests/sdk and tests/browser. Nothing is installed or built a second time while the pinned
+# versions stay the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,6 +61,38 @@ for node in tests/sdk/node tests/browser; do
         cksum <"$node/package-lock.json" >"$node/node_modules/installed"
     fi
 done
+
+# --- Senders that are compiled -----------------------------------------------------------------------------------------
+
+# The tests of a language whose toolchain cannot be had say that they are skipped, and why.
+go=tests/sdk/go
+rm -f "$go/unavailable"
+go_version=$(has go && go env GOVERSION | sed 's/^go//' || true)
+go_needed=$(sed -n 's/^go //p' "$go/go.mod")
+if ! printf '%s\n' "$go_needed" "${go_version:-0}" | sort --version-sort --check=quiet; then
+    echo "Go $go_needed or newer is needed and Debian has an older one; found: ${go_version:-none}" | tee "$go/unavailable" >&2
+elif ! up_to_date "$go/built" "$go/go.sum" "$go/send.go"; then
+    say "Go sender"
+    (cd "$go" && go build -mod=readonly -o send .)
+    cat "$go/go.sum" "$go/send.go" | cksum >"$go/built"
+fi
+
+java=tests/sdk/java
+if ! up_to_date "$java/target/built" "$java/pom.xml" "$java/Send.java"; then
+    say "Java sender"
+    rm -rf "$java/target"
+    (cd "$java" && mvn --quiet --batch-mode org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+        -DoutputDirectory=target/lib -DincludeScope=runtime)
+    javac -cp "$java/target/lib/*" -d "$java/target/classes" "$java/Send.java"
+    cat "$java/pom.xml" "$java/Send.java" | cksum >"$java/target/built"
+fi
+
+rust=tests/sdk/rust
+if ! up_to_date "$rust/target/built" "$rust/Cargo.lock" "$rust/src/main.rs"; then
+    say "Rust sender"
+    (cd "$rust" && CARGO_TARGET_DIR=target cargo build --quiet --locked)
+    cat "$rust/Cargo.lock" "$rust/src/main.rs" | cksum >"$rust/target/built"
+fi
 
 [ "${1:-}" = --install-only ] && exit 0
 

@@ -29,33 +29,90 @@ fn python(script: &str) -> Command {
     command
 }
 
-/// Emits the scenario through the SDK for Python.
-pub async fn send_from_python(scenario: &Scenario, protocol: &str, endpoint: &str, compression: &str) -> Ids {
-    let mut command = python("send.py");
-    command.args([
-        "--protocol",
-        protocol,
-        "--endpoint",
-        endpoint,
-        "--scenario",
-        scenario::FILE,
-    ]);
-    command.args([
-        "--base-unix-ms",
-        &scenario.base_unix_ms.to_string(),
-        "--compression",
-        compression,
-    ]);
+/// An official SDK.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sdk {
+    Go,
+    Java,
+    Node,
+    Python,
+    Rust,
+}
+
+impl Sdk {
+    /// Why the SDK cannot be used here, if `scripts/test.sh` could not install its toolchain.
+    pub fn unavailable(self) -> Option<String> {
+        let of = match self {
+            Sdk::Go => "go",
+            Sdk::Java => "java",
+            Sdk::Node | Sdk::Python | Sdk::Rust => return None,
+        };
+        std::fs::read_to_string(Path::new(SDK).join(of).join("unavailable")).ok()
+    }
+
+    fn command(self) -> Command {
+        match self {
+            Sdk::Go => Command::new(installed("go/send")),
+            Sdk::Java => {
+                let mut command = Command::new("java");
+                let classes = installed("java/target/classes");
+                let jars = installed("java/target/lib").join("*");
+                // The shortest way to a short run: no second compiler.
+                command.args(["-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp"]);
+                command.arg(format!("{}:{}", classes.display(), jars.display()));
+                command.arg("Send");
+                command
+            }
+            Sdk::Node => {
+                installed("node/node_modules/@opentelemetry/exporter-trace-otlp-http");
+                let mut command = Command::new("node");
+                command.arg(Path::new(SDK).join("node/send.mjs"));
+                command
+            }
+            Sdk::Python => python("send.py"),
+            Sdk::Rust => Command::new(installed("rust/target/debug/send")),
+        }
+    }
+}
+
+/// Emits the scenario through an SDK: `grpc`, `http/protobuf` or `http/json`, with `none` or `gzip`.
+pub async fn send_from(sdk: Sdk, scenario: &Scenario, protocol: &str, compression: &str, endpoint: &str) -> Ids {
+    let mut command = sdk.command();
+    let base = scenario.base_unix_ms.to_string();
+    command.args([protocol, compression, endpoint, scenario::FILE, &base]);
     send(command, scenario).await
 }
 
-/// Emits the scenario through the SDK for Node.js, as OTLP/JSON.
-pub async fn send_from_node(scenario: &Scenario, endpoint: &str) -> Ids {
-    installed("node/node_modules/@opentelemetry/exporter-trace-otlp-http");
-    let mut command = Command::new("node");
-    command.arg(Path::new(SDK).join("node/send.mjs"));
-    command.args([endpoint, scenario::FILE, &scenario.base_unix_ms.to_string()]);
-    send(command, scenario).await
+/// What the official gRPC clients for Go read from the health and reflection services at an address.
+pub async fn probe_from_go(address: &str) -> Value {
+    let mut command = Sdk::Go.command();
+    command.args(["probe", address]);
+    let (status, output) = Program::start(&mut command).ended().await;
+    assert!(status.success(), "{output}");
+    serde_json::from_str(output.trim()).unwrap()
+}
+
+/// Loads a page in headless Chromium and returns its document when the page has come to rest.
+pub async fn browse(url: &str) -> String {
+    let profile = tempfile::tempdir().unwrap();
+    let mut command = Command::new("chromium");
+    command.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+    ]);
+    command.args([
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--virtual-time-budget=20000",
+    ]);
+    command.arg(format!("--user-data-dir={}", profile.path().display()));
+    command.args(["--dump-dom", url]);
+    let (status, output) = Program::start(&mut command).ended().await;
+    assert!(status.success(), "{output}");
+    output
 }
 
 async fn send(mut command: Command, scenario: &Scenario) -> Ids {

@@ -1,6 +1,6 @@
 """Emits the spans of a scenario file through the official OpenTelemetry SDK for Python.
 
-    send.py --protocol grpc|http/protobuf --endpoint URL --scenario FILE --base-unix-ms N [--compression gzip]
+    send.py grpc|http/protobuf none|gzip ENDPOINT SCENARIO BASE_UNIX_MS
 
 Prints one JSON line for each span: its key in the scenario, its trace id and its span id. Exits 1 unless the exporter
 was told that everything was accepted.
@@ -53,11 +53,11 @@ class Noting(SpanExporter):
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--protocol", choices=["grpc", "http/protobuf"], required=True)
-    arguments.add_argument("--endpoint", required=True)
-    arguments.add_argument("--scenario", required=True)
-    arguments.add_argument("--base-unix-ms", type=int, required=True)
-    arguments.add_argument("--compression", choices=["none", "gzip"], default="none")
+    arguments.add_argument("protocol", choices=["grpc", "http/protobuf"])
+    arguments.add_argument("compression", choices=["none", "gzip"])
+    arguments.add_argument("endpoint")
+    arguments.add_argument("scenario")
+    arguments.add_argument("base_unix_ms", type=int)
     given = arguments.parse_args()
 
     with open(given.scenario, encoding="utf-8") as file:

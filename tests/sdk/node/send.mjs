@@ -1,20 +1,21 @@
-// Emits the spans of a scenario file through the official OpenTelemetry SDK for Node.js, as OTLP/HTTP with JSON.
+// Emits the spans of a scenario file through the official OpenTelemetry SDK for Node.js.
 //
-//     node send.mjs ENDPOINT SCENARIO BASE_UNIX_MS
+//     node send.mjs grpc|http/protobuf|http/json none|gzip ENDPOINT SCENARIO BASE_UNIX_MS
 //
 // Prints one JSON line for each span: its key in the scenario, its trace id and its span id. Exits 1 unless the exporter
 // was told that everything was accepted.
 
 import { readFileSync } from "node:fs";
 import { ROOT_CONTEXT, SpanKind, SpanStatusCode } from "@opentelemetry/api";
-import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http";
 import { resourceFromAttributes } from "@opentelemetry/resources";
 import { BasicTracerProvider, BatchSpanProcessor } from "@opentelemetry/sdk-trace-base";
 
-const [endpoint, file, base] = process.argv.slice(2);
+const [protocol, compression, endpoint, file, base] = process.argv.slice(2);
 const scenario = JSON.parse(readFileSync(file, "utf8"));
 
-const exporter = new OTLPTraceExporter({ url: `${endpoint}/v1/traces` });
+const kinds = { grpc: "grpc", "http/protobuf": "proto", "http/json": "http" };
+const { OTLPTraceExporter } = await import(`@opentelemetry/exporter-trace-otlp-${kinds[protocol]}`);
+const exporter = new OTLPTraceExporter({ url: protocol === "grpc" ? endpoint : `${endpoint}/v1/traces`, compression });
 let failed = false;
 const noting = {
   export: (spans, done) =>
