@@ -7,7 +7,7 @@ use crate::world::World;
 use serde_json::{Value, json};
 
 /// The table as the backend's migration makes it, and what it refers to.
-fn tables(more: &str) -> String {
+pub fn tables(more: &str) -> String {
     let parents = [
         "code_agents",
         "workflow_executions",

@@ -2,78 +2,25 @@
 //! never the reverse; where more than one matches nobody guesses.
 
 use crate::executors::*;
-use crate::orders::{self, scattered, traced};
+use crate::orders::{self, Case, scattered, traced};
 use crate::story::{Draft, Story};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_column_takes_the_best_source_in_every_order() {
-    orders::check(
-        "each_column_takes_the_best_source_in_every_order",
-        &[
-            traced("organization: all sources", organization_of_the_span),
-            traced("organization: node, resource, namespace", organization_of_the_node),
-            traced("organization: resource, namespace", organization_of_the_resource),
-            traced("organization: namespace", organization_of_the_namespace),
-            traced("organization: namespace default", organization_unknown),
-            traced("workspace and user: all sources", people_of_the_span),
-            traced("workspace and user: node and resource", people_of_the_node),
-            traced("workspace and user: resource", people_of_the_resource),
-            traced("memory and exit code: own and e2b", own_memory_and_exit_code),
-            traced("memory and exit code: e2b", memory_and_exit_code_of_e2b),
-            traced("memory and exit code: own zero", own_zero_beats_the_runtime),
-            traced("runtime: route and inner span", route_beats_inner_span),
-            traced("runtime: none of its own", no_runtime_of_its_own),
-            traced("runtime: explicit", explicit_runtime_stays),
-            traced("error: all sources", status_beats_everything),
-            traced("error: exception and node", exception_beats_node),
-            traced("error: node", error_of_the_node),
-            traced("error: hook", error_of_the_hook),
-            traced("error: exception and hook", exception_beats_hook),
-            traced("success keeps no error of a node", success_has_no_error),
-            traced("agent: all sources", agent_of_the_span),
-            traced("agent: workflow", agent_of_the_workflow),
-            traced("agent: hook alone", agent_of_the_hook),
-            traced("agent: not every workflow that begins so", no_agent),
-        ],
-    )
-    .await;
+    orders::check("each_column_takes_the_best_source_in_every_order", &sources()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_ambiguous_is_null_in_every_order() {
-    orders::check(
-        "what_is_ambiguous_is_null_in_every_order",
-        &[
-            traced("two nodes around", two_nodes_around),
-            scattered("two nodes around, scattered", two_nodes_around),
-            traced("two routes inside", two_routes_inside),
-            traced("two sandboxes inside", two_sandboxes_inside),
-            traced("one route inside two executions", one_route_in_two_executions),
-            traced("one sandbox inside two executions", one_sandbox_in_two_executions),
-            traced("two hooks around", two_hooks_around),
-        ],
-    )
-    .await;
+    orders::check("what_is_ambiguous_is_null_in_every_order", &ambiguous()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retries_loops_and_parallel_nodes_are_told_apart_in_every_order() {
     orders::check(
         "retries_loops_and_parallel_nodes_are_told_apart_in_every_order",
-        &[
-            traced("retries", retries),
-            scattered("retries, scattered", retries),
-            scattered("retries, at last well", retries_that_end_well),
-            scattered("retries, the last one is lost", retries_without_the_last),
-            scattered("retries with exceptions", retries_that_throw),
-            traced("loop", loop_of_two),
-            scattered("loop, scattered", loop_of_two),
-            scattered("loop of retries", loop_of_retries),
-            traced("parallel nodes", parallel_nodes),
-            scattered("parallel nodes, scattered", parallel_nodes),
-            traced("parallel nodes with routes apart", parallel_nodes_with_routes),
-        ],
+        &repeated(),
     )
     .await;
 }
@@ -82,22 +29,25 @@ async fn retries_loops_and_parallel_nodes_are_told_apart_in_every_order() {
 async fn spans_belong_together_by_ids_or_trace_and_time_in_every_order() {
     orders::check(
         "spans_belong_together_by_ids_or_trace_and_time_in_every_order",
+        &matching(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sidecars_on_one_database_complete_what_the_other_has_half_of() {
+    orders::check_through_two_sidecars(
+        "two_sidecars_on_one_database_complete_what_the_other_has_half_of",
         &[
-            scattered("begins 49 ms early", |s| tolerance(s, (-49, 20), true)),
-            scattered("ends 49 ms late", |s| tolerance(s, (10, 149), true)),
-            scattered("begins 50 ms early, ends 50 ms late", |s| {
-                tolerance(s, (-50, 150), true)
-            }),
-            scattered("begins 51 ms early", |s| tolerance(s, (-51, 20), false)),
-            scattered("ends 51 ms late", |s| tolerance(s, (10, 151), false)),
-            scattered("long after", |s| tolerance(s, (5_000, 5_010), false)),
-            traced("tolerance of what is inside", |s| tolerance_inside(s, 50, true)),
-            traced("too early to be inside", |s| tolerance_inside(s, 51, false)),
-            traced("ids differ, trace is the same", ids_differ),
+            scattered("retries", retries),
+            scattered("loop", loop_of_two),
+            traced("two nodes around", two_nodes_around),
+            traced("one route inside two executions", one_route_in_two_executions),
+            traced("memory and exit code: e2b", memory_and_exit_code_of_e2b),
+            traced("runtime: route and inner span", route_beats_inner_span),
+            traced("organization: all sources", organization_of_the_span),
+            traced("error: hook", error_of_the_hook),
             traced("no ids, same trace", no_ids_same_trace),
-            scattered("no ids, other trace", no_ids_other_trace),
-            traced("same node of another workflow execution", other_workflow_execution),
-            scattered("no execution id, no common trace", half_an_id),
         ],
     )
     .await;
@@ -105,15 +55,97 @@ async fn spans_belong_together_by_ids_or_trace_and_time_in_every_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn success_is_judged_from_the_best_that_the_span_says() {
-    orders::check(
-        "success_is_judged_from_the_best_that_the_span_says",
-        &[
-            traced("each rung of success", success),
-            traced("validation", validation),
-            traced("what is an execution", what_is_an_execution),
-        ],
-    )
-    .await;
+    orders::check("success_is_judged_from_the_best_that_the_span_says", &verdicts()).await;
+}
+
+/// Stories of this kind.
+pub fn sources() -> Vec<Case> {
+    vec![
+        traced("organization: all sources", organization_of_the_span),
+        traced("organization: node, resource, namespace", organization_of_the_node),
+        traced("organization: resource, namespace", organization_of_the_resource),
+        traced("organization: namespace", organization_of_the_namespace),
+        traced("organization: namespace default", organization_unknown),
+        traced("workspace and user: all sources", people_of_the_span),
+        traced("workspace and user: node and resource", people_of_the_node),
+        traced("workspace and user: resource", people_of_the_resource),
+        traced("memory and exit code: own and e2b", own_memory_and_exit_code),
+        traced("memory and exit code: e2b", memory_and_exit_code_of_e2b),
+        traced("memory and exit code: own zero", own_zero_beats_the_runtime),
+        traced("runtime: route and inner span", route_beats_inner_span),
+        traced("runtime: none of its own", no_runtime_of_its_own),
+        traced("runtime: explicit", explicit_runtime_stays),
+        traced("error: all sources", status_beats_everything),
+        traced("error: exception and node", exception_beats_node),
+        traced("error: node", error_of_the_node),
+        traced("error: hook", error_of_the_hook),
+        traced("error: exception and hook", exception_beats_hook),
+        traced("success keeps no error of a node", success_has_no_error),
+        traced("agent: all sources", agent_of_the_span),
+        traced("agent: workflow", agent_of_the_workflow),
+        traced("agent: hook alone", agent_of_the_hook),
+        traced("agent: not every workflow that begins so", no_agent),
+    ]
+}
+
+/// Stories of this kind.
+pub fn ambiguous() -> Vec<Case> {
+    vec![
+        traced("two nodes around", two_nodes_around),
+        scattered("two nodes around, scattered", two_nodes_around),
+        traced("two routes inside", two_routes_inside),
+        traced("two sandboxes inside", two_sandboxes_inside),
+        traced("one route inside two executions", one_route_in_two_executions),
+        traced("one sandbox inside two executions", one_sandbox_in_two_executions),
+        traced("two hooks around", two_hooks_around),
+    ]
+}
+
+/// Stories of this kind.
+pub fn repeated() -> Vec<Case> {
+    vec![
+        traced("retries", retries),
+        scattered("retries, scattered", retries),
+        scattered("retries, at last well", retries_that_end_well),
+        scattered("retries, the last one is lost", retries_without_the_last),
+        scattered("retries with exceptions", retries_that_throw),
+        traced("loop", loop_of_two),
+        scattered("loop, scattered", loop_of_two),
+        scattered("loop of retries", loop_of_retries),
+        traced("parallel nodes", parallel_nodes),
+        scattered("parallel nodes, scattered", parallel_nodes),
+        traced("parallel nodes with routes apart", parallel_nodes_with_routes),
+    ]
+}
+
+/// Stories of this kind.
+pub fn matching() -> Vec<Case> {
+    vec![
+        scattered("begins 49 ms early", |s| tolerance(s, (-49, 20), true)),
+        scattered("ends 49 ms late", |s| tolerance(s, (10, 149), true)),
+        scattered("begins 50 ms early, ends 50 ms late", |s| {
+            tolerance(s, (-50, 150), true)
+        }),
+        scattered("begins 51 ms early", |s| tolerance(s, (-51, 20), false)),
+        scattered("ends 51 ms late", |s| tolerance(s, (10, 151), false)),
+        scattered("long after", |s| tolerance(s, (5_000, 5_010), false)),
+        traced("tolerance of what is inside", |s| tolerance_inside(s, 50, true)),
+        traced("too early to be inside", |s| tolerance_inside(s, 51, false)),
+        traced("ids differ, trace is the same", ids_differ),
+        traced("no ids, same trace", no_ids_same_trace),
+        scattered("no ids, other trace", no_ids_other_trace),
+        traced("same node of another workflow execution", other_workflow_execution),
+        scattered("no execution id, no common trace", half_an_id),
+    ]
+}
+
+/// Stories of this kind.
+pub fn verdicts() -> Vec<Case> {
+    vec![
+        traced("each rung of success", success),
+        traced("validation", validation),
+        traced("what is an execution", what_is_an_execution),
+    ]
 }
 
 /// A node around one execution; the row apart from what a test is about.

@@ -20,6 +20,8 @@ mod ladders;
 mod metrics;
 mod orders;
 mod paths;
+mod property;
 mod story;
+mod surprises;
 mod values;
 mod world;

@@ -104,8 +104,22 @@ fn arrivals(case: &Case, random: &mut fastrand::Rng) -> Vec<Arrival> {
 /// Tells every case in every order to both programs, and compares all rows.
 pub async fn check(test: &str, cases: &[Case]) {
     let mut random = random(test);
+    let world = World::start(&mut random).await;
+    check_in(test, cases, world, random, false).await;
+}
+
+/// The same with two programs on one database: each request goes to either of them.
+pub async fn check_through_two_sidecars(test: &str, cases: &[Case]) {
+    if crate::common::postgres::skipped() {
+        return;
+    }
+    let mut random = random(test);
+    let world = World::sharing_a_database(&mut random).await;
+    check_in(test, cases, world, random, true).await;
+}
+
+async fn check_in(test: &str, cases: &[Case], mut world: World, mut random: fastrand::Rng, either: bool) {
     let arrivals: Vec<Arrival> = cases.iter().flat_map(|case| arrivals(case, &mut random)).collect();
-    let mut world = World::start(&mut random).await;
     let rounds = arrivals.iter().map(|arrival| arrival.steps.len()).max().unwrap_or(0);
     let mut earlier: Vec<&Sent> = Vec::new();
     for round in 0..rounds {
@@ -117,7 +131,12 @@ pub async fn check(test: &str, cases: &[Case]) {
             // The same spans once more in a request of other bytes: the rows do not mind.
             let again = random.usize(..4).min(earlier.len());
             spans.extend((0..again).map(|_| earlier[random.usize(..earlier.len())]));
-            world.send(&request(spans.iter().copied())).await;
+            let request = request(spans.iter().copied());
+            if either {
+                world.send_to(random.usize(..2), &request).await;
+            } else {
+                world.send(&request).await;
+            }
             earlier.extend(spans);
             if random.u8(..4) == 0 {
                 world.send_again().await;

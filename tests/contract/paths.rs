@@ -1,7 +1,7 @@
 //! Every way in which an execution ends, on every runtime, for every caller: the spans, and the row.
 
 use crate::executors::*;
-use crate::orders::{self, scattered, traced};
+use crate::orders::{self, Case, scattered, traced};
 use crate::story::{Draft, Story};
 use serde_json::json;
 
@@ -11,75 +11,82 @@ const UNTHROWN: &str = "actualRuntime is not defined";
 async fn every_end_of_an_execution_of_a_node_becomes_its_row_in_every_order() {
     orders::check(
         "every_end_of_an_execution_of_a_node_becomes_its_row_in_every_order",
-        &[
-            traced("success, explicit vm2", success_on_vm2),
-            scattered("success, explicit vm2, scattered", success_on_vm2),
-            traced("success, explicit subprocess", success_in_subprocess),
-            traced("runtime said success: false", runtime_said_no),
-            scattered("runtime said success: false, scattered", runtime_said_no),
-            traced("no code", no_code),
-            scattered("no code, scattered", no_code),
-            traced("input schema failed", input_schema_failed),
-            traced("output schema failed", output_schema_failed),
-            traced(
-                "output schema failed, input passed",
-                output_schema_failed_after_input_passed,
-            ),
-            traced("bad language", bad_language),
-            traced("exception", exception),
-            scattered("exception, scattered", exception),
-            traced("validated", validated),
-        ],
+        &ends(),
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_runtime_becomes_its_row_in_every_order() {
-    orders::check(
-        "every_runtime_becomes_its_row_in_every_order",
-        &[
-            traced("auto, vm2", auto_vm2),
-            scattered("auto, vm2, scattered", auto_vm2),
-            traced("auto, subprocess", auto_subprocess),
-            traced("auto, inner span alone knows", auto_known_by_inner_span),
-            scattered("auto, subprocess, scattered", auto_subprocess_scattered),
-            traced("auto, e2b", auto_e2b),
-            traced("explicit e2b, success", e2b_success),
-            scattered("explicit e2b, scattered", e2b_scattered),
-            traced("explicit e2b, exit 1", e2b_exit_1),
-            traced("explicit e2b, exception", e2b_exception),
-            traced("explicit e2b, timed out", e2b_timeout),
-            traced("explicit e2b, not available, falls back", e2b_not_available),
-            traced("wasmedge, success", wasmedge_success),
-            traced("wasmedge, compilation failed", wasmedge_failure),
-            traced("bacalhau, success", bacalhau_success),
-            traced("bacalhau, failed", bacalhau_failure),
-            traced("bacalhau, timed out", bacalhau_timeout),
-        ],
-    )
-    .await;
+    orders::check("every_runtime_becomes_its_row_in_every_order", &runtimes()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_caller_becomes_its_row_in_every_order() {
-    orders::check(
-        "every_caller_becomes_its_row_in_every_order",
-        &[
-            traced("node of a webhook", anonymous_node),
-            traced("code agent", code_agent),
-            scattered("code agent, scattered", code_agent),
-            traced("code agent, failed", code_agent_failed),
-            traced("pre-ingest hook", pre_ingest_hook),
-            scattered("pre-ingest hook, scattered", pre_ingest_hook),
-            traced("post-answer hook, failed", post_answer_hook_failed),
-            scattered("post-answer hook, failed, scattered", post_answer_hook_failed_scattered),
-            traced("agent's tool", agent_tool),
-            scattered("agent's tool, scattered", agent_tool),
-            traced("router alone", router_alone),
-        ],
-    )
-    .await;
+    orders::check("every_caller_becomes_its_row_in_every_order", &callers()).await;
+}
+
+/// Stories of this kind.
+pub fn ends() -> Vec<Case> {
+    vec![
+        traced("success, explicit vm2", success_on_vm2),
+        scattered("success, explicit vm2, scattered", success_on_vm2),
+        traced("success, explicit subprocess", success_in_subprocess),
+        traced("runtime said success: false", runtime_said_no),
+        scattered("runtime said success: false, scattered", runtime_said_no),
+        traced("no code", no_code),
+        scattered("no code, scattered", no_code),
+        traced("input schema failed", input_schema_failed),
+        traced("output schema failed", output_schema_failed),
+        traced(
+            "output schema failed, input passed",
+            output_schema_failed_after_input_passed,
+        ),
+        traced("bad language", bad_language),
+        traced("exception", exception),
+        scattered("exception, scattered", exception),
+        traced("validated", validated),
+    ]
+}
+
+/// Stories of this kind.
+pub fn runtimes() -> Vec<Case> {
+    vec![
+        traced("auto, vm2", auto_vm2),
+        scattered("auto, vm2, scattered", auto_vm2),
+        traced("auto, subprocess", auto_subprocess),
+        traced("auto, inner span alone knows", auto_known_by_inner_span),
+        scattered("auto, subprocess, scattered", auto_subprocess_scattered),
+        traced("auto, e2b", auto_e2b),
+        traced("explicit e2b, success", e2b_success),
+        scattered("explicit e2b, scattered", e2b_scattered),
+        traced("explicit e2b, exit 1", e2b_exit_1),
+        traced("explicit e2b, exception", e2b_exception),
+        traced("explicit e2b, timed out", e2b_timeout),
+        traced("explicit e2b, not available, falls back", e2b_not_available),
+        traced("wasmedge, success", wasmedge_success),
+        traced("wasmedge, compilation failed", wasmedge_failure),
+        traced("bacalhau, success", bacalhau_success),
+        traced("bacalhau, failed", bacalhau_failure),
+        traced("bacalhau, timed out", bacalhau_timeout),
+    ]
+}
+
+/// Stories of this kind.
+pub fn callers() -> Vec<Case> {
+    vec![
+        traced("node of a webhook", anonymous_node),
+        traced("code agent", code_agent),
+        scattered("code agent, scattered", code_agent),
+        traced("code agent, failed", code_agent_failed),
+        traced("pre-ingest hook", pre_ingest_hook),
+        scattered("pre-ingest hook, scattered", pre_ingest_hook),
+        traced("post-answer hook, failed", post_answer_hook_failed),
+        scattered("post-answer hook, failed, scattered", post_answer_hook_failed_scattered),
+        traced("agent's tool", agent_tool),
+        scattered("agent's tool, scattered", agent_tool),
+        traced("router alone", router_alone),
+    ]
 }
 
 fn success_on_vm2(s: &mut Story) {

@@ -5,7 +5,7 @@ use crate::common::postgres;
 use crate::common::program::{Program, Setup};
 use crate::common::rows::{COLUMNS, Row};
 use crate::common::send::{Outcome, Prepared, ROUTES, Route, Sender};
-use crate::story::{Sent, Story};
+use crate::story::Story;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row as _, SqliteConnection};
@@ -51,6 +51,25 @@ impl World {
         World::start_with(random, |setup| setup, "").await
     }
 
+    /// SQLite alone, for what does not depend on the database.
+    pub async fn on_sqlite(random: &mut fastrand::Rng, settings: impl Fn(Setup) -> Setup, tables: &str) -> World {
+        let setup = settings(Setup::new());
+        let database = Database::Sqlite(setup.database());
+        World::with(vec![Side::new(setup, database)], random, tables).await
+    }
+
+    /// Two programs that write to one PostgreSQL database.
+    pub async fn sharing_a_database(random: &mut fastrand::Rng) -> World {
+        let url = tokio::task::spawn_blocking(|| postgres::shared().database())
+            .await
+            .unwrap();
+        let side = || {
+            let setup = Setup::new().set("database.url", url.clone());
+            Side::new(setup, Database::Postgres(url.clone()))
+        };
+        World::with(vec![side(), side()], random, "").await
+    }
+
     /// The same with other settings, and with tables made before the program comes to see them.
     pub async fn start_with(random: &mut fastrand::Rng, settings: impl Fn(Setup) -> Setup, tables: &str) -> World {
         let mut sides = Vec::new();
@@ -64,7 +83,11 @@ impl World {
             let setup = settings(Setup::new()).set("database.url", url.clone());
             sides.push(Side::new(setup, Database::Postgres(url)));
         }
-        for side in &mut sides {
+        World::with(sides, random, tables).await
+    }
+
+    async fn with(sides: Vec<Side>, random: &mut fastrand::Rng, tables: &str) -> World {
+        for side in &sides {
             if !tables.is_empty() {
                 side.database.execute(tables).await;
             }
@@ -129,15 +152,27 @@ impl World {
         }
     }
 
+    /// Sends one request to one of the programs, over any protocol.
+    pub async fn send_to(&mut self, side: usize, request: &ExportTraceServiceRequest) {
+        let route = ROUTES[self.random.usize(..ROUTES.len())];
+        self.sides[side].sender.as_ref().unwrap().accepted(route, request).await;
+    }
+
     /// Waits until every span that was acknowledged is in the databases: spans are taken in the order of the journal, so
     /// that the row of an execution which was sent last says so. Returns the rows of each side.
     pub async fn settle(&mut self) -> Vec<BTreeMap<String, Row>> {
-        let mut story = Story::new(&mut self.random);
-        let last = story.send(crate::executors::execution("settled", 0, 1));
-        self.send_over(Route::Http, &crate::story::request(&story.sent)).await;
+        let mut last = Vec::new();
+        for side in 0..self.sides.len() {
+            let mut story = Story::new(&mut self.random);
+            last.push(story.send(crate::executors::execution("settled", 0, 1)));
+            self.send_to(side, &crate::story::request(&story.sent)).await;
+        }
+        for (side, last) in self.sides.iter().zip(&last) {
+            side.database.wait_for_row(last).await;
+        }
         let mut all = Vec::new();
-        for side in &mut self.sides {
-            let mut rows = side.database.rows_once_there(&last).await;
+        for side in &self.sides {
+            let mut rows = side.database.rows().await;
             rows.retain(|_, row| row.language != "settled");
             all.push(rows);
         }
@@ -165,17 +200,6 @@ impl World {
     /// One of the programs.
     pub fn program(&self, side: usize) -> &Program {
         self.sides[side].program.as_ref().unwrap()
-    }
-
-    /// Sends one request to one of the programs only.
-    pub async fn send_to(&self, side: usize, sent: &[Sent]) {
-        let request = crate::story::request(sent);
-        self.sides[side]
-            .sender
-            .as_ref()
-            .unwrap()
-            .accepted(Route::HttpJson, &request)
-            .await;
     }
 }
 
@@ -292,7 +316,7 @@ impl Database {
         }
     }
 
-    async fn rows_once_there(&self, id: &str) -> BTreeMap<String, Row> {
+    async fn wait_for_row(&self, id: &str) {
         let there = format!("SELECT CAST(count(*) AS bigint) FROM code_exec_logs WHERE id = '{id}'");
         eventually(&format!("the last row is in {self:?}"), || async {
             if self.count(&there).await == 1 {
@@ -302,7 +326,6 @@ impl Database {
             }
         })
         .await;
-        self.rows().await
     }
 
     /// All rows by id.
