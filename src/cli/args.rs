@@ -67,6 +67,12 @@ pub enum Command {
         #[command(subcommand)]
         command: MetricsCommand,
     },
+    /// Dashboards and alerts for SigNoz, Grafana and Prometheus
+    Dashboards {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DashboardsCommand,
+    },
     /// Work with requests that a backend refused
     Refused {
         /// What to do with them.
@@ -106,6 +112,36 @@ pub enum MetricsCommand {
         #[command(flatten)]
         config: ConfigArgs,
     },
+}
+
+/// `spanledger dashboards …`
+#[derive(Debug, Subcommand)]
+pub enum DashboardsCommand {
+    /// List the files
+    List,
+    /// Print a file
+    Print {
+        /// Its name, as `list` shows it.
+        name: String,
+    },
+    /// Put files into a SigNoz or Grafana; what is there already stays as it is
+    Import(ImportArgs),
+}
+
+/// Options of `dashboards import`.
+#[derive(Debug, Clone, Args)]
+pub struct ImportArgs {
+    /// Base URL of SigNoz or Grafana
+    #[arg(long, value_name = "URL")]
+    pub url: String,
+    /// Key of an editor: SigNoz's API key, or a token of a Grafana service account [default: $SIGNOZ_API_KEY or $GRAFANA_TOKEN]
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Without names: the SigNoz files that need this signal
+    #[arg(long, value_name = "SIGNAL", value_parser = ["traces", "metrics"], default_value = "traces")]
+    pub from: String,
+    /// Files to import [default: SigNoz's dashboard and alert rules]
+    pub names: Vec<String>,
 }
 
 /// `spanledger refused …`

@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail};
 use tokio::runtime::Runtime;
 
 use super::args::{
-    Cli, Command, ConfigArgs, DemoArgs, JournalCommand, MetricsCommand, RefusedCommand, RowsCommand, RunArgs,
+    Cli, Command, ConfigArgs, DashboardsCommand, DemoArgs, JournalCommand, MetricsCommand, RefusedCommand, RowsCommand,
+    RunArgs,
 };
 use super::demo_guard::{self, DemoEnvironment};
-use super::{healthcheck, journal_report, refused};
+use super::{dashboards, healthcheck, journal_report, refused};
 use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
 use crate::config::expand::{Environment, ProcessEnvironment};
 use crate::config::{Layer, Mistakes, render};
@@ -46,6 +47,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             command: MetricsCommand::Reset { name, config },
         } => reset_metric(&config, &name),
         Command::Refused { command } => refused_requests(&command),
+        Command::Dashboards { command } => show_dashboards(&command),
     };
     match outcome {
         Err(error) if error.is::<Mistakes>() => {
@@ -190,6 +192,15 @@ fn refused_requests(command: &RefusedCommand) -> anyhow::Result<ExitCode> {
         RefusedCommand::List(_) => refused::list(&directory, &settings.exporters),
         RefusedCommand::Retry(_) => runtime()?.block_on(refused::retry(&directory, &settings.exporters)),
     }
+}
+
+fn show_dashboards(command: &DashboardsCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        DashboardsCommand::List => say(&dashboards::list()),
+        DashboardsCommand::Print { name } => say(dashboards::named(name)?.text.trim_end()),
+        DashboardsCommand::Import(args) => return runtime()?.block_on(dashboards::import(args)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn migrate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod commands;
+mod dashboards;
 mod demo_guard;
 mod healthcheck;
 mod journal_report;

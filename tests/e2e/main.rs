@@ -10,6 +10,7 @@ mod common;
 mod bad_input;
 mod browser;
 mod context;
+mod dashboards;
 mod duplicates;
 mod end_to_end;
 mod flow;

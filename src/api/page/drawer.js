@@ -1,6 +1,6 @@
 // One execution: everything that is known of it, where each value came from, and what else is in its trace.
 import { html, useEffect, useRef, useState } from "/page/vendor/preact.js";
-import { NONE, cost, count, duration, time } from "/page/format.js";
+import { NONE, count, duration, exactCost, time } from "/page/format.js";
 import { Outcome } from "/page/panels.js";
 
 const SOURCES = {
@@ -74,7 +74,7 @@ export function Drawer({ row, trace, problem, onClose, onPick, onStep, choose })
     ["durationMs", "Duration", row.durationMs == null ? null : duration(row.durationMs)], ["memoryMb", "Memory", row.memoryMb == null ? null : `${count(row.memoryMb)} MB`],
     ["exitCode", "Exit code", row.exitCode == null ? null : String(row.exitCode), "exitCode"], ["tokensUsed", "Tokens", row.tokensUsed == null ? null : count(row.tokensUsed)],
     ["validationPassed", "Validation", row.validationPassed == null ? null : row.validationPassed ? "passed" : "failed"],
-    ["costUsd", "Estimated cost", row.costUsd == null ? null : cost(row.costUsd)]]} />
+    ["costUsd", "Estimated cost", row.costUsd == null ? null : exactCost(row.costUsd)]]} />
     <${Facts} title="Belongs to" row=${row} choose=${choose} facts=${[
     ["codeAgentId", "Code agent", row.codeAgentId, "agentId"], ["workflowExecutionId", "Workflow execution", row.workflowExecutionId, "workflowExecutionId"],
     ["nodeId", "Node", row.nodeId, "nodeId"], ["organizationId", "Organization", row.organizationId, "organizationId"],

@@ -13,9 +13,12 @@ export const share = (value) => (value == null ? NONE : `${(value * 100).toFixed
 export function cost(value) {
   if (value == null) return NONE;
   if (value === 0) return "$0";
-  if (value < 0.000001) return "< $0.000001";
+  if (value < 0.0001) return "< $0.0001";
   return `$${value < 0.01 ? value.toPrecision(2) : value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: value < 1 ? 4 : 2 })}`;
 }
+
+/** However small it is. */
+export const exactCost = (value) => (value > 0 && value < 0.01 ? `$${value.toFixed(10).replace(/0+$/, "")}` : cost(value));
 
 export function duration(value) {
   if (value == null) return NONE;
