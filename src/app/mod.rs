@@ -11,15 +11,17 @@ mod reload;
 mod signals;
 mod stages;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::api::health::HealthEndpoint;
-use crate::api::query::{PipelineReport, QueryApi, QueryError, QueryOptions};
+use crate::api::query::{ExporterRules, PipelineReport, QueryApi, QueryError, QueryOptions};
 use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
+use crate::egress::Policy;
 use crate::forward::{Endpoint, ForwardError};
 use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
@@ -184,12 +186,25 @@ impl Program {
 
     fn query_api(&self, shutdown: CancellationToken) -> Result<QueryApi, QueryError> {
         let (health, journal) = (self.health.clone(), self.journal.clone());
+        let policies = self.stages.policies();
         QueryApi::new(
             self.query.clone(),
-            move || PipelineReport::of(&health, Some(journal.status())),
+            move || PipelineReport::of(&health, Some(journal.status()), rules_of(&policies)),
             shutdown,
         )
     }
+}
+
+/// What the rules for what leaves did, for the API.
+fn rules_of(policies: &[(String, Arc<Policy>)]) -> Vec<ExporterRules> {
+    let rules = |policy: &Policy| policy.counted().map(|(rule, count)| (rule.clone(), count)).collect();
+    let with_rules = policies.iter().filter(|(_, policy)| !policy.is_empty());
+    with_rules
+        .map(|(name, policy)| ExporterRules {
+            name: name.clone(),
+            rules: rules(policy),
+        })
+        .collect()
 }
 
 /// The options of the journal, with every reader that the settings name.

@@ -1,12 +1,14 @@
 //! The readers of the journal as running tasks.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{LEDGER, METER, StartError};
+use crate::egress::Policy;
 use crate::forward::{self, Forwarder, refused_directory};
 use crate::journal::Journal;
 use crate::ledger::{Ledger, LedgerError};
@@ -38,6 +40,8 @@ pub(super) struct Stages {
     tasks: JoinSet<String>,
     stop: Stop,
     meter: MeterHandle,
+    /// The rules of each exporter for what leaves.
+    policies: Vec<(String, Arc<Policy>)>,
 }
 
 /// Tells readers to save their positions and end.
@@ -81,6 +85,7 @@ impl Stages {
         let run = async move { ledger.run(reader, stopped, heartbeat, status).await };
         tasks.spawn(ended(LEDGER.to_owned(), run));
 
+        let mut policies = Vec::new();
         for (name, options) in &settings.exporters {
             let setup = forward::Setup {
                 name: name.clone(),
@@ -94,6 +99,7 @@ impl Stages {
                 name: name.clone(),
                 source,
             })?;
+            policies.push((name.clone(), forwarder.policy()));
             let heartbeat = health.stage(format!("exporter {name}"));
             let status = heartbeat.status();
             tasks.spawn(ended(
@@ -105,12 +111,18 @@ impl Stages {
             tasks,
             stop,
             meter: handle,
+            policies,
         })
     }
 
     /// What the scrape asks.
     pub(super) fn meter(&self) -> MeterHandle {
         self.meter.clone()
+    }
+
+    /// The rules of each exporter for what leaves, with what they counted.
+    pub(super) fn policies(&self) -> Vec<(String, Arc<Policy>)> {
+        self.policies.clone()
     }
 
     /// The next stage that ended; never, if there is none.

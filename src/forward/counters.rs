@@ -64,6 +64,15 @@ impl Counters {
         }
     }
 
+    /// A counter for each of the rules with these names.
+    pub(super) fn of_rules<'r>(&self, exporter: &str, names: impl Iterator<Item = &'r str>) -> Vec<Counter> {
+        let counter = |name: &str| {
+            metrics::counter!("spanledger_exporter_rule_total",
+                "exporter" => exporter.to_owned(), "rule" => name.to_owned())
+        };
+        names.map(counter).collect()
+    }
+
     fn of(&self, signal: Signal) -> &SignalCounters {
         &self.signals[Signal::ALL
             .iter()
@@ -155,6 +164,10 @@ fn describe() {
         metrics::describe_counter!(
             "spanledger_exporter_given_up_items_total",
             "Items given up after retry_on_failure.max_elapsed_time."
+        );
+        metrics::describe_counter!(
+            "spanledger_exporter_rule_total",
+            "What a rule for what leaves did: spans dropped, traces kept, values removed or changed."
         );
         metrics::describe_counter!(
             "spanledger_exporter_skipped_records_total",

@@ -9,7 +9,8 @@
 //!   `max_elapsed_time` and counted. The position passes a record only then, and the journal may recycle it only once
 //!   that position is durable.
 //! * The bytes of a message arrive whole and in order: alone, joined with others (`parcel`), or cut between spans
-//!   (`split`). Nothing is decoded into structures and encoded again.
+//!   (`split`). Nothing is decoded into structures and encoded again. If the exporter has rules for what leaves
+//!   ([`crate::egress`]), this holds for what they leave of a message.
 //! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`], and as much for copies of it that are joined or
 //!   encoded), and what waits for it. See [`ExporterOptions::memory_bound`].
 //! * A calm run sends nothing twice. After a crash what was delivered in the last [`SAVE_EVERY`] is sent again.
@@ -50,6 +51,8 @@ pub use run::{Forwarder, Setup};
 
 use std::time::Duration;
 
+use crate::egress::EgressError;
+
 /// Names the journal that a forwarded request comes from. Who receives a request with the id of its own journal is
 /// talking to itself.
 pub const HOP_HEADER: &str = "spanledger-hop";
@@ -85,6 +88,9 @@ pub enum ForwardError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The rules for what leaves.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     /// Certificate files cannot be used.
     #[error("{0}")]
     Tls(String),
@@ -97,6 +103,7 @@ impl ForwardError {
             ForwardError::Endpoint { .. } => "endpoint",
             ForwardError::Headers(_) => "headers",
             ForwardError::Setting { key, .. } => key,
+            ForwardError::Egress(error) => error.key(),
             ForwardError::Tls(_) => "tls",
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{ForwardError, RetryOptions, reply};
+use crate::egress::{EgressOptions, Policy};
 use crate::otlp::{Encoding, Signal};
 
 /// How requests are sent.
@@ -209,6 +210,8 @@ pub struct ExporterOptions {
     pub tls: TlsOptions,
     /// How much of what the backend refused is kept.
     pub refused: RefusedLimits,
+    /// Which spans are forwarded, and what is cut out of what is forwarded. Default: everything goes as it was received.
+    pub egress: EgressOptions,
 }
 
 impl Default for ExporterOptions {
@@ -227,6 +230,7 @@ impl Default for ExporterOptions {
             retry_on_failure: RetryOptions::default(),
             tls: TlsOptions::default(),
             refused: RefusedLimits::default(),
+            egress: EgressOptions::default(),
         }
     }
 }
@@ -235,6 +239,7 @@ impl ExporterOptions {
     /// What can be told to be wrong without reading a file or asking a server.
     pub fn check(&self) -> Result<(), ForwardError> {
         super::Endpoint::parse(&self.endpoint, self.protocol, self.tls.insecure)?;
+        Policy::compile(&self.egress)?;
         let retry = &self.retry_on_failure;
         let mistakes = [
             (self.timeout.is_zero(), "timeout", "it must not be 0"),

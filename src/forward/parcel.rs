@@ -17,7 +17,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::ExporterOptions;
 use super::split::{Cut, Fragment, split};
+use crate::egress::{self, Policy, Workspace};
 use crate::journal::Record;
+use crate::otlp::wire::Broken;
 use crate::otlp::{DecodeError, Encoding, Signal, compress, decompress};
 
 /// No record decodes to more: the receiver refused anything over its own, smaller limit.
@@ -229,47 +231,85 @@ pub(super) struct Load {
     part: Part,
 }
 
+/// Why a record cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    /// Its receiver had decompressed it.
+    #[error("cannot be decompressed: {0}")]
+    Decode(#[from] DecodeError),
+    /// Its receiver had checked it.
+    #[error("cannot be read, so the rules for what leaves cannot be applied: {0:?}")]
+    Unreadable(Broken),
+}
+
 impl Load {
-    /// Whether [`Load::of`] has to decompress.
-    pub(super) fn is_costly(record: &Record, options: &ExporterOptions, limit: usize) -> bool {
+    /// Whether [`Load::of`] takes long enough to keep it from the threads that serve sockets.
+    pub(super) fn is_costly(record: &Record, options: &ExporterOptions, policy: &Policy, limit: usize) -> bool {
+        if policy.is_for(record.signal) {
+            return record.encoding != Encoding::Identity || record.body.len() > 32 << 10;
+        }
         record.encoding != Encoding::Identity
             && record.decoded().is_none()
             && (options.encoding_for(record.encoding) != record.encoding
                 || decoded_size(record).is_none_or(|size| size > limit))
     }
 
-    /// Decides how a record travels. An error means that it cannot be decompressed, which its receiver had done.
-    pub(super) fn of(record: &Record, options: &ExporterOptions, limit: usize) -> Result<Load, DecodeError> {
+    /// Decides what of a record travels, and how. Without rules for its signal, or where they change nothing, it is the
+    /// body as it was received.
+    pub(super) fn of(
+        record: &Record,
+        options: &ExporterOptions,
+        policy: &Policy,
+        workspace: &mut Workspace,
+        limit: usize,
+    ) -> Result<Load, LoadError> {
+        if policy.is_for(record.signal) {
+            let decoded = decoded(record)?;
+            match policy.apply(record.signal, &decoded, workspace) {
+                Ok(egress::Outcome::Unchanged) => {}
+                Ok(egress::Outcome::Changed { body, dropped }) => {
+                    return Ok(Load::plain(record, options, body, record.items.saturating_sub(dropped)));
+                }
+                Ok(egress::Outcome::Nothing) => return Ok(Load::plain(record, options, Bytes::new(), 0)),
+                Err(broken) => return Err(LoadError::Unreadable(broken)),
+            }
+        }
         let encoding = options.encoding_for(record.encoding);
-        let part = |body: Bytes| Part {
-            sequence: record.sequence,
-            received_at: record.received_at,
-            items: record.items,
-            body,
-        };
         if encoding == record.encoding
             && encoding != Encoding::Identity
             && let Some(size) = decoded_size(record).filter(|size| *size <= limit)
         {
             return Ok(Load {
-                signal: record.signal,
-                encoding,
                 is_packed: true,
                 size,
-                part: part(record.body.clone()),
+                ..Load::plain(record, options, record.body.clone(), record.items)
             });
         }
-        let decoded = match record.decoded() {
-            Some(decoded) => decoded.clone(),
-            None => decompress(record.encoding, &record.body, DECODED_LIMIT)?,
-        };
-        Ok(Load {
+        Ok(Load::plain(record, options, decoded(record)?, record.items))
+    }
+
+    /// An uncompressed body that stands for a record.
+    fn plain(record: &Record, options: &ExporterOptions, body: Bytes, items: u32) -> Load {
+        Load {
             signal: record.signal,
-            encoding,
+            encoding: options.encoding_for(record.encoding),
             is_packed: false,
-            size: decoded.len(),
-            part: part(decoded),
-        })
+            size: body.len(),
+            part: Part {
+                sequence: record.sequence,
+                received_at: record.received_at,
+                items,
+                body,
+            },
+        }
+    }
+}
+
+/// The body without its content encoding.
+fn decoded(record: &Record) -> Result<Bytes, DecodeError> {
+    match record.decoded() {
+        Some(decoded) => Ok(decoded.clone()),
+        None => decompress(record.encoding, &record.body, DECODED_LIMIT),
     }
 }
 

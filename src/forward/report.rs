@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::gate::Notice;
 use super::lane::Lane;
 use super::parcel::Parcel;
+use crate::egress::{Policy, Workspace};
 use crate::journal::ReadError;
 use crate::otlp::Signal;
 use crate::telemetry::StageStatus;
@@ -35,6 +36,8 @@ pub(super) struct Report {
     endpoint: String,
     counters: Arc<Counters>,
     status: StageStatus,
+    /// In the order of the rules for what leaves.
+    rules: Vec<metrics::Counter>,
     is_degraded: bool,
     /// When each [`Trouble`] was last told.
     told: [Option<Instant>; 5],
@@ -48,6 +51,7 @@ impl Report {
             endpoint,
             counters,
             status,
+            rules: Vec::new(),
             is_degraded: false,
             told: [None; 5],
         }
@@ -92,6 +96,28 @@ impl Report {
     pub(super) fn under_way(&self, requests: usize, bytes: usize) {
         self.counters.in_flight_requests.set(requests as f64);
         self.counters.in_flight_bytes.set(bytes as f64);
+    }
+
+    /// There are rules for what leaves.
+    pub(super) fn has_rules(&mut self, policy: &Policy) {
+        let names = policy.rules().iter().map(|rule| rule.name.as_str());
+        self.rules = self.counters.of_rules(&self.exporter, names);
+        if !policy.is_empty() {
+            tracing::info!(
+                exporter = self.exporter,
+                rules = policy.rules().len(),
+                "rules for what leaves are in force"
+            );
+        }
+    }
+
+    /// The rules were applied.
+    pub(super) fn applied(&self, policy: &Policy, workspace: &mut Workspace) {
+        policy.count(workspace, |rule, counted| {
+            if let Some(counter) = self.rules.get(rule) {
+                counter.increment(counted);
+            }
+        });
     }
 
     /// A record is not sent because its signal is not.

@@ -2,11 +2,14 @@
 
 use std::io;
 
+use bytes::Bytes;
+
 use super::answer::{Answer, Verdict};
 use super::client::Client;
 use super::refused::{Kept, read_refused, remove_refused};
 use super::{ExporterOptions, ForwardError};
-use crate::otlp::{Encoding, compress, decompress};
+use crate::egress::Policy;
+use crate::otlp::{Encoding, Malformed, Signal, TraceRequest, compress, decompress, opaque};
 
 /// Stands for no journal in [`super::HOP_HEADER`]: the journal may be in use by the running program.
 const NO_JOURNAL: &str = "00000000000000000000000000000000";
@@ -40,6 +43,11 @@ impl Resender {
         let signal = kept.refusal.signal().ok_or_else(damaged)?;
         let held = kept.refusal.encoding().ok_or_else(damaged)?;
         let body = read_refused(kept)?;
+        // What is kept went through the rules for what leaves, but for what they could not be applied to.
+        if !Policy::compile(&self.options.egress).is_ok_and(|policy| policy.is_empty()) {
+            let decoded = decompress(held, &body, DECODED_LIMIT).map_err(|_| damaged())?;
+            is_readable(signal, decoded).map_err(|_| damaged())?;
+        }
         let encoding = self.options.encoding_for(held);
         let body = if encoding == held {
             body
@@ -56,5 +64,13 @@ impl Resender {
             remove_refused(kept)?;
         }
         Ok(answer)
+    }
+}
+
+fn is_readable(signal: Signal, body: Bytes) -> Result<(), Malformed> {
+    match signal {
+        Signal::Traces => TraceRequest::parse(body).map(drop),
+        Signal::Metrics => opaque::check_metrics(&body).map(drop),
+        Signal::Logs => opaque::check_logs(&body).map(drop),
     }
 }

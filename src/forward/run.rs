@@ -23,6 +23,7 @@ use super::refused::{Refused, RefusedStore};
 use super::report::Report;
 use super::window::Window;
 use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, READ_AHEAD, SAVE_EVERY};
+use crate::egress::{Policy, Workspace};
 use crate::failpoint::{self, Point};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record, load_position, save_position};
 use crate::otlp::Signal;
@@ -60,13 +61,25 @@ pub struct Forwarder {
     setup: Setup,
     reader: Reader,
     client: Arc<Client>,
+    policy: Arc<Policy>,
 }
 
 impl Forwarder {
     /// Checks the options and reads the certificates. Connects to nothing.
     pub fn new(setup: Setup, reader: Reader) -> Result<Forwarder, ForwardError> {
         let client = Arc::new(Client::new(&setup.options, &setup.journal.to_string())?);
-        Ok(Forwarder { setup, reader, client })
+        let policy = Arc::new(Policy::compile(&setup.options.egress)?);
+        Ok(Forwarder {
+            setup,
+            reader,
+            client,
+            policy,
+        })
+    }
+
+    /// The rules for what leaves, with what they counted.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy)
     }
 
     /// Forwards until `shutdown`.
@@ -140,6 +153,8 @@ struct Run {
     options: Arc<ExporterOptions>,
     reader: Reader,
     client: Arc<Client>,
+    policy: Arc<Policy>,
+    workspace: Workspace,
     refused: Arc<Mutex<RefusedStore>>,
     report: Report,
     /// In the order of [`Signal::ALL`].
@@ -162,10 +177,12 @@ impl Run {
             setup,
             mut reader,
             client,
+            policy,
         } = forwarder;
         reader.resume(position);
         let next = reader.position().next;
         report.started(next);
+        report.has_rules(&policy);
         let now = Instant::now();
         Run {
             lanes: Signal::ALL.map(|_| Lane::new(&setup.options)),
@@ -182,6 +199,8 @@ impl Run {
             setup,
             reader,
             client,
+            policy,
+            workspace: Workspace::default(),
             report,
         }
     }
@@ -270,19 +289,24 @@ impl Run {
             .map(|lane| lane.loader.limit())
             .min()
             .unwrap_or(usize::MAX);
-        let options = Arc::clone(&self.options);
-        let prepare = move |record: Record| (Load::of(&record, &options, limit), record);
         let is_costly = records
             .iter()
-            .any(|record| Load::is_costly(record, &self.options, limit));
-        let prepared: Vec<_> = if is_costly {
-            match tokio::task::spawn_blocking(move || records.into_iter().map(prepare).collect()).await {
-                Ok(prepared) => prepared,
-                Err(panic) => rethrow(panic),
-            }
-        } else {
-            records.into_iter().map(prepare).collect()
+            .any(|record| Load::is_costly(record, &self.options, &self.policy, limit));
+        let (options, policy) = (Arc::clone(&self.options), Arc::clone(&self.policy));
+        let mut workspace = std::mem::take(&mut self.workspace);
+        let prepare = move || {
+            let load = |record: Record| (Load::of(&record, &options, &policy, &mut workspace, limit), record);
+            let prepared: Vec<_> = records.into_iter().map(load).collect();
+            (prepared, workspace)
         };
+        let (prepared, workspace) = match is_costly {
+            true => tokio::task::spawn_blocking(prepare)
+                .await
+                .unwrap_or_else(|panic| rethrow(panic)),
+            false => prepare(),
+        };
+        self.workspace = workspace;
+        self.report.applied(&self.policy, &mut self.workspace);
         for (load, record) in prepared {
             let sequence = record.sequence;
             if !self.options.signals.contains(&record.signal) {
@@ -294,7 +318,7 @@ impl Run {
             let pieces = match load {
                 Ok(load) => lane.push(load),
                 Err(error) => {
-                    lane.set_aside(Parcel::as_received(&record), format!("cannot be decompressed: {error}"));
+                    lane.set_aside(Parcel::as_received(&record), error.to_string());
                     1
                 }
             };

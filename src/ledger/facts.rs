@@ -8,7 +8,6 @@
 //! * Every value is already as a column can hold it (see [`super::row`]), error text is redacted, and what had to be
 //!   bent was counted, once, here. Nothing downstream sees the text as it was received.
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::row::{Oddities, Source};
@@ -16,6 +15,7 @@ use super::seen::{Kind, Seen};
 use super::semantics;
 use crate::otlp::trace::{Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
+use crate::redact::Patterns;
 use crate::rules::semantics::{Outcome, SpanStatus};
 
 /// A trace and a span in it: the identity of an execution.
@@ -243,7 +243,7 @@ pub struct Runtime {
 #[derive(Debug, Default)]
 pub struct Extractor {
     /// Cut from error text.
-    pub redact: Vec<Regex>,
+    pub redact: Patterns,
     /// Whether runtime and tool spans become rows when no execution is found around them.
     pub standalone: bool,
     /// What was bent since the caller last took it.
@@ -419,13 +419,7 @@ impl Extractor {
 
     /// Redacted before it is cut: a secret cut in half would no longer be recognised.
     fn error_text(&mut self, text: &str) -> Option<String> {
-        let mut text = std::borrow::Cow::Borrowed(text);
-        for secret in &self.redact {
-            if let std::borrow::Cow::Owned(redacted) = secret.replace_all(&text, "[redacted]") {
-                text = std::borrow::Cow::Owned(redacted);
-            }
-        }
-        self.oddities.error_text(&text)
+        self.oddities.error_text(&self.redact.clean(text))
     }
 }
 

@@ -42,10 +42,10 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use regex::Regex;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::{ReadError, Reader};
+use crate::redact::{PatternError, Patterns};
 use crate::rules::prices::Prices;
 use crate::telemetry::{Heartbeat, StageStatus};
 use store::postgres::PostgresStore;
@@ -74,7 +74,7 @@ pub struct LedgerOptions {
     pub max_pending: u64,
     /// Whether runtime spans without an execution become rows.
     pub standalone: bool,
-    /// Regular expressions that are cut from error messages.
+    /// What is cut from error messages; see [`Patterns::compile`].
     pub redact: Vec<String>,
     /// What executions are estimated to cost where their spans do not say it: the settings under `prices`.
     pub prices: Arc<Prices>,
@@ -105,7 +105,7 @@ pub enum LedgerError {
     Store(#[from] StoreError),
     /// An expression that is none.
     #[error("database.redact: {0}")]
-    Redact(#[from] regex::Error),
+    Redact(#[from] PatternError),
     /// The journal's part.
     #[error(transparent)]
     Journal(#[from] ReadError),
@@ -145,7 +145,7 @@ enum Kind {
 pub struct Ledger {
     kind: Kind,
     settings: Settings,
-    redact: Vec<Regex>,
+    redact: Patterns,
     limits: Limits,
     standalone: bool,
     prices: Arc<Prices>,
@@ -202,11 +202,7 @@ impl Ledger {
             Kind::Postgres => Duration::ZERO,
         };
         let retention = Some(options.retention.unwrap_or(default_retention)).filter(|kept| !kept.is_zero());
-        let redact = options
-            .redact
-            .iter()
-            .map(|secret| Regex::new(secret))
-            .collect::<Result<_, _>>()?;
+        let redact = Patterns::compile(&options.redact)?;
         Ok(Ledger {
             kind,
             settings: Settings {

@@ -21,10 +21,10 @@ pub mod value;
 pub mod wire;
 
 mod check;
-mod schema;
+pub(crate) mod schema;
 mod signal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use check::Malformed;
 pub use encoding::{DecodeError, compress, decompress};

@@ -5,23 +5,23 @@
 //! kinds never change there; what is new gets a new number, and passes us as an unknown field until it is added here.
 
 /// The highest field number in use.
-pub(super) const HIGHEST: usize = 16;
+pub(crate) const HIGHEST: usize = 16;
 const ABSENT: u8 = u8::MAX;
 
 /// A message type.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(crate) struct Message {
     /// What the check does with it besides checking.
-    pub(super) role: Role,
+    pub(crate) role: Role,
     /// In the order in which SDKs write them in JSON, which makes the search by name a single comparison mostly.
-    pub(super) fields: &'static [Field],
+    pub(crate) fields: &'static [Field],
     /// Place in `fields` by field number.
     places: [u8; HIGHEST + 1],
 }
 
 /// What is special about a message type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     Plain,
     /// By far the most frequent message: has a short cut.
     KeyValue,
@@ -33,24 +33,24 @@ pub(super) enum Role {
 
 /// A field of a message.
 #[derive(Debug)]
-pub(super) struct Field {
-    pub(super) number: u8,
+pub(crate) struct Field {
+    pub(crate) number: u8,
     /// The lowerCamelCase name of the JSON mapping.
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
     /// Whether a value is told from no value (`optional`, and members of a `oneof`), so that zero must be written.
-    pub(super) presence: Presence,
+    pub(crate) presence: Presence,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Presence {
+pub(crate) enum Presence {
     Implicit,
     Explicit,
 }
 
 /// Type of a field, with all that its JSON form needs to be known.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A message; several occurrences merge.
     Message(&'static Message),
     /// Any number of messages.
@@ -80,14 +80,14 @@ pub(super) enum Kind {
 impl Message {
     /// The field with a number.
     #[inline(always)]
-    pub(super) fn field(&self, number: u32) -> Option<&'static Field> {
+    pub(crate) fn field(&self, number: u32) -> Option<&'static Field> {
         let place = *self.places.get(number as usize)?;
         self.fields.get(usize::from(place))
     }
 
     /// The field with a JSON name, and its place, which mostly is the `expected` one.
     #[inline(always)]
-    pub(super) fn named(&self, name: &[u8], expected: usize) -> Option<(usize, &'static Field)> {
+    pub(crate) fn named(&self, name: &[u8], expected: usize) -> Option<(usize, &'static Field)> {
         match self.fields.get(expected) {
             Some(field) if field.name.as_bytes() == name => Some((expected, field)),
             _ => self.search(name),
@@ -117,7 +117,7 @@ const fn places(fields: &[Field]) -> [u8; HIGHEST + 1] {
 macro_rules! schema {
     ($($(#[$doc:meta])* $message:ident is $role:ident { $($number:literal $name:ident $(($optional:ident))? : $kind:expr),* $(,)? })*) => { $(
         $(#[$doc])*
-        pub(super) static $message: Message = {
+        pub(crate) static $message: Message = {
             static FIELDS: &[Field] = {
                 use Kind::*;
                 &[$(Field {

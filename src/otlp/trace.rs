@@ -265,7 +265,7 @@ impl<'a> Span<'a> {
     const STATUS: u32 = wire::delimited(15);
 
     #[inline(always)]
-    fn decode(raw: &'a [u8]) -> Span<'a> {
+    pub(crate) fn decode(raw: &'a [u8]) -> Span<'a> {
         let mut span = Span {
             raw,
             trace_id: &[],

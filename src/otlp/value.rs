@@ -427,6 +427,11 @@ impl<'a> Attributes<'a> {
         Attributes(Fields::direct(key_value_list, 1))
     }
 
+    /// The entries in field `number` of the message that is field `leaf` of `outer`, in all occurrences of it.
+    pub(crate) const fn nested(outer: &'a [u8], leaf: u8, number: u8) -> Attributes<'a> {
+        Attributes(Fields::nested(outer, leaf, number))
+    }
+
     /// The value of `key`; the last one if the key repeats. Looks at all of them: to find several keys, iterate once.
     pub fn get(self, key: &str) -> Option<AnyValue<'a>> {
         self.entries()
@@ -482,7 +487,7 @@ pub struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     #[inline(always)]
-    fn decode(bytes: &'a [u8]) -> Entry<'a> {
+    pub(crate) fn decode(bytes: &'a [u8]) -> Entry<'a> {
         Entry::quick(bytes).unwrap_or_else(|| Entry::thorough(bytes))
     }
 

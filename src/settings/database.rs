@@ -35,18 +35,10 @@ pub(super) fn bind(section: &Section<'_>) -> LedgerOptions {
             "false",
             "Rows also from runtime spans without an execution span.",
         ),
-        redact: section.parsed(
+        redact: super::egress::patterns(
+            section,
             "redact",
-            "[]",
-            "Regular expressions cut from error_message.",
-            "list",
-            |node| {
-                let patterns = <Vec<String> as crate::config::Setting>::from_node(node)?;
-                for pattern in &patterns {
-                    regex::Regex::new(pattern).map_err(|error| format!("`{pattern}`: {error}"))?;
-                }
-                Ok(patterns)
-            },
+            "Cut from error_message: regular expressions, builtin:email, ...; see docs/forwarding.md.",
         ),
     }
 }

@@ -1,5 +1,6 @@
 //! `exporters`.
 
+use super::egress;
 use crate::config::yaml::Value;
 use crate::config::{ByteSize, Node, Section};
 use crate::forward::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, RetryOptions, TlsOptions};
@@ -97,6 +98,7 @@ fn exporter(section: &Section<'_>) -> ExporterOptions {
             cert_file: tls.get("cert_file", "", "Client certificate (PEM)."),
             key_file: tls.get("key_file", "", "Key of the client certificate (PEM)."),
         }),
+        egress: egress::bind(section),
         endpoint,
     };
     if let Err(error) = options.check() {

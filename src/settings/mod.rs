@@ -4,6 +4,7 @@
 //! `config.example.yaml`, `docs/configuration.md` and `print-config`.
 
 mod database;
+mod egress;
 mod exporters;
 mod journal;
 mod listeners;

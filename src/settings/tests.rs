@@ -114,6 +114,25 @@ fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
 }
 
 #[test]
+fn rules_for_what_leaves_are_read_as_they_are_written() {
+    let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    hash_key: s3cr3t\n    truncate: 4KiB\n\
+        \x20   drop_spans:\n      - health_checks\n      - {name: [GET *, HEAD *], kind: server, resource: {service.name: x}}\n\
+        \x20   sample: {ratio: 0.1}\n\
+        \x20   redact: [builtin:email, 'x+']\n    set_resource: {service.name: mine}\n";
+    let loaded = loaded(text).unwrap();
+    assert!(!render::effective(&loaded.records).contains("s3cr3t"));
+    let rules = &loaded.settings.exporters[0].1.egress;
+    assert_eq!(
+        rules.drop_spans[1].says,
+        "name: [GET *, HEAD *], kind: server, resource: {service.name: x}"
+    );
+    assert_eq!(rules.drop_spans[1].any_of[0].names.len(), 2);
+    assert_eq!(rules.ratio.to_string(), "e666");
+    assert_eq!(rules.truncate, 4096);
+    assert_eq!(rules.set_resource, [("service.name".to_owned(), "mine".to_owned())]);
+}
+
+#[test]
 fn mistakes_across_settings_are_found() {
     for (text, expected) in [
         ("exporters: {otlp: {}}", "exporters.otlp.endpoint"),
@@ -122,6 +141,23 @@ fn mistakes_across_settings_are_found() {
         ("journal: {max_size: 1MiB}", "16MiB or more"),
         ("metrics: {tls: {cert_file: x}}", "go together"),
         ("database: {redact: ['(']}", "database.redact"),
+        ("database: {redact: ['builtin:mail']}", "there are tokens, keys, email"),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', redact: ['x*']}}",
+            "exporters.otlp.redact",
+        ),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', sample: {ratio: 2}}}",
+            "from 0 to 1",
+        ),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', drop_spans: [{nam: x}]}}",
+            "`nam` is not one of",
+        ),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', drop_spans: [{attributes: {'a*': x}}]}}",
+            "not in the keys",
+        ),
         ("receivers: {otlp: {auth: {bearer_tokens: ['']}}}", "a token is empty"),
         ("health: {auth: {basic_users: {'a:b': p}}}", "has a colon"),
         ("api: {auth: {basic_users: {ann: ''}}}", "a password is empty"),

@@ -39,7 +39,7 @@ fn size(directory: &Path) -> u64 {
 }
 
 /// Checks rows and derived metrics against exactly these requests.
-async fn counted_exactly(setup: &Setup, program: &Program, planned: &[Planned]) {
+pub(crate) async fn counted_exactly(setup: &Setup, program: &Program, planned: &[Planned]) {
     let mut expected = Expected::default();
     planned.iter().for_each(|each| expected.merge(&each.series));
     let expected = expected.series();

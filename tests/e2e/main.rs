@@ -15,6 +15,7 @@ mod duplicates;
 mod end_to_end;
 mod flow;
 mod kill_loop;
+mod leaving;
 mod operate;
 mod pass_through;
 mod real_prometheus;

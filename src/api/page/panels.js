@@ -128,7 +128,7 @@ function seconds(value) {
 export function Pipeline({ pipeline, refused }) {
   if (refused) return html`<p class="card nothing">${refused}</p>`;
   if (!pipeline) return html`<p class="card nothing">…</p>`;
-  const { stages, journal } = pipeline.data;
+  const { stages, journal, exporters } = pipeline.data;
   const used = journal ? journal.bytes / journal.maxBytes : 0;
   return html`<div class="split even"><${Table} caption="Stages" head=${["Stage", "State", "#Last progress"]}>
     ${stages.map((stage) => html`<tr key=${stage.name}><td>${stage.name}</td><td><span class=${`pill ${!stage.alive ? "bad" : stage.degraded ? "late" : "good"}`}>
@@ -140,7 +140,10 @@ export function Pipeline({ pipeline, refused }) {
       ${journal.problem ? html`<p class="bad">${journal.problem}</p>` : null}</div>
     <${Table} caption="Readers of the journal" head=${["Reader", "#Records behind", "#Bytes behind", "#Time behind"]}>
     ${journal.readers.map((reader) => html`<tr key=${reader.name}><td>${reader.name}</td><td class="number">${count(reader.lagRecords)}</td>
-      <td class="number">${bytes(reader.lagBytes)}</td><td class="number">${seconds(reader.lagSeconds)}</td></tr>`)}<//></div>` : null}</div>`;
+      <td class="number">${bytes(reader.lagBytes)}</td><td class="number">${seconds(reader.lagSeconds)}</td></tr>`)}<//></div>` : null}
+    ${(exporters ?? []).map((exporter) => html`<${Table} key=${exporter.name} caption=${`What leaves by ${exporter.name}`} head=${["Rule", "Says", "#Since the start", "Of"]}>
+    ${exporter.rules.map((rule) => html`<tr key=${rule.rule}><td>${rule.rule}</td><td>${rule.says}</td>
+      <td class="number">${count(rule.count)}</td><td>${rule.counts}</td></tr>`)}<//>`)}</div>`;
 }
 
 /** Shown when there is nothing at all, which is how everybody begins. */

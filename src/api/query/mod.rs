@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use auth::ApiToken;
 pub use filter::RowsShown;
-pub use pipeline::PipelineReport;
+pub use pipeline::{ExporterRules, PipelineReport};
 
 use crate::listen::{Body, Unauthorized};
 use auth::Access;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{Answer, Asked, QueryApi, QueryError};
+use crate::egress::RuleInfo;
 use crate::journal;
 use crate::telemetry::health::{Health, StageReport};
 
@@ -15,14 +16,26 @@ pub struct PipelineReport {
     pub stages: Vec<StageReport>,
     /// The journal with its readers.
     pub journal: Option<journal::Status>,
+    /// The exporters that have rules for what leaves.
+    pub exporters: Vec<ExporterRules>,
+}
+
+/// The rules of an exporter, with what they did since the start.
+#[derive(Debug, Clone)]
+pub struct ExporterRules {
+    /// Name of the exporter.
+    pub name: String,
+    /// Each rule with its count.
+    pub rules: Vec<(RuleInfo, u64)>,
 }
 
 impl PipelineReport {
     /// As of now.
-    pub fn of(health: &Health, journal: Option<journal::Status>) -> PipelineReport {
+    pub fn of(health: &Health, journal: Option<journal::Status>, exporters: Vec<ExporterRules>) -> PipelineReport {
         PipelineReport {
             stages: health.report(Instant::now()),
             journal,
+            exporters,
         }
     }
 
@@ -66,7 +79,10 @@ impl PipelineReport {
                 .journal
                 .as_ref()
                 .is_none_or(|journal| journal.not_writable.is_none());
-        json!({"healthy": healthy, "stages": stages, "journal": journal})
+        let rule = |(rule, count): &(RuleInfo, u64)| json!({"rule": rule.name, "says": rule.says, "counts": rule.counts.as_str(), "count": count});
+        let exporter = |exporter: &ExporterRules| json!({"name": exporter.name, "rules": exporter.rules.iter().map(rule).collect::<Vec<_>>()});
+        let exporters = self.exporters.iter().map(exporter).collect::<Vec<_>>();
+        json!({"healthy": healthy, "stages": stages, "journal": journal, "exporters": exporters})
     }
 }
 

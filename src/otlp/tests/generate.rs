@@ -20,17 +20,32 @@ use crate::otlp::schema::{Kind, Message};
 use crate::otlp::wire::{Cursor, MAX_DEPTH, WireType, delimited, put_bytes, put_varint};
 
 /// Draws random values; what it draws depends on the seed alone.
-pub(super) struct Generator {
-    pub(super) rng: Rng,
+pub(crate) struct Generator {
+    pub(crate) rng: Rng,
     /// Whether doubles may be infinite or NaN (the reference's JSON cannot write those).
-    pub(super) special_doubles: bool,
+    pub(crate) special_doubles: bool,
+    /// Keys that some attributes, and entries of maps, get.
+    pub(crate) keys: Vec<String>,
+    /// What stands in the middle of texts and bytes: everywhere, or only within the values of `keys`.
+    pub(crate) planted: Option<Planted>,
+    /// How many values around this one have a key of `keys`.
+    pub(super) within: u32,
+}
+
+/// Something to be looked for in a request.
+pub(crate) struct Planted {
+    pub(crate) text: String,
+    pub(crate) only_within_keys: bool,
 }
 
 impl Generator {
-    pub(super) fn new(seed: u64) -> Generator {
+    pub(crate) fn new(seed: u64) -> Generator {
         Generator {
             rng: Rng::with_seed(seed),
             special_doubles: true,
+            keys: Vec::new(),
+            planted: None,
+            within: 0,
         }
     }
 
@@ -42,7 +57,7 @@ impl Generator {
         (0..self.rng.usize(0..=most)).map(|_| draw(self)).collect()
     }
 
-    pub(super) fn text(&mut self) -> String {
+    pub(crate) fn text(&mut self) -> String {
         const CHARACTERS: [char; 14] = [
             'a', 'b', 'Z', '7', '.', '_', ' ', '"', '\\', '\n', '\u{1}', 'é', '語', '😀',
         ];
@@ -53,11 +68,29 @@ impl Generator {
         };
         let plain = self.rng.bool();
         let kinds = if plain { 7 } else { CHARACTERS.len() };
-        (0..length).map(|_| CHARACTERS[self.rng.usize(0..kinds)]).collect()
+        let text: String = (0..length).map(|_| CHARACTERS[self.rng.usize(0..kinds)]).collect();
+        match self.plant() {
+            Some(planted) => {
+                let place = text.char_indices().map(|(at, _)| at).nth(length / 2).unwrap_or(0);
+                [&text[..place], &planted, &text[place..]].concat()
+            }
+            None => text,
+        }
     }
 
     fn bytes(&mut self) -> Vec<u8> {
-        self.several(20, |this| this.rng.u8(..))
+        let mut bytes = self.several(20, |this| this.rng.u8(..));
+        if let Some(planted) = self.plant() {
+            bytes.extend_from_slice(planted.as_bytes());
+        }
+        bytes
+    }
+
+    /// What is to stand in this text, if anything.
+    fn plant(&mut self) -> Option<String> {
+        let planted = self.planted.as_ref()?;
+        let is_wanted = !planted.only_within_keys || self.within > 0;
+        (is_wanted && self.rng.bool()).then(|| planted.text.clone())
     }
 
     fn number(&mut self) -> u64 {
@@ -98,14 +131,20 @@ impl Generator {
     }
 
     fn key_value(&mut self, depth: u32) -> KeyValue {
+        let named = (!self.keys.is_empty() && self.rng.u8(0..3) == 0).then(|| {
+            let index = self.rng.usize(..self.keys.len());
+            self.keys[index].clone()
+        });
+        self.within += u32::from(named.is_some());
         let key_strindex = if self.rng.u8(0..20) == 0 { self.rng.i32(..) } else { 0 };
         let value = if self.rng.u8(0..10) == 0 {
             None
         } else {
             Some(self.value(depth))
         };
+        self.within -= u32::from(named.is_some());
         KeyValue {
-            key: self.text(),
+            key: named.unwrap_or_else(|| self.text()),
             value,
             key_strindex,
         }
@@ -148,7 +187,7 @@ impl Generator {
         }
     }
 
-    pub(super) fn span(&mut self) -> Span {
+    pub(crate) fn span(&mut self) -> Span {
         Span {
             trace_id: self.id(16),
             span_id: self.id(8),
@@ -184,7 +223,7 @@ impl Generator {
         }
     }
 
-    pub(super) fn traces(&mut self) -> ExportTraceServiceRequest {
+    pub(crate) fn traces(&mut self) -> ExportTraceServiceRequest {
         let resource_spans = self.several(3, |this| ResourceSpans {
             resource: this.some(Self::resource),
             scope_spans: this.several(3, |this| ScopeSpans {
@@ -197,7 +236,7 @@ impl Generator {
         ExportTraceServiceRequest { resource_spans }
     }
 
-    pub(super) fn logs(&mut self) -> ExportLogsServiceRequest {
+    pub(crate) fn logs(&mut self) -> ExportLogsServiceRequest {
         let resource_logs = self.several(3, |this| ResourceLogs {
             resource: this.some(Self::resource),
             scope_logs: this.several(3, |this| ScopeLogs {
@@ -222,7 +261,7 @@ impl Generator {
         ExportLogsServiceRequest { resource_logs }
     }
 
-    pub(super) fn metrics(&mut self) -> ExportMetricsServiceRequest {
+    pub(crate) fn metrics(&mut self) -> ExportMetricsServiceRequest {
         let resource_metrics = self.several(3, |this| ResourceMetrics {
             resource: this.some(Self::resource),
             scope_metrics: this.several(3, |this| ScopeMetrics {
@@ -354,7 +393,7 @@ impl Generator {
 
     /// Writes a message in another way that every reader has to understand: fields in another order, unknown fields in
     /// between, values that a later one overrules, messages in pieces, lengths longer than needed.
-    pub(super) fn scrambled(&mut self, bytes: &[u8], message: &'static Message) -> Vec<u8> {
+    pub(crate) fn scrambled(&mut self, bytes: &[u8], message: &'static Message) -> Vec<u8> {
         let mut fields = self.scrambled_fields(bytes, message);
         self.shuffle(&mut fields);
         fields.into_iter().flat_map(|(_, bytes)| bytes).collect()

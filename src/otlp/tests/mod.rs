@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cut;
-mod generate;
+pub(crate) mod generate;
 mod robust;
 mod transcode;
 mod walk;

@@ -1,0 +1,693 @@
+//! Splices: finds what is to be changed in one walk over a request, and copies the rest around it.
+//!
+//! # Invariants
+//!
+//! * Edits are in the order of the body and do not overlap. A message with an edit in it has one for its own length,
+//!   which stands before it.
+//! * If there is no edit, nothing is copied. Nothing is allocated per span.
+//! * What a table of OTLP's messages ([`crate::otlp::schema`]) names is looked into, whatever the signal; what it does
+//!   not name is copied.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::attributes::Action;
+use super::hash::DIGEST;
+use super::policy::{Outcome, Policy, Workspace};
+use super::sampling::{Sampled, decide, stamp};
+use super::spans::Slots;
+use crate::otlp::schema::{self, Kind, Message, Role};
+use crate::otlp::value::{Attributes, Entry};
+use crate::otlp::wire::{
+    self, Broken, Cursor, Fault, MAX_DEPTH, WireType, delimited, put_bytes, put_header, put_varint, varint_len,
+};
+use crate::otlp::{AnyValue, Signal, Span};
+use crate::redact::Sweep;
+
+/// The resources in a request; the resource itself, and the scopes, in a resource; the items in a scope; the attributes of a
+/// resource. The same in all signals.
+const RESOURCES: u32 = 1;
+const RESOURCE: u8 = 1;
+const SCOPES: u32 = 2;
+const ITEMS: u32 = 2;
+const ATTRIBUTES: u8 = 1;
+
+/// `tracestate` of a span.
+pub(super) const TRACE_STATE: u32 = 3;
+
+/// What stands instead of some bytes.
+#[derive(Debug, Clone)]
+enum New {
+    /// So much of the scratch buffer.
+    Scratch(Range<usize>),
+    /// This length, as a varint.
+    Length(usize),
+}
+
+#[derive(Debug)]
+struct Edit {
+    /// Which bytes of the body.
+    at: Range<usize>,
+    new: New,
+}
+
+/// The changes to one request.
+#[derive(Debug, Default)]
+pub(super) struct Edits {
+    edits: Vec<Edit>,
+    scratch: Vec<u8>,
+    /// By how much the result is longer than the body.
+    growth: isize,
+    /// A text without its secrets.
+    text: Vec<u8>,
+}
+
+/// A message that is being walked through.
+struct Open {
+    /// The edit of its length.
+    slot: usize,
+    /// What [`Edits::growth`] was before it.
+    growth: isize,
+    length: usize,
+    length_at: Range<usize>,
+}
+
+impl Edits {
+    fn begin(&mut self) {
+        self.edits.clear();
+        self.scratch.clear();
+        self.growth = 0;
+    }
+
+    fn enter(&mut self, length_at: Range<usize>, length: usize) -> Open {
+        let open = Open {
+            slot: self.edits.len(),
+            growth: self.growth,
+            length,
+            length_at: length_at.clone(),
+        };
+        self.edits.push(Edit {
+            at: length_at,
+            new: New::Length(length),
+        });
+        open
+    }
+
+    fn leave(&mut self, open: Open) {
+        if self.edits.len() == open.slot + 1 {
+            self.edits.pop();
+            return;
+        }
+        let length = open.length.saturating_add_signed(self.growth - open.growth);
+        self.growth += varint_len(length as u64) as isize - open.length_at.len() as isize;
+        if let Some(edit) = self.edits.get_mut(open.slot) {
+            edit.new = New::Length(length);
+        }
+    }
+
+    /// The message goes as a whole, and with it all edits in it.
+    fn collapse(&mut self, open: &Open, whole: Range<usize>) {
+        self.edits.truncate(open.slot);
+        self.growth = open.growth;
+        self.remove(whole);
+    }
+
+    fn remove(&mut self, at: Range<usize>) {
+        self.growth -= at.len() as isize;
+        // Spans that go are often neighbours.
+        if let Some(last) = self.edits.last_mut()
+            && let New::Scratch(nothing) = &last.new
+            && nothing.is_empty()
+            && last.at.end == at.start
+        {
+            last.at.end = at.end;
+            return;
+        }
+        let new = New::Scratch(0..0);
+        self.edits.push(Edit { at, new });
+    }
+
+    fn replace(&mut self, at: Range<usize>, write: impl FnOnce(&mut Vec<u8>)) {
+        let begin = self.scratch.len();
+        write(&mut self.scratch);
+        let new = begin..self.scratch.len();
+        self.growth += new.len() as isize - at.len() as isize;
+        let new = New::Scratch(new);
+        self.edits.push(Edit { at, new });
+    }
+
+    /// The body with all changes.
+    fn write(&self, body: &[u8]) -> Bytes {
+        let mut out = Vec::with_capacity(body.len().saturating_add_signed(self.growth));
+        let mut copied = 0;
+        for edit in &self.edits {
+            out.extend_from_slice(body.get(copied..edit.at.start).unwrap_or_default());
+            match &edit.new {
+                New::Scratch(new) => out.extend_from_slice(self.scratch.get(new.clone()).unwrap_or_default()),
+                New::Length(length) => put_varint(&mut out, *length as u64),
+            }
+            copied = edit.at.end;
+        }
+        out.extend_from_slice(body.get(copied..).unwrap_or_default());
+        Bytes::from(out)
+    }
+}
+
+/// See [`Policy::apply`].
+pub(super) fn apply(
+    policy: &Policy,
+    signal: Signal,
+    body: &Bytes,
+    workspace: &mut Workspace,
+) -> Result<Outcome, Broken> {
+    workspace.edits.begin();
+    let message = match signal {
+        Signal::Traces => &schema::TRACE_REQUEST,
+        Signal::Metrics => &schema::METRICS_REQUEST,
+        Signal::Logs => &schema::LOGS_REQUEST,
+    };
+    let mut walk = Walk {
+        policy,
+        edits: &mut workspace.edits,
+        tally: &mut workspace.tally,
+        body,
+        sweep: policy.patterns.sweep(body),
+        chooses_spans: signal == Signal::Traces && policy.chooses_spans(),
+        edits_texts: policy.edits_texts(),
+        of_resource: Slots::new(),
+        slots: Slots::new(),
+        dropped: 0,
+    };
+    let left = walk.request(message)?;
+    let dropped = walk.dropped;
+    if dropped > 0 && left == 0 {
+        return Ok(Outcome::Nothing);
+    }
+    Ok(match workspace.edits.edits.is_empty() {
+        true => Outcome::Unchanged,
+        false => Outcome::Changed {
+            body: workspace.edits.write(body),
+            dropped,
+        },
+    })
+}
+
+/// One pass over a request.
+struct Walk<'w, 'a> {
+    policy: &'w Policy,
+    edits: &'w mut Edits,
+    tally: &'w mut Vec<u64>,
+    body: &'a [u8],
+    sweep: Sweep<'w>,
+    chooses_spans: bool,
+    edits_texts: bool,
+    of_resource: Slots<'a>,
+    slots: Slots<'a>,
+    dropped: u32,
+}
+
+/// A nested message: its contents, and where it and they lie.
+struct Nested<'a> {
+    inner: Cursor<'a>,
+    /// With its key and its length.
+    whole: Range<usize>,
+    length_at: Range<usize>,
+    contents: Range<usize>,
+}
+
+/// Reads a nested message whose key began at `begin`.
+fn nested<'a>(begin: usize, cursor: &mut Cursor<'a>) -> Result<Nested<'a>, Broken> {
+    let length_at = cursor.position();
+    let inner = cursor.message()?;
+    let end = cursor.position();
+    let start = end - inner.rest().len();
+    Ok(Nested {
+        inner,
+        whole: begin..end,
+        length_at: length_at..start,
+        contents: start..end,
+    })
+}
+
+/// How often a message has a length-delimited field.
+fn occurrences(mut cursor: Cursor<'_>, number: u32) -> Result<usize, Broken> {
+    let mut found = 0;
+    while !cursor.is_done() {
+        let key = cursor.key()?;
+        cursor.skip(key, MAX_DEPTH)?;
+        found += usize::from(key.raw() == delimited(number));
+    }
+    Ok(found)
+}
+
+/// The message type of a field, if it is one.
+fn message_of(message: &'static Message, number: u32) -> Option<&'static Message> {
+    match message.field(number)?.kind {
+        Kind::Message(message) | Kind::Messages(message) => Some(message),
+        _ => None,
+    }
+}
+
+impl<'a> Walk<'_, 'a> {
+    fn count(&mut self, rule: usize) {
+        if let Some(count) = self.tally.get_mut(rule) {
+            *count += 1;
+        }
+    }
+
+    /// Walks over everything. Returns how many resources are left.
+    fn request(&mut self, message: &'static Message) -> Result<usize, Broken> {
+        let mut cursor = Cursor::new(self.body);
+        let mut left = 0;
+        while !cursor.is_done() {
+            let begin = cursor.position();
+            let key = cursor.key()?;
+            match message_of(message, key.number()) {
+                Some(resource) if key.raw() == delimited(RESOURCES) => {
+                    let nested = nested(begin, &mut cursor)?;
+                    left += usize::from(self.resource(nested, resource)?);
+                }
+                _ => cursor.skip(key, MAX_DEPTH)?,
+            }
+        }
+        Ok(left)
+    }
+
+    /// A resource with its scopes. False if nothing is left of it.
+    fn resource(&mut self, nested_resource: Nested<'a>, message: &'static Message) -> Result<bool, Broken> {
+        let Nested {
+            mut inner,
+            whole,
+            length_at,
+            contents,
+        } = nested_resource;
+        let attributes = Attributes::nested(inner.rest(), RESOURCE, ATTRIBUTES);
+        if self.chooses_spans {
+            self.policy.drop.enter_resource(attributes, &mut self.of_resource);
+        }
+        let defaults = &self.policy.set_resource;
+        let lacks_a_default = defaults.iter().any(|default| self.lacks(attributes, &default.key));
+        let resources = match lacks_a_default {
+            true => occurrences(inner, u32::from(RESOURCE))?,
+            false => 0,
+        };
+        let mut resources_left = resources;
+        let open = self.edits.enter(length_at, contents.len());
+        let (mut scopes, mut left) = (0, 0);
+        while !inner.is_done() {
+            let begin = inner.position();
+            let key = inner.key()?;
+            match message_of(message, key.number()) {
+                Some(scope) if key.raw() == delimited(SCOPES) => {
+                    let nested = nested(begin, &mut inner)?;
+                    scopes += 1;
+                    left += usize::from(self.scope(nested, scope)?);
+                }
+                Some(resource) if key.raw() == delimited(u32::from(RESOURCE)) && lacks_a_default => {
+                    let nested = nested(begin, &mut inner)?;
+                    resources_left -= 1;
+                    self.resource_with_defaults(nested, resource, attributes, resources_left == 0)?;
+                }
+                _ => self.field(&mut inner, begin, key, message, MAX_DEPTH)?,
+            }
+        }
+        if scopes > 0 && left == 0 && self.chooses_spans {
+            self.edits.collapse(&open, whole);
+            return Ok(false);
+        }
+        if lacks_a_default && resources == 0 {
+            let policy = self.policy;
+            let mut resource = Vec::new();
+            for default in &policy.set_resource {
+                self.count(default.rule);
+                put_default(&mut resource, &default.key, &default.value);
+            }
+            let end = contents.end..contents.end;
+            self.edits
+                .replace(end, |out| put_bytes(out, u32::from(RESOURCE), &resource));
+        }
+        self.edits.leave(open);
+        Ok(true)
+    }
+
+    /// Whether a resource has no value for `key`, or will have none. What SDKs write for a service that was not named is
+    /// no value.
+    fn lacks(&self, attributes: Attributes<'_>, key: &str) -> bool {
+        if matches!(self.policy.attributes.action(key.as_bytes(), false), Action::Remove(_)) {
+            return true;
+        }
+        match attributes.get(key) {
+            None | Some(AnyValue::Empty) => true,
+            Some(AnyValue::Text(text)) => {
+                text.is_empty() || (key == "service.name" && text.as_bytes().starts_with(b"unknown_service"))
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// A resource that lacks a default: what stands in its place goes, and the default comes last. `attributes` are those
+    /// of all occurrences of the resource.
+    fn resource_with_defaults(
+        &mut self,
+        nested_resource: Nested<'a>,
+        message: &'static Message,
+        attributes: Attributes<'a>,
+        is_last: bool,
+    ) -> Result<(), Broken> {
+        let Nested {
+            mut inner,
+            length_at,
+            contents,
+            ..
+        } = nested_resource;
+        let policy = self.policy;
+        let lacking = |walk: &Self, key: &str| {
+            let is_removed = matches!(policy.attributes.action(key.as_bytes(), false), Action::Remove(_));
+            !is_removed && walk.lacks(attributes, key)
+        };
+        let open = self.edits.enter(length_at, contents.len());
+        while !inner.is_done() {
+            let begin = inner.position();
+            let key = inner.key()?;
+            if key.raw() == delimited(u32::from(ATTRIBUTES)) {
+                let mut ahead = inner;
+                let entry = Entry::decode(ahead.slice()?);
+                let mut defaults = policy.set_resource.iter();
+                if defaults.any(|default| entry.key() == default.key.as_str() && lacking(self, &default.key)) {
+                    self.edits.remove(begin..ahead.position());
+                    inner = ahead;
+                    continue;
+                }
+            }
+            self.field(&mut inner, begin, key, message, MAX_DEPTH)?;
+        }
+        for default in policy.set_resource.iter().filter(|_| is_last) {
+            if self.lacks(attributes, &default.key) {
+                self.count(default.rule);
+                let end = contents.end..contents.end;
+                self.edits
+                    .replace(end, |out| put_default(out, &default.key, &default.value));
+            }
+        }
+        self.edits.leave(open);
+        Ok(())
+    }
+
+    /// A scope with its items. False if nothing is left of it.
+    fn scope(&mut self, nested_scope: Nested<'a>, message: &'static Message) -> Result<bool, Broken> {
+        let Nested {
+            mut inner,
+            whole,
+            length_at,
+            contents,
+        } = nested_scope;
+        if !self.chooses_spans && !self.is_concerned(&contents) {
+            return Ok(true);
+        }
+        let open = self.edits.enter(length_at, contents.len());
+        let (mut items, mut left) = (0, 0);
+        while !inner.is_done() {
+            let begin = inner.position();
+            let key = inner.key()?;
+            if self.chooses_spans && key.raw() == delimited(ITEMS) {
+                let nested = nested(begin, &mut inner)?;
+                items += 1;
+                left += usize::from(self.span(nested)?);
+            } else {
+                self.field(&mut inner, begin, key, message, MAX_DEPTH)?;
+            }
+        }
+        if items > 0 && left == 0 {
+            self.edits.collapse(&open, whole);
+            return Ok(false);
+        }
+        self.edits.leave(open);
+        Ok(true)
+    }
+
+    /// A span that may be left out. False if it is.
+    fn span(&mut self, nested: Nested<'a>) -> Result<bool, Broken> {
+        let Nested {
+            mut inner,
+            whole,
+            length_at,
+            contents,
+        } = nested;
+        let span = Span::decode(inner.rest());
+        let policy = self.policy;
+        if !policy.drop.is_empty() {
+            policy.drop.enter_span(&span, &mut self.slots, &self.of_resource);
+            if let Some(rule) = policy.drop.first_match(&span, &self.slots) {
+                self.count(rule);
+                self.dropped += 1;
+                self.edits.remove(whole);
+                return Ok(false);
+            }
+        }
+        let threshold = match decide(&span, policy.threshold) {
+            Sampled::Out => {
+                self.count(policy.ratio_rule);
+                self.dropped += 1;
+                self.edits.remove(whole);
+                return Ok(false);
+            }
+            Sampled::In => None,
+            Sampled::InAt(threshold) => Some(threshold),
+        };
+        let open = self.edits.enter(length_at, contents.len());
+        let has_state = !span.trace_state().is_empty();
+        if self.edits_texts || (threshold.is_some() && has_state) {
+            while !inner.is_done() {
+                let begin = inner.position();
+                let key = inner.key()?;
+                if let Some(threshold) = threshold
+                    && key.raw() == delimited(TRACE_STATE)
+                {
+                    // Of an occurrence too many the last one counts.
+                    inner.slice()?;
+                    self.put_state(begin..inner.position(), &span, threshold);
+                } else {
+                    self.field(&mut inner, begin, key, &schema::SPAN, MAX_DEPTH)?;
+                }
+            }
+        }
+        if threshold.is_some() && !has_state {
+            let end = contents.end..contents.end;
+            self.edits.replace(end, |out| out.extend_from_slice(&policy.state));
+        }
+        self.edits.leave(open);
+        Ok(true)
+    }
+
+    /// Writes a `tracestate` with a threshold. What it says besides may be a secret too.
+    fn put_state(&mut self, at: Range<usize>, span: &Span<'a>, threshold: super::Threshold) {
+        let patterns = &self.policy.patterns;
+        let mut state = Vec::new();
+        let mut items = Vec::new();
+        let before = span.trace_state().as_bytes();
+        match patterns.cut(before, &mut state, |item| items.push(item)) {
+            true => {
+                let cleaned = std::mem::take(&mut state);
+                stamp(&cleaned, threshold, &mut state);
+            }
+            false => stamp(before, threshold, &mut state),
+        }
+        for item in items {
+            self.count(self.policy.redact_rule + item);
+        }
+        self.edits.replace(at, |out| put_bytes(out, TRACE_STATE, &state));
+    }
+
+    /// Whether anything may change in these bytes.
+    #[inline]
+    fn is_concerned(&mut self, at: &Range<usize>) -> bool {
+        !self.policy.attributes.is_empty() || at.len() > self.policy.truncate || self.sweep.may_match(at.clone())
+    }
+
+    /// All fields of a message.
+    fn fields(&mut self, mut cursor: Cursor<'a>, message: &'static Message, depth: u32) -> Result<(), Broken> {
+        while !cursor.is_done() {
+            let begin = cursor.position();
+            let key = cursor.key()?;
+            self.field(&mut cursor, begin, key, message, depth)?;
+        }
+        Ok(())
+    }
+
+    /// One field of a message, whose key was read and began at `begin`.
+    fn field(
+        &mut self,
+        cursor: &mut Cursor<'a>,
+        begin: usize,
+        key: wire::Key,
+        message: &'static Message,
+        depth: u32,
+    ) -> Result<(), Broken> {
+        let field = match message.field(key.number()) {
+            Some(field) if key.wire_type() == Some(WireType::Delimited) => field,
+            _ => return cursor.skip(key, depth),
+        };
+        match field.kind {
+            Kind::Message(inner) | Kind::Messages(inner) => {
+                let nested = nested(begin, cursor)?;
+                if !self.is_concerned(&nested.contents) {
+                    return Ok(());
+                }
+                let Some(depth) = depth.checked_sub(1) else {
+                    return Err(Broken {
+                        fault: Fault::TooDeep,
+                        at: begin,
+                    });
+                };
+                if inner.role == Role::KeyValue {
+                    let is_in_value = std::ptr::eq(message, &schema::KEY_VALUE_LIST);
+                    return self.key_value(nested, is_in_value, depth);
+                }
+                let open = self.edits.enter(nested.length_at, nested.contents.len());
+                self.fields(nested.inner, inner, depth)?;
+                self.edits.leave(open);
+            }
+            Kind::String | Kind::Strings | Kind::Bytes => {
+                let nested = nested(begin, cursor)?;
+                let is_value = std::ptr::eq(message, &schema::ANY_VALUE) || std::ptr::eq(message, &schema::STATUS);
+                self.text(&nested, is_value, matches!(field.kind, Kind::Bytes));
+            }
+            // Ids and numbers.
+            _ => cursor.skip(key, depth)?,
+        }
+        Ok(())
+    }
+
+    /// An attribute, or an entry of a map.
+    #[inline]
+    fn key_value(&mut self, nested: Nested<'a>, is_in_value: bool, depth: u32) -> Result<(), Broken> {
+        let rules = &self.policy.attributes;
+        if !rules.is_empty() {
+            let entry = Entry::decode(nested.inner.rest());
+            match rules.action(entry.key().as_bytes(), is_in_value) {
+                Action::Remove(rule) => {
+                    self.count(rule);
+                    self.edits.remove(nested.whole);
+                    return Ok(());
+                }
+                Action::Hash(rule) if !entry.value().is_empty() => return self.hash(nested, &entry, rule),
+                Action::Hash(_) | Action::None => {}
+            }
+            let may_go_deeper = rules.reaches_into_values() && !is_usual_scalar(nested.inner.rest());
+            let is_plain =
+                nested.contents.len() <= self.policy.truncate && !self.sweep.may_match(nested.contents.clone());
+            if is_plain && !may_go_deeper {
+                return Ok(());
+            }
+        }
+        let open = self.edits.enter(nested.length_at, nested.contents.len());
+        self.fields(nested.inner, &schema::KEY_VALUE, depth)?;
+        self.edits.leave(open);
+        Ok(())
+    }
+
+    /// Puts a digest in the place of a value.
+    fn hash(&mut self, nested: Nested<'a>, entry: &Entry<'a>, rule: usize) -> Result<(), Broken> {
+        const VALUE: u32 = 2;
+        const STRING: u32 = 1;
+        let hasher = &self.policy.hasher;
+        self.count(rule);
+        let open = self.edits.enter(nested.length_at, nested.contents.len());
+        let mut cursor = nested.inner;
+        let mut is_first = true;
+        while !cursor.is_done() {
+            let begin = cursor.position();
+            let key = cursor.key()?;
+            if key.raw() != delimited(VALUE) {
+                self.field(&mut cursor, begin, key, &schema::KEY_VALUE, MAX_DEPTH)?;
+                continue;
+            }
+            let encoded = cursor.slice()?;
+            if std::mem::take(&mut is_first) {
+                self.edits.replace(begin..cursor.position(), |out| {
+                    put_header(out, VALUE, 2 + DIGEST);
+                    put_header(out, STRING, DIGEST);
+                    hasher.digest(&entry.value(), encoded, out);
+                });
+            } else {
+                self.edits.remove(begin..cursor.position());
+            }
+        }
+        self.edits.leave(open);
+        Ok(())
+    }
+
+    /// A text, or bytes: without its secrets, and not too long if it is a value.
+    fn text(&mut self, nested: &Nested<'a>, is_value: bool, is_bytes: bool) {
+        let limit = if is_value { self.policy.truncate } else { usize::MAX };
+        let original = nested.inner.rest();
+        let mut cleaned = std::mem::take(&mut self.edits.text);
+        cleaned.clear();
+        let (tally, first) = (&mut *self.tally, self.policy.redact_rule);
+        let has_secrets = self.sweep.may_match(nested.contents.clone())
+            && self.policy.patterns.cut(original, &mut cleaned, |item| {
+                if let Some(count) = tally.get_mut(first + item) {
+                    *count += 1;
+                }
+            });
+        let text = if has_secrets { &cleaned } else { original };
+        let end = match is_bytes {
+            true => text.len().min(limit),
+            false => whole_characters(text, limit),
+        };
+        if end < text.len() {
+            self.count(self.policy.truncate_rule);
+        }
+        if has_secrets || end < text.len() {
+            self.edits.replace(nested.length_at.start..nested.contents.end, |out| {
+                put_varint(out, end as u64);
+                out.extend_from_slice(&text[..end]);
+            });
+        }
+        self.edits.text = cleaned;
+    }
+}
+
+/// At most `limit` bytes of a text, and no half character.
+fn whole_characters(text: &[u8], limit: usize) -> usize {
+    if text.len() <= limit {
+        return text.len();
+    }
+    let is_inside = |at: &usize| text.get(*at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    (0..=limit).rev().take(4).find(|at| !is_inside(at)).unwrap_or(limit)
+}
+
+/// Whether an attribute is a key and one value that has nothing in it. Saying no is no verdict.
+#[inline]
+fn is_usual_scalar(key_value: &[u8]) -> bool {
+    const KEY: u32 = delimited(1);
+    const VALUE: u32 = delimited(2);
+    let mut cursor = Cursor::new(key_value);
+    if cursor.short_slice(KEY).is_none() {
+        return false;
+    }
+    let value = cursor
+        .key()
+        .ok()
+        .filter(|key| key.raw() == VALUE)
+        .and_then(|_| cursor.slice().ok());
+    let Some(value) = value.filter(|_| cursor.is_done()) else {
+        return false;
+    };
+    let mut cursor = Cursor::new(value);
+    match cursor.key() {
+        Ok(key) if key.raw() == delimited(5) || key.raw() == delimited(6) => false,
+        Ok(key) => cursor.skip(key, 1).is_ok() && cursor.is_done(),
+        Err(_) => value.is_empty(),
+    }
+}
+
+fn put_default(out: &mut Vec<u8>, key: &str, value: &str) {
+    let mut text = Vec::new();
+    put_bytes(&mut text, 1, value.as_bytes());
+    let mut entry = Vec::new();
+    put_bytes(&mut entry, 1, key.as_bytes());
+    put_bytes(&mut entry, 2, &text);
+    put_bytes(out, u32::from(ATTRIBUTES), &entry);
+}
