@@ -81,6 +81,7 @@ pub fn sources() -> Vec<Case> {
         traced("error: hook", error_of_the_hook),
         traced("error: exception and hook", exception_beats_hook),
         traced("success keeps no error of a node", success_has_no_error),
+        traced("a status of OK has no error", ok_with_a_message),
         traced("agent: all sources", agent_of_the_span),
         traced("agent: workflow", agent_of_the_workflow),
         traced("agent: hook alone", agent_of_the_hook),
@@ -107,7 +108,13 @@ pub fn repeated() -> Vec<Case> {
         traced("retries", retries),
         scattered("retries, scattered", retries),
         scattered("retries, at last well", retries_that_end_well),
+        scattered(
+            "retries, at last well, and the node fails",
+            retries_that_end_well_in_vain,
+        ),
         scattered("retries, the last one is lost", retries_without_the_last),
+        scattered("twenty attempts", twenty_attempts),
+        traced("runs of a tool one after the other", runs_of_a_tool),
         scattered("retries with exceptions", retries_that_throw),
         traced("loop", loop_of_two),
         scattered("loop, scattered", loop_of_two),
@@ -136,6 +143,7 @@ pub fn matching() -> Vec<Case> {
         scattered("no ids, other trace", no_ids_other_trace),
         traced("same node of another workflow execution", other_workflow_execution),
         scattered("no execution id, no common trace", half_an_id),
+        traced("no node id, common trace", no_node_id),
     ]
 }
 
@@ -376,6 +384,16 @@ fn success_has_no_error(s: &mut Story) {
     );
 }
 
+/// As `sandbox_escape.analyze` does it. OTLP knows messages of errors only.
+fn ok_with_a_message(s: &mut Story) {
+    let run = s.send(execution("python", 10, 100).alone());
+    s.span(&run).status.as_mut().unwrap().message = "No escape attempts detected".to_owned();
+    s.expect(
+        &run,
+        json!({"runtime": "vm2", "language": "python", "duration_ms": 90, "success": true}),
+    );
+}
+
 /// An execution whose ids name an agent in more than one way, in a hook that names one too.
 fn run_of_agent(s: &mut Story, attributes: Value, agent: Option<&str>) {
     let caller = Caller::nobody();
@@ -523,6 +541,48 @@ fn retries_that_end_well(s: &mut Story) {
     s.send(node(s, &caller, 0, 3_335).completed(3));
 }
 
+/// The node fails for what came after the code; the first attempt failed for something else.
+fn retries_that_end_well_in_vain(s: &mut Story) {
+    let caller = Caller::node(s);
+    attempt(s, &caller, 10, false, json!({}));
+    attempt(s, &caller, 1_120, true, json!({}));
+    s.send(node(s, &caller, 0, 1_500).gave_up("could not store the output", 2));
+}
+
+fn twenty_attempts(s: &mut Story) {
+    let caller = Caller::node(s);
+    for number in 0..19 {
+        attempt(s, &caller, 10 + 1_000 * number, false, json!({}));
+    }
+    attempt(s, &caller, 19_010, false, json!({"error_message": "the last"}));
+    s.send(node(s, &caller, 0, 19_115).gave_up("the last", 20));
+}
+
+/// An agent's node around runs of its tool: all of one trace, and each run with what is inside it.
+fn runs_of_a_tool(s: &mut Story) {
+    let caller = Caller::tool();
+    let agent = Caller {
+        node_id: s.id("agent"),
+        ..Caller::node(s)
+    };
+    for (at, selected) in [(100, "subprocess"), (1_000, "e2b")] {
+        let run = s.send(
+            code(&caller, "python", "vm2", at, at + 300)
+                .finished(true, 300)
+                .routed("vm2", "auto"),
+        );
+        s.send(route("python", "auto", selected, true, at + 10, at + 290));
+        let row = json!({"runtime": selected, "language": "python", "duration_ms": 300, "success": true});
+        s.expect(&run, [caller.columns(), tenant(s), row]);
+    }
+    s.send(
+        node(s, &agent, 0, 2_000)
+            .named("node.execute.ai.agent")
+            .with(json!({"node.type": "ai.agent"}))
+            .completed(1),
+    );
+}
+
 /// What the node says is true of the third attempt alone, of which nobody hears.
 fn retries_without_the_last(s: &mut Story) {
     let caller = Caller::node(s);
@@ -667,6 +727,19 @@ fn other_workflow_execution(s: &mut Story) {
     s.send(node(s, &other, 0, 110).gave_up("of the other", 1));
     let row = json!({"runtime": "subprocess", "language": "python", "duration_ms": 90, "success": false});
     s.expect(&run, [caller.columns(), row]);
+}
+
+/// The trace says what an id does not, as long as no id says otherwise.
+fn no_node_id(s: &mut Story) {
+    let caller = Caller::node(s);
+    let nameless = Caller {
+        node_id: String::new(),
+        ..caller.clone()
+    };
+    let run = s.send(code(&nameless, "python", "subprocess", 10, 100).finished(true, 90));
+    s.send(node(s, &caller, 0, 110).completed(1));
+    let row = json!({"runtime": "subprocess", "language": "python", "duration_ms": 90, "success": true});
+    s.expect(&run, [nameless.columns(), tenant(s), row]);
 }
 
 /// `node.id` alone names no run.

@@ -32,7 +32,7 @@ pub const fn scattered(name: &'static str, tell: fn(&mut Story)) -> Case {
     }
 }
 
-/// How many random orders are tried where there are more than four spans.
+/// How many random orders are tried where there are more than four spans, unless `SPANLEDGER_CONTRACT_ORDERS` says more.
 const RANDOM_ORDERS: usize = 12;
 
 /// One way in which the spans of one story arrive.
@@ -75,7 +75,9 @@ fn arrivals(case: &Case, random: &mut fastrand::Rng) -> Vec<Arrival> {
             random.shuffle(&mut order);
             order
         };
-        (0..RANDOM_ORDERS).map(shuffled).collect()
+        let orders = std::env::var("SPANLEDGER_CONTRACT_ORDERS");
+        let orders = orders.map_or(RANDOM_ORDERS, |orders| orders.parse().unwrap());
+        (0..orders).map(shuffled).collect()
     };
     let mut arrivals = Vec::new();
     for order in orders {

@@ -25,6 +25,8 @@ async fn values_are_made_to_fit_their_columns_in_every_order() {
             traced("NUL bytes", nul_bytes),
             traced("long errors", long_errors),
             traced("long errors from elsewhere", long_errors_from_elsewhere),
+            traced("what other spans say must fit too", values_from_elsewhere),
+            traced("nothing from other spans is nothing", nothing_from_elsewhere),
             traced("free text", free_text),
             traced("ends before it begins", ends_before_it_begins),
         ],
@@ -235,6 +237,46 @@ fn long_errors_from_elsewhere(s: &mut Story) {
     s.expect(&run, row);
 }
 
+fn values_from_elsewhere(s: &mut Story) {
+    let caller = Caller::node(s);
+    let run = s.send(
+        code(&caller, "python", "vm2", 10, 100)
+            .finished(false, 90)
+            .routed("e2b", "auto"),
+    );
+    s.send(route("python", "auto", "e\0 2b", false, 12, 98));
+    let sandbox =
+        e2b_ended("python", 1, 15, 95).with(json!({"e2b.exit_code": 5_000_000_000_i64, "e2b.memory_mb": 1e300}));
+    s.send(sandbox);
+    let around = json!({"user.id": "us\0er", "organization.id": "\0", "workspace.id": "ws\0"});
+    s.send(node(s, &caller, 0, 110).gave_up("a\0b", 1).with(around));
+    let row = json!({
+        "runtime": "e 2b", "language": "python", "duration_ms": 90, "success": false, "exit_code": i32::MAX,
+        "memory_mb": i32::MAX, "user_id": "user", "workspace_id": "ws", "error_message": "ab",
+    });
+    s.expect(&run, [caller.columns(), row]);
+}
+
+fn nothing_from_elsewhere(s: &mut Story) {
+    let caller = Caller::hook(s, "pre-ingest");
+    let run = s.send(code(&caller, "python", "vm2", 10, 100).finished(false, 90));
+    s.send(route("python", "auto", "", false, 12, 98));
+    s.send(
+        e2b("python", 15, 95)
+            .with(json!({"e2b.exit_code": "", "e2b.memory_mb": "none"}))
+            .failed(""),
+    );
+    s.send(
+        hook(s, "pre-ingest", 0, 110)
+            .with(json!({"hook.agent_id": ""}))
+            .failed(""),
+    );
+    let row = json!({
+        "runtime": "vm2", "language": "python", "duration_ms": 90, "success": false, "code_agent_id": s.id("cag"),
+    });
+    s.expect(&run, [caller.columns(), row]);
+}
+
 /// Runtimes and languages are whatever executors call them.
 fn free_text(s: &mut Story) {
     for (runtime, language) in [
@@ -359,4 +401,68 @@ async fn spans_of_any_name_and_kind_become_rows_if_they_are_executions() {
         );
     }
     world.tell(&story).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_of_any_length_harm_no_row_beside_them() {
+    let mut random = random("ids_of_any_length_harm_no_row_beside_them");
+    let mut world = World::start(&mut random).await;
+    let mut story = Story::new(&mut random);
+    let mut long = Vec::new();
+    for number in 0..30 {
+        if number % 10 == 5 {
+            // More than PostgreSQL takes into an index, and nothing that it could compress.
+            let id: String = std::iter::repeat_with(|| random.alphanumeric()).take(20_000).collect();
+            let caller = Caller {
+                execution_id: id,
+                ..Caller::node(&story)
+            };
+            long.push(story.send(code(&caller, "python", "vm2", 10, 20).finished(true, 10).alone()));
+            story.send(node(&story, &caller, 0, 30).completed(1).alone());
+        } else {
+            let caller = Caller {
+                node_id: format!("n{number}"),
+                ..Caller::node(&story)
+            };
+            let run = story.send(code(&caller, "python", "vm2", 10, 20).finished(true, 10).alone());
+            story.send(node(&story, &caller, 0, 30).completed(1).alone());
+            let row = json!({"runtime": "vm2", "language": "python", "duration_ms": 10, "success": true});
+            story.expect(&run, [caller.columns(), tenant(&story), row]);
+        }
+    }
+    world.send(&request(&story.sent)).await;
+    let mut found = world.settle().await;
+    for (side, rows) in found.iter_mut().enumerate() {
+        for run in &long {
+            let aside = format!("SELECT CAST(count(*) AS bigint) FROM spanledger_quarantine WHERE id = '{run}'");
+            let aside = world.sides[side].database.count(&aside).await == 1;
+            assert_ne!(rows.remove(run).is_some(), aside, "a row, or set aside with the reason");
+        }
+    }
+    let wrong = crate::world::compare(&found, [("beside", &story)]);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_of_a_thousand_executions_is_completed_by_one_span() {
+    let mut random = random("a_trace_of_a_thousand_executions_is_completed_by_one_span");
+    let mut world = World::start(&mut random).await;
+    let mut story = Story::new(&mut random);
+    for number in 0..1_000 {
+        let run = story.send(code(&Caller::tool(), "python", "subprocess", number, number + 5).finished(true, 5));
+        let row = json!({"runtime": "subprocess", "language": "python", "duration_ms": 5, "success": true});
+        story.expect(&run, [Caller::tool().columns(), tenant(&story), row]);
+    }
+    world.send(&request(&story.sent)).await;
+    let agent = node(&story, &Caller::node(&story), 0, 2_000).completed(1);
+    story.send(agent);
+    world.kill_and_restart().await;
+    world.send(&request(&story.sent[1_000..])).await;
+    let wrong = crate::world::compare(&world.settle().await, [("one of a thousand", &story)]);
+    assert!(
+        wrong.is_empty(),
+        "{} rows are wrong: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(3)]
+    );
 }
