@@ -36,11 +36,11 @@ pub const fn scattered(name: &'static str, tell: fn(&mut Story)) -> Case {
 const RANDOM_ORDERS: usize = 12;
 
 /// One way in which the spans of one story arrive.
-struct Arrival {
-    name: String,
-    story: Story,
+pub struct Arrival {
+    pub name: String,
+    pub story: Story,
     /// What is sent together, in this order.
-    steps: Vec<Vec<Sent>>,
+    pub steps: Vec<Vec<Sent>>,
 }
 
 fn permutations(count: usize) -> Vec<Vec<usize>> {
@@ -59,6 +59,33 @@ fn permutations(count: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// All orders of so many spans; of more than four, some.
+fn orders(count: usize, random: &mut fastrand::Rng) -> Vec<Vec<usize>> {
+    if count <= 4 {
+        return permutations(count);
+    }
+    let orders = std::env::var("SPANLEDGER_CONTRACT_ORDERS");
+    let orders = orders.map_or(RANDOM_ORDERS, |orders| orders.parse().unwrap());
+    (0..orders).map(|_| shuffled(count, random)).collect()
+}
+
+/// One order of so many spans.
+pub fn shuffled(count: usize, random: &mut fastrand::Rng) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    random.shuffle(&mut order);
+    order
+}
+
+/// A story told once more, in requests of so many spans in this order.
+pub fn arrival(name: &str, story: Story, order: &[usize], size: usize) -> Arrival {
+    let spans: Vec<Sent> = order.iter().map(|at| story.sent[*at].clone()).collect();
+    Arrival {
+        name: format!("{name}, {order:?}, {size} in a request"),
+        story,
+        steps: spans.chunks(size).map(<[Sent]>::to_vec).collect(),
+    }
+}
+
 fn arrivals(case: &Case, random: &mut fastrand::Rng) -> Vec<Arrival> {
     let tell = |random: &mut fastrand::Rng| {
         let mut story = Story::new(random);
@@ -67,38 +94,11 @@ fn arrivals(case: &Case, random: &mut fastrand::Rng) -> Vec<Arrival> {
         story
     };
     let count = tell(&mut random.clone()).sent.len();
-    let orders: Vec<Vec<usize>> = if count <= 4 {
-        permutations(count)
-    } else {
-        let shuffled = |_| {
-            let mut order: Vec<usize> = (0..count).collect();
-            random.shuffle(&mut order);
-            order
-        };
-        let orders = std::env::var("SPANLEDGER_CONTRACT_ORDERS");
-        let orders = orders.map_or(RANDOM_ORDERS, |orders| orders.parse().unwrap());
-        (0..orders).map(shuffled).collect()
-    };
     let mut arrivals = Vec::new();
-    for order in orders {
-        for together in [true, false] {
-            let story = tell(random);
-            let spans: Vec<Sent> = order.iter().map(|at| story.sent[*at].clone()).collect();
-            let size = if together {
-                count
-            } else if count <= 4 {
-                1
-            } else {
-                random.usize(1..=3)
-            };
-            let steps = spans.chunks(size.max(1)).map(<[Sent]>::to_vec).collect();
-            let how = if together { "one request" } else { "one after the other" };
-            arrivals.push(Arrival {
-                name: format!("{}, {order:?}, {how}", case.name),
-                story,
-                steps,
-            });
-        }
+    for order in orders(count, random) {
+        let some = if count <= 4 { 1 } else { random.usize(1..=3) };
+        arrivals.push(arrival(case.name, tell(random), &order, count));
+        arrivals.push(arrival(case.name, tell(random), &order, some));
     }
     arrivals
 }
@@ -122,6 +122,32 @@ pub async fn check_through_two_sidecars(test: &str, cases: &[Case]) {
 
 async fn check_in(test: &str, cases: &[Case], mut world: World, mut random: fastrand::Rng, either: bool) {
     let arrivals: Vec<Arrival> = cases.iter().flat_map(|case| arrivals(case, &mut random)).collect();
+    deliver(&mut world, &arrivals, &mut random, either).await;
+    let found = world.settle().await;
+    let wrong = compare(
+        &found,
+        arrivals.iter().map(|arrival| (arrival.name.as_str(), &arrival.story)),
+    );
+    println!("{test}: {} stories in {} ways", cases.len(), arrivals.len());
+    if !wrong.is_empty() {
+        let mut by_case: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in &wrong {
+            let case = cases
+                .iter()
+                .find(|case| line.contains(case.name))
+                .map_or("?", |case| case.name);
+            *by_case.entry(case).or_default() += 1;
+        }
+        let some: Vec<&String> = by_case
+            .keys()
+            .flat_map(|case| wrong.iter().filter(|line| line.contains(*case)).take(3))
+            .collect();
+        panic!("{} rows are wrong: {by_case:#?}\n{some:#?}", wrong.len());
+    }
+}
+
+/// Sends everything, many stories at a time, with repetitions, and with the programs killed in between.
+pub async fn deliver(world: &mut World, arrivals: &[Arrival], random: &mut fastrand::Rng, either: bool) {
     let rounds = arrivals.iter().map(|arrival| arrival.steps.len()).max().unwrap_or(0);
     let mut earlier: Vec<&Sent> = Vec::new();
     for round in 0..rounds {
@@ -147,27 +173,6 @@ async fn check_in(test: &str, cases: &[Case], mut world: World, mut random: fast
         if round == 0 || round == 2 {
             world.kill_and_restart().await;
         }
-    }
-    let found = world.settle().await;
-    let wrong = compare(
-        &found,
-        arrivals.iter().map(|arrival| (arrival.name.as_str(), &arrival.story)),
-    );
-    println!("{test}: {} stories in {} ways", cases.len(), arrivals.len());
-    if !wrong.is_empty() {
-        let mut by_case: BTreeMap<&str, usize> = BTreeMap::new();
-        for line in &wrong {
-            let case = cases
-                .iter()
-                .find(|case| line.contains(case.name))
-                .map_or("?", |case| case.name);
-            *by_case.entry(case).or_default() += 1;
-        }
-        let some: Vec<&String> = by_case
-            .keys()
-            .flat_map(|case| wrong.iter().filter(|line| line.contains(*case)).take(3))
-            .collect();
-        panic!("{} rows are wrong: {by_case:#?}\n{some:#?}", wrong.len());
     }
 }
 

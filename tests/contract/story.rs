@@ -138,7 +138,8 @@ pub fn resource() -> Value {
 
 /// One story; the ids in it are its own.
 pub struct Story {
-    tag: String,
+    /// What makes its ids its own.
+    pub tag: String,
     /// When it begins.
     pub base_unix_ms: i64,
     /// Whether its spans share a trace, as inside an instrumented HTTP request, or have one each, as in a worker.
