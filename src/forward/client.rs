@@ -116,8 +116,8 @@ impl Client {
         Ok(())
     }
 
-    /// Sends `body`, which is encoded in `encoding`, and says what came of it.
-    pub(super) async fn send(&self, signal: Signal, encoding: Encoding, body: Bytes) -> Answer {
+    /// Sends `body`, which is encoded in `encoding` and given in pieces, and says what came of it.
+    pub(super) async fn send(&self, signal: Signal, encoding: Encoding, body: Vec<Bytes>) -> Answer {
         let deadline = Instant::now() + self.timeout;
         let mut outcome = self.exchange(signal, encoding, body.clone(), deadline).await;
         if matches!(outcome, Err(Failure::Disconnected(_))) {
@@ -136,7 +136,7 @@ impl Client {
         &self,
         signal: Signal,
         encoding: Encoding,
-        body: Bytes,
+        body: Vec<Bytes>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let request = self.request(signal, encoding, body);
@@ -154,19 +154,14 @@ impl Client {
         }
     }
 
-    fn request(&self, signal: Signal, encoding: Encoding, body: Bytes) -> Request<Outgoing> {
+    fn request(&self, signal: Signal, encoding: Encoding, body: Vec<Bytes>) -> Request<Outgoing> {
         const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-        let mut request = Request::new(match self.protocol {
-            Protocol::HttpProtobuf => Outgoing {
-                prefix: None,
-                body: Some(body),
-                is_sized: true,
-            },
-            Protocol::Grpc => Outgoing {
-                prefix: Some(grpc_prefix(encoding, &body)),
-                body: Some(body),
-                is_sized: false,
-            },
+        let length = body.iter().map(Bytes::len).sum();
+        let mut request = Request::new(Outgoing {
+            prefix: (self.protocol == Protocol::Grpc).then(|| grpc_prefix(encoding, length)),
+            pieces: body.into_iter(),
+            left: length as u64,
+            is_sized: self.protocol == Protocol::HttpProtobuf,
         });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uris[Signal::ALL.iter().position(|other| *other == signal).unwrap_or(0)].clone();
@@ -300,10 +295,10 @@ async fn read(mut body: Incoming, deadline: Instant) -> (Bytes, End) {
     }
 }
 
-fn grpc_prefix(encoding: Encoding, body: &Bytes) -> Bytes {
+fn grpc_prefix(encoding: Encoding, length: usize) -> Bytes {
     let mut prefix = BytesMut::with_capacity(GRPC_PREFIX);
     prefix.put_u8(u8::from(encoding != Encoding::Identity));
-    prefix.put_u32(u32::try_from(body.len()).unwrap_or(u32::MAX));
+    prefix.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     prefix.freeze()
 }
 
@@ -355,7 +350,9 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
 /// The body of a request: as it is, or behind gRPC's prefix.
 struct Outgoing {
     prefix: Option<Bytes>,
-    body: Option<Bytes>,
+    pieces: std::vec::IntoIter<Bytes>,
+    /// Bytes in the pieces that were not taken yet.
+    left: u64,
     /// HTTP tells the length in a header, gRPC in the prefix.
     is_sized: bool,
 }
@@ -365,20 +362,21 @@ impl Body for Outgoing {
     type Error = std::convert::Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let next = self
-            .prefix
-            .take()
-            .or_else(|| self.body.take().filter(|body| !body.is_empty()));
+        if let Some(prefix) = self.prefix.take() {
+            return Poll::Ready(Some(Ok(Frame::data(prefix))));
+        }
+        let next = self.pieces.find(|piece| !piece.is_empty());
+        self.left -= next.as_ref().map_or(0, |piece| piece.len() as u64);
         Poll::Ready(next.map(|data| Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.prefix.is_none() && self.body.as_ref().is_none_or(Bytes::is_empty)
+        self.prefix.is_none() && self.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.is_sized {
-            true => SizeHint::with_exact(self.body.as_ref().map_or(0, |body| body.len() as u64)),
+            true => SizeHint::with_exact(self.left),
             false => SizeHint::default(),
         }
     }
@@ -398,13 +396,7 @@ mod tests {
 
     #[test]
     fn the_prefix_of_a_grpc_message_tells_compression_and_length() {
-        assert_eq!(
-            grpc_prefix(Encoding::Identity, &Bytes::from_static(b"abc"))[..],
-            [0, 0, 0, 0, 3]
-        );
-        assert_eq!(
-            grpc_prefix(Encoding::Gzip, &Bytes::from(vec![0; 260]))[..],
-            [1, 0, 0, 1, 4]
-        );
+        assert_eq!(grpc_prefix(Encoding::Identity, 3)[..], [0, 0, 0, 0, 3]);
+        assert_eq!(grpc_prefix(Encoding::Gzip, 260)[..], [1, 0, 0, 1, 4]);
     }
 }

@@ -25,6 +25,12 @@ use crate::otlp::{DecodeError, Encoding, Signal, compress, decompress};
 /// No record decodes to more: the receiver refused anything over its own, smaller limit.
 const DECODED_LIMIT: usize = 1 << 30;
 
+/// Parts from this size on are sent as they are; smaller ones are copied together.
+const LARGE_PART: usize = 32 << 10;
+
+/// What small parts are copied together to.
+const PIECE: usize = 128 << 10;
+
 /// A refused parcel is divided into so many, until the culprit is alone.
 const DIVISION: usize = 4;
 
@@ -99,13 +105,12 @@ impl Parcel {
         !self.is_packed && self.encoding != Encoding::Identity && self.size > 32 << 10
     }
 
-    /// The body as it is sent.
-    pub(super) fn wire_body(&self) -> Bytes {
-        let joined = self.joined();
+    /// The body as it is sent, in pieces: large parts are not copied.
+    pub(super) fn wire_body(&self) -> Vec<Bytes> {
         if self.is_packed || self.encoding == Encoding::Identity {
-            joined
+            pieces(&self.parts)
         } else {
-            compress(self.encoding, &joined)
+            vec![compress(self.encoding, &self.joined())]
         }
     }
 
@@ -197,6 +202,34 @@ impl Parcel {
             history: History::default(),
         }
     }
+}
+
+/// The bodies of the parts, the small ones copied together: each piece becomes a write to the socket.
+fn pieces(parts: &[Part]) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    let mut small = BytesMut::new();
+    let mut left: usize = parts.iter().map(|part| part.body.len()).sum();
+    for Part { body, .. } in parts {
+        let is_small = body.len() < LARGE_PART;
+        if !small.is_empty() && (!is_small || small.len() + body.len() > small.capacity()) {
+            pieces.push(std::mem::take(&mut small).freeze());
+        }
+        if is_small && body.len() < left {
+            if small.is_empty() {
+                small.reserve(left.min(PIECE));
+            }
+            small.extend_from_slice(body);
+        } else if small.is_empty() {
+            pieces.push(body.clone());
+        } else {
+            small.extend_from_slice(body);
+        }
+        left -= body.len();
+    }
+    if !small.is_empty() {
+        pieces.push(small.freeze());
+    }
+    pieces
 }
 
 /// The fragments as parts. Each gets its share of the items: a fragment of metrics knows only its metrics, while data

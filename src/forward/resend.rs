@@ -59,7 +59,7 @@ impl Resender {
                 compress(encoding, &decoded)
             }
         };
-        let answer = self.client.send(signal, encoding, body).await;
+        let answer = self.client.send(signal, encoding, vec![body]).await;
         if answer.verdict == Verdict::Delivered {
             remove_refused(kept)?;
         }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -366,7 +367,7 @@ impl Run {
                 let body = parcel.wire_body();
                 (parcel, body)
             };
-            let (began, length) = (Instant::now(), body.len());
+            let (began, length) = (Instant::now(), body.iter().map(Bytes::len).sum());
             let answer = client.send(parcel.signal, parcel.encoding, body).await;
             counters.attempted(answer.verdict, began.elapsed());
             Returned {
