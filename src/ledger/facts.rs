@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::row::{Oddities, Source};
-use super::seen::{Kind, Seen};
+use super::seen::{self, Kind, Seen};
 use super::semantics;
 use crate::otlp::trace::{Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
@@ -258,6 +258,9 @@ impl Extractor {
             let mut resource_tenant = None;
             for scope_spans in resource_spans.scope_spans() {
                 for span in scope_spans.spans() {
+                    if !self.standalone && !seen::may_matter(&span) {
+                        continue;
+                    }
                     let Some(kind) = Seen::kind(&span) else { continue };
                     if kind.0 == Kind::Tool && !self.standalone {
                         continue;

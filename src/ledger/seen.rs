@@ -1,7 +1,7 @@
 //! One walk over the attributes of a span: whether it matters at all, and what of it.
 
 use crate::otlp::trace::Span;
-use crate::otlp::value::AnyValue;
+use crate::otlp::value::{AnyValue, Entry};
 use crate::rules::semantics::is_second_span;
 
 /// What a span is, before anything is copied out of it.
@@ -71,8 +71,8 @@ impl<'a> Seen<'a> {
     /// What `span` is to an execution, with the attributes that say so; `None` for the many that are nothing to one.
     pub(super) fn kind(span: &Span<'a>) -> Option<(Kind, Seen<'a>)> {
         let mut seen = Seen::default();
-        for (key, value) in span.attributes() {
-            seen.note(key.as_bytes(), value);
+        for entry in span.attributes().entries() {
+            seen.note(entry.key().as_bytes(), entry);
         }
         let name = span.name();
         let name = name.as_bytes();
@@ -121,7 +121,7 @@ impl<'a> Seen<'a> {
         }
     }
 
-    fn note(&mut self, key: &[u8], value: AnyValue<'a>) {
+    fn note(&mut self, key: &[u8], entry: Entry<'a>) {
         // The prefix first: most keys of most spans are none of ours.
         let place = match key {
             [b'c', b'o', b'd', b'e', b'.', rest @ ..] => match rest {
@@ -151,12 +151,12 @@ impl<'a> Seen<'a> {
                 }
                 _ => return,
             },
-            [b'e', b'2', b'b', b'.', rest @ ..] => return self.note_family("e2b", rest, value),
+            [b'e', b'2', b'b', b'.', rest @ ..] => return self.note_family("e2b", rest, entry),
             [b'w', b'a', b's', b'm', b'e', b'd', b'g', b'e', b'.', rest @ ..] => {
-                return self.note_family("wasmedge", rest, value);
+                return self.note_family("wasmedge", rest, entry);
             }
             [b'b', b'a', b'c', b'a', b'l', b'h', b'a', b'u', b'.', rest @ ..] => {
-                return self.note_family("bacalhau", rest, value);
+                return self.note_family("bacalhau", rest, entry);
             }
             b"workflow.execution_id" => &mut self.execution_id,
             b"workflow.id" => &mut self.workflow_id,
@@ -177,10 +177,10 @@ impl<'a> Seen<'a> {
             }
             _ => return,
         };
-        *place = Some(value);
+        *place = Some(entry.value());
     }
 
-    fn note_family(&mut self, name: &'static str, key: &[u8], value: AnyValue<'a>) {
+    fn note_family(&mut self, name: &'static str, key: &[u8], entry: Entry<'a>) {
         let place = match key {
             b"exit_code" => &mut self.family.exit_code,
             b"memory_mb" => &mut self.family.memory_mb,
@@ -196,8 +196,39 @@ impl<'a> Seen<'a> {
             }
             _ => return,
         };
-        *place = Some(value);
+        *place = Some(entry.value());
     }
+}
+
+/// Whether `span` may be something to an execution: most are not, and this says so without looking at any value. Tools
+/// are not looked for: they are something only where rows of their own are wanted.
+pub(super) fn may_matter(span: &Span<'_>) -> bool {
+    let name = span.name();
+    let name = name.as_bytes();
+    is_named(name) || span.attributes().entries().any(|entry| is_mark(entry.key().as_bytes()))
+}
+
+fn is_named(name: &[u8]) -> bool {
+    name == b"runtimeRouter.route"
+        || name.starts_with(b"node.execute.")
+        || name.starts_with(b"etlHook.")
+        || runtime_of(name).is_some()
+}
+
+/// The keys by which [`Seen::kind`] decides.
+fn is_mark(key: &[u8]) -> bool {
+    matches!(
+        key,
+        b"code.runtime"
+            | b"code.success"
+            | b"code.exit_code"
+            | b"code.duration_ms"
+            | b"node.status"
+            | b"node.attempts"
+            | b"e2b.runtime"
+            | b"wasmedge.runtime"
+            | b"bacalhau.runtime"
+    )
 }
 
 fn runtime_of(span_name: &[u8]) -> Option<&'static str> {
@@ -206,5 +237,56 @@ fn runtime_of(span_name: &[u8]) -> Option<&'static str> {
         b"wasmedge.execute" => Some("wasmedge"),
         b"bacalhau.execute" => Some("bacalhau"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::testing::{request, span};
+
+    #[test]
+    fn the_quick_look_and_the_thorough_one_agree_on_what_matters() {
+        let names = [
+            "code.execute",
+            "runtimeRouter.route",
+            "node.execute.action.code",
+            "etlHook.preIngest",
+            "e2b.execute",
+            "wasmedge.execute",
+            "bacalhau.execute",
+            "GET /",
+            "",
+        ];
+        let keys = [
+            "code.runtime",
+            "code.success",
+            "code.exit_code",
+            "code.duration_ms",
+            "code.language",
+            "code.function.name",
+            "node.status",
+            "node.attempts",
+            "node.attempt",
+            "node.id",
+            "e2b.runtime",
+            "e2b.exit_code",
+            "wasmedge.runtime",
+            "bacalhau.runtime",
+            "tool_id",
+            "exit_code",
+            "http.route",
+        ];
+        for name in names {
+            for key in keys {
+                for other in keys {
+                    let request = request([span(name).with(key, "x").with(other, 1)]);
+                    let resource = request.resource_spans().next().unwrap();
+                    let span = resource.scope_spans().next().unwrap().spans().next().unwrap();
+                    let matters = Seen::kind(&span).is_some_and(|(kind, _)| kind != Kind::Tool);
+                    assert_eq!(may_matter(&span), matters, "{name} {key} {other}");
+                }
+            }
+        }
     }
 }

@@ -28,6 +28,9 @@ const BATCH_RECORDS: usize = 2_048;
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
 const DECODED_LIMIT: usize = 1 << 30;
 
+/// How long the position may be behind records that had nothing for the ledger.
+const SAVE_EVERY: Duration = Duration::from_millis(250);
+
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
@@ -52,10 +55,12 @@ pub(super) async fn run<S: Store>(
         extractor,
         meters: Meters::new(),
         was_connected: false,
+        unsaved_since: None,
     };
     let mut wait = FIRST_WAIT;
     loop {
         stage.was_connected = false;
+        stage.unsaved_since = None;
         let Err(error) = stage.follow::<S>().await else { return };
         stage.meters.failed();
         status.set_degraded(error.to_string());
@@ -89,6 +94,9 @@ struct Stage<'a> {
     meters: Meters,
     /// Whether the database was there, whatever went wrong then.
     was_connected: bool,
+    /// Since when there are records behind the saved position. Those without anything for the ledger, which are most,
+    /// are worth no transaction of their own.
+    unsaved_since: Option<Instant>,
 }
 
 impl Stage<'_> {
@@ -119,17 +127,33 @@ impl Stage<'_> {
                     .await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
-            let records = match self.records(upkeep_due).await {
-                Ok(Some(records)) => records,
-                // Time for upkeep.
-                Ok(None) => continue,
-                Err(ReadError::Closed) => return Ok(()),
+            let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);
+            let (records, is_over) = match self
+                .records(save_due.map_or(upkeep_due, |due| due.min(upkeep_due)))
+                .await
+            {
+                Ok(Some(records)) => {
+                    let is_over = records.is_empty();
+                    (records, is_over)
+                }
+                // Time for upkeep, or for the position.
+                Ok(None) => (Vec::new(), false),
+                Err(ReadError::Closed) => (Vec::new(), true),
                 Err(error) => return Err(StoreError::Unavailable(error.to_string())),
             };
-            if records.is_empty() {
-                return Ok(());
-            }
             let facts = extract(&mut self.extractor, &self.meters, &records);
+            if !records.is_empty() {
+                self.unsaved_since.get_or_insert_with(Instant::now);
+            }
+            let is_due = self
+                .unsaved_since
+                .is_some_and(|since| is_over || since.elapsed() >= SAVE_EVERY);
+            if facts.is_empty() && !is_due {
+                if is_over {
+                    return Ok(());
+                }
+                continue;
+            }
             let position = self.reader.position();
             let began = Instant::now();
             let journal = position.journal.to_string();
@@ -146,12 +170,16 @@ impl Stage<'_> {
             };
             let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
             self.reader.passed(position);
+            self.unsaved_since = None;
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
+            if is_over {
+                return Ok(());
+            }
         }
     }
 
-    /// The next records; `None` when upkeep is due first; none at all when shutting down and everything is written.
-    async fn records(&mut self, upkeep_due: Instant) -> Result<Option<Vec<Record>>, ReadError> {
+    /// The next records; `None` when something else is due first; none at all when shutting down and everything is written.
+    async fn records(&mut self, due: Instant) -> Result<Option<Vec<Record>>, ReadError> {
         if self.shutdown.is_cancelled() {
             return self.reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS).map(Some);
         }
@@ -160,7 +188,7 @@ impl Stage<'_> {
             .while_waiting(self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS));
         tokio::select! {
             records = next => records.map(Some),
-            () = tokio::time::sleep_until(upkeep_due.into()) => Ok(None),
+            () = tokio::time::sleep_until(due.into()) => Ok(None),
             () = self.shutdown.cancelled() => Ok(None),
         }
     }
