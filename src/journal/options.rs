@@ -74,7 +74,7 @@ impl Options {
             dedup_max_entries: 262_144,
             readers: Vec::new(),
             may_skip: Vec::new(),
-            tail_bytes: 8 << 20,
+            tail_bytes: 16 << 20,
             free_disk_floor: 64 * MIB,
             segment_size: None,
         }
