@@ -137,13 +137,13 @@ impl<'a> Pass<'_, 'a> {
                 &mut self.bits.scope,
             );
         }
-        let scope_name = scope.scope_name();
-        for span in scope.spans() {
-            self.span(&span, scope_name, sink);
+        let scope = ScopeName::of(*scope);
+        for span in scope.spans.spans() {
+            self.span(&span, &scope, sink);
         }
     }
 
-    fn span(&mut self, span: &Span<'a>, scope_name: Text<'a>, sink: &mut impl FnMut(Observation<'_>)) {
+    fn span(&mut self, span: &Span<'a>, scope: &ScopeName<'a>, sink: &mut impl FnMut(Observation<'_>)) {
         let program = &self.matcher.program;
         let bits = &mut self.bits.span;
         bits.clone_from(&self.bits.scope);
@@ -162,7 +162,7 @@ impl<'a> Pass<'_, 'a> {
             slots: &self.slots,
             bits,
             span,
-            scope_name,
+            scope,
             outcomes: Default::default(),
             tool_outcome: Cell::new(None),
         };
@@ -210,13 +210,34 @@ fn is_awake(wake: Option<&[u64]>, bits: &[u64]) -> bool {
     wake.is_none_or(|wake| wake.iter().zip(bits).any(|(wake, on)| wake & on != 0))
 }
 
+/// The name of a scope, looked for when a rule asks: it may stand behind all of the spans.
+struct ScopeName<'a> {
+    spans: ScopeSpans<'a>,
+    found: Cell<Option<Text<'a>>>,
+}
+
+impl<'a> ScopeName<'a> {
+    fn of(spans: ScopeSpans<'a>) -> Self {
+        Self {
+            spans,
+            found: Cell::new(None),
+        }
+    }
+
+    fn get(&self) -> Text<'a> {
+        let name = self.found.get().unwrap_or_else(|| self.spans.scope_name());
+        self.found.set(Some(name));
+        name
+    }
+}
+
 /// A span with its attributes in slots.
 struct View<'v, 'a> {
     program: &'v Program,
     slots: &'v [AnyValue<'a>],
     bits: &'v [u64],
     span: &'v Span<'a>,
-    scope_name: Text<'a>,
+    scope: &'v ScopeName<'a>,
     outcomes: [Cell<Option<Outcome>>; Executor::ALL.len()],
     tool_outcome: Cell<Option<Outcome>>,
 }
@@ -266,7 +287,7 @@ impl<'a> View<'_, 'a> {
         };
         let text = match named {
             Named::SpanName => return Some(Datum::Text(self.span.name().as_bytes())),
-            Named::ScopeName => return Some(Datum::Text(self.scope_name.as_bytes())),
+            Named::ScopeName => return Some(Datum::Text(self.scope.get().as_bytes())),
             Named::ToolId => return self.tool_id(),
             Named::ExecutionSpan => return Some(Datum::Bool(self.is_execution_span())),
             Named::ToolSpan => return Some(Datum::Bool(self.is_tool_span())),

@@ -9,6 +9,9 @@ pub fn signal_name(text: &str) -> &str {
 /// The name of a signal, if the text is one of its usual spellings.
 pub fn known_signal(text: &str) -> Option<&'static str> {
     let text = text.trim();
+    if text.is_empty() {
+        return None;
+    }
     let text = text.strip_suffix("(core dumped)").map_or(text, str::trim_end);
     let bare = ["signal: ", "signal "]
         .iter()
@@ -16,7 +19,7 @@ pub fn known_signal(text: &str) -> Option<&'static str> {
     let bare = bare.unwrap_or(text);
     let number = bare.parse::<u8>().ok();
     let means = |(signal, name, description): &&(u8, &'static str, &str)| {
-        let short = name.trim_start_matches("SIG");
+        let short = name.strip_prefix("SIG").unwrap_or(name);
         [*name, short, *description]
             .iter()
             .any(|word| word.eq_ignore_ascii_case(bare))
