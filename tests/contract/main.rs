@@ -17,6 +17,7 @@ mod common;
 mod executors;
 mod foreign_keys;
 mod ladders;
+mod limits;
 mod messy;
 mod metrics;
 mod orders;

@@ -1051,6 +1051,42 @@ async fn further_series_fold_into_one_with_the_single_label_of_overflow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_series_began_when_it_began_also_after_a_kill() {
+    let setup = Setup::new();
+    let mut program = setup.start().await;
+    let mut random = random("a_series_began_when_it_began_also_after_a_kill");
+    let table = everything(&mut random);
+    Sender::to(&program)
+        .await
+        .accepted(Route::Grpc, &request(&table.story.sent))
+        .await;
+    let expected = table.expected();
+    let counted = |scrape: &Scrape| {
+        let wrong = scrape.derived().difference(&expected);
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join("\n"))
+        }
+    };
+    program.scrape_until("everything is counted", counted).await;
+    let created = |text: &str| -> BTreeMap<Series, f64> {
+        let all = Scrape::parse(text).derived().0;
+        all.into_iter()
+            .filter(|(series, _)| series.name.ends_with("_created"))
+            .collect()
+    };
+    let accept = "application/openmetrics-text; version=1.0.0";
+    let before = created(&exposition(&program, accept).await.1);
+    assert!(!before.is_empty());
+    program.kill();
+    program = setup.start().await;
+    let (_, text) = exposition(&program, accept).await;
+    assert_eq!(created(&text), before);
+    openmetrics_is_right(&text, &table, &expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn labels_of_the_resource_and_fixed_ones_stand_beside_the_others() {
     let labels = json!(["service.name", "deployment.environment", "k8s.namespace.name"]);
     let setup = Setup::new()
