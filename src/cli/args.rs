@@ -38,6 +38,15 @@ pub enum Command {
         #[arg(long)]
         rules: bool,
     },
+    /// Tell what would happen to a span, and why: metrics, rows, rules for what leaves
+    Explain {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// A file with OTLP/JSON: a trace request, or a single span
+        #[arg(long, value_name = "FILE")]
+        span: PathBuf,
+    },
     /// Exit 0 when the program at the endpoint is ready
     Healthcheck {
         /// Where the configuration comes from.

@@ -1,6 +1,6 @@
 //! What each command does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use super::args::{
     RunArgs,
 };
 use super::demo_guard::{self, DemoEnvironment};
-use super::{dashboards, healthcheck, journal_report, refused};
+use super::{dashboards, explain, healthcheck, journal_report, refused};
 use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
 use crate::config::expand::{Environment, ProcessEnvironment};
 use crate::config::{Layer, Mistakes, render};
@@ -39,6 +39,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo(&args),
         Command::Validate(args) => validate(&args),
         Command::PrintConfig { config, rules } => print_config(&config, rules),
+        Command::Explain { config, span } => explain_span(&config, &span),
         Command::Healthcheck { config, endpoint } => check_health(&config, endpoint),
         Command::Migrate(args) => migrate(&args),
         Command::Journal { command } => journal(&command),
@@ -156,6 +157,12 @@ fn print_config(args: &ConfigArgs, rules: bool) -> anyhow::Result<ExitCode> {
         false => render::effective(&loaded.records),
     };
     say(text.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain_span(args: &ConfigArgs, span: &Path) -> anyhow::Result<ExitCode> {
+    let settings = load(args, &ProcessEnvironment)?.settings;
+    say(explain::explain(&settings, span)?.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 

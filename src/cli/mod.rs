@@ -4,6 +4,7 @@ pub mod args;
 pub mod commands;
 mod dashboards;
 mod demo_guard;
+mod explain;
 mod healthcheck;
 mod journal_report;
 mod refused;

@@ -2,9 +2,7 @@
 //!
 //! # Invariants
 //!
-//! * Edits are in the order of the body and do not overlap. A message with an edit in it has one for its own length,
-//!   which stands before it.
-//! * If there is no edit, nothing is copied. Nothing is allocated per span.
+//! * Nothing is allocated per span, and nothing is copied if there is no edit.
 //! * What a table of OTLP's messages ([`crate::otlp::schema`]) names is looked into, whatever the signal; what it does
 //!   not name is copied.
 
@@ -17,10 +15,11 @@ use super::hash::DIGEST;
 use super::policy::{Outcome, Policy, Workspace};
 use super::sampling::{Sampled, decide, stamp};
 use super::spans::Slots;
+use super::splice::Edits;
 use crate::otlp::schema::{self, Kind, Message, Role};
 use crate::otlp::value::{Attributes, Entry};
 use crate::otlp::wire::{
-    self, Broken, Cursor, Fault, MAX_DEPTH, WireType, delimited, put_bytes, put_header, put_varint, varint_len,
+    self, Broken, Cursor, Fault, MAX_DEPTH, WireType, delimited, put_bytes, put_header, put_varint,
 };
 use crate::otlp::{AnyValue, Signal, Span};
 use crate::redact::Sweep;
@@ -35,124 +34,6 @@ const ATTRIBUTES: u8 = 1;
 
 /// `tracestate` of a span.
 pub(super) const TRACE_STATE: u32 = 3;
-
-/// What stands instead of some bytes.
-#[derive(Debug, Clone)]
-enum New {
-    /// So much of the scratch buffer.
-    Scratch(Range<usize>),
-    /// This length, as a varint.
-    Length(usize),
-}
-
-#[derive(Debug)]
-struct Edit {
-    /// Which bytes of the body.
-    at: Range<usize>,
-    new: New,
-}
-
-/// The changes to one request.
-#[derive(Debug, Default)]
-pub(super) struct Edits {
-    edits: Vec<Edit>,
-    scratch: Vec<u8>,
-    /// By how much the result is longer than the body.
-    growth: isize,
-    /// A text without its secrets.
-    text: Vec<u8>,
-}
-
-/// A message that is being walked through.
-struct Open {
-    /// The edit of its length.
-    slot: usize,
-    /// What [`Edits::growth`] was before it.
-    growth: isize,
-    length: usize,
-    length_at: Range<usize>,
-}
-
-impl Edits {
-    fn begin(&mut self) {
-        self.edits.clear();
-        self.scratch.clear();
-        self.growth = 0;
-    }
-
-    fn enter(&mut self, length_at: Range<usize>, length: usize) -> Open {
-        let open = Open {
-            slot: self.edits.len(),
-            growth: self.growth,
-            length,
-            length_at: length_at.clone(),
-        };
-        self.edits.push(Edit {
-            at: length_at,
-            new: New::Length(length),
-        });
-        open
-    }
-
-    fn leave(&mut self, open: Open) {
-        if self.edits.len() == open.slot + 1 {
-            self.edits.pop();
-            return;
-        }
-        let length = open.length.saturating_add_signed(self.growth - open.growth);
-        self.growth += varint_len(length as u64) as isize - open.length_at.len() as isize;
-        if let Some(edit) = self.edits.get_mut(open.slot) {
-            edit.new = New::Length(length);
-        }
-    }
-
-    /// The message goes as a whole, and with it all edits in it.
-    fn collapse(&mut self, open: &Open, whole: Range<usize>) {
-        self.edits.truncate(open.slot);
-        self.growth = open.growth;
-        self.remove(whole);
-    }
-
-    fn remove(&mut self, at: Range<usize>) {
-        self.growth -= at.len() as isize;
-        // Spans that go are often neighbours.
-        if let Some(last) = self.edits.last_mut()
-            && let New::Scratch(nothing) = &last.new
-            && nothing.is_empty()
-            && last.at.end == at.start
-        {
-            last.at.end = at.end;
-            return;
-        }
-        let new = New::Scratch(0..0);
-        self.edits.push(Edit { at, new });
-    }
-
-    fn replace(&mut self, at: Range<usize>, write: impl FnOnce(&mut Vec<u8>)) {
-        let begin = self.scratch.len();
-        write(&mut self.scratch);
-        let new = begin..self.scratch.len();
-        self.growth += new.len() as isize - at.len() as isize;
-        let new = New::Scratch(new);
-        self.edits.push(Edit { at, new });
-    }
-
-    /// The body with all changes.
-    fn write(&self, body: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(body.len().saturating_add_signed(self.growth));
-        let mut copied = 0;
-        for edit in &self.edits {
-            out.extend_from_slice(body.get(copied..edit.at.start).unwrap_or_default());
-            match &edit.new {
-                New::Scratch(new) => out.extend_from_slice(self.scratch.get(new.clone()).unwrap_or_default()),
-                New::Length(length) => put_varint(&mut out, *length as u64),
-            }
-            copied = edit.at.end;
-        }
-        out.extend_from_slice(body.get(copied..).unwrap_or_default());
-        Bytes::from(out)
-    }
-}
 
 /// See [`Policy::apply`].
 pub(super) fn apply(
@@ -171,6 +52,7 @@ pub(super) fn apply(
         policy,
         edits: &mut workspace.edits,
         tally: &mut workspace.tally,
+        cleaned: Vec::new(),
         body,
         sweep: policy.patterns.sweep(body),
         chooses_spans: signal == Signal::Traces && policy.chooses_spans(),
@@ -184,7 +66,7 @@ pub(super) fn apply(
     if dropped > 0 && left == 0 {
         return Ok(Outcome::Nothing);
     }
-    Ok(match workspace.edits.edits.is_empty() {
+    Ok(match workspace.edits.is_empty() {
         true => Outcome::Unchanged,
         false => Outcome::Changed {
             body: workspace.edits.write(body),
@@ -198,6 +80,8 @@ struct Walk<'w, 'a> {
     policy: &'w Policy,
     edits: &'w mut Edits,
     tally: &'w mut Vec<u64>,
+    /// A text without its secrets.
+    cleaned: Vec<u8>,
     body: &'a [u8],
     sweep: Sweep<'w>,
     chooses_spans: bool,
@@ -622,7 +506,7 @@ impl<'a> Walk<'_, 'a> {
     fn text(&mut self, nested: &Nested<'a>, is_value: bool, is_bytes: bool) {
         let limit = if is_value { self.policy.truncate } else { usize::MAX };
         let original = nested.inner.rest();
-        let mut cleaned = std::mem::take(&mut self.edits.text);
+        let mut cleaned = std::mem::take(&mut self.cleaned);
         cleaned.clear();
         let (tally, first) = (&mut *self.tally, self.policy.redact_rule);
         let has_secrets = self.sweep.may_match(nested.contents.clone())
@@ -645,7 +529,7 @@ impl<'a> Walk<'_, 'a> {
                 out.extend_from_slice(&text[..end]);
             });
         }
-        self.edits.text = cleaned;
+        self.cleaned = cleaned;
     }
 }
 

@@ -30,6 +30,8 @@ mod options;
 mod policy;
 mod sampling;
 mod spans;
+mod splice;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -37,3 +39,4 @@ pub use glob::Glob;
 pub use options::{EgressOptions, KeepRule, Secret, SpanCondition, SpanRule};
 pub use policy::{EgressError, Outcome, Policy, RuleInfo, Workspace};
 pub use sampling::Threshold;
+pub use tail::{Decided, Tail};

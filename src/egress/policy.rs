@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::attributes::AttributeRules;
-use super::edit::{self, Edits, TRACE_STATE};
+use super::edit::{self, TRACE_STATE};
 use super::glob::KeySet;
 use super::hash::Hasher;
 use super::options::EgressOptions;
 use super::sampling::{Threshold, stamp};
 use super::spans::SpanRules;
+use super::splice::Edits;
+use super::tail::TailRules;
 use crate::otlp::Signal;
 use crate::otlp::wire::{Broken, put_bytes};
 use crate::redact::{PatternError, Patterns};
@@ -100,6 +102,8 @@ pub struct Policy {
     pub(super) state: Vec<u8>,
     /// The rule that counts what `threshold` leaves out.
     pub(super) ratio_rule: usize,
+    /// If `sample.keep` decides over whole traces.
+    pub(super) tail: Option<TailRules>,
     pub(super) attributes: AttributeRules,
     pub(super) hasher: Hasher,
     pub(super) patterns: Patterns,
@@ -135,6 +139,20 @@ pub struct Workspace {
     pub(super) tally: Vec<u64>,
 }
 
+impl Workspace {
+    /// Makes room for the counts of so many rules.
+    pub(super) fn grow(&mut self, rules: usize) {
+        self.tally.resize(rules, 0);
+    }
+
+    /// A rule did something so many times.
+    pub(super) fn add(&mut self, rule: usize, many: u64) {
+        if let Some(count) = self.tally.get_mut(rule) {
+            *count += many;
+        }
+    }
+}
+
 impl Policy {
     /// Compiles rules.
     pub fn compile(options: &EgressOptions) -> Result<Policy, EgressError> {
@@ -152,6 +170,15 @@ impl Policy {
             ),
             false => usize::MAX,
         };
+        let first_keep = rules.0.len();
+        for (index, rule) in options.keep.iter().enumerate() {
+            rules.add(format!("sample.keep[{index}]"), &rule.says(), Counts::TracesKept);
+        }
+        let tail = (!options.keep.is_empty()).then(|| {
+            let says = format!("{} bytes", options.memory);
+            let early = rules.add("sample.memory".into(), &says, Counts::TracesEarly);
+            TailRules::compile(&options.keep, first_keep, options.wait, options.memory, early)
+        });
         let mut attributes = AttributeRules::default();
         for (index, key) in options.remove_attributes.iter().enumerate() {
             let rule = rules.add(format!("remove_attributes[{index}]"), key, Counts::Values);
@@ -192,6 +219,7 @@ impl Policy {
             threshold: options.ratio,
             state,
             ratio_rule,
+            tail,
             attributes,
             hasher: Hasher::new(&options.hash_key),
             patterns: Patterns::compile(&options.redact)?,
@@ -242,9 +270,14 @@ impl Policy {
         self.edits_texts() || !self.set_resource.is_empty() || (signal == Signal::Traces && self.chooses_spans())
     }
 
-    /// Whether spans may be left out.
+    /// Whether spans are chosen by [`Tail`](super::Tail), which sees them before this policy is applied.
+    pub fn decides_over_traces(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Whether spans may be left out, each by itself.
     pub(super) fn chooses_spans(&self) -> bool {
-        !self.drop.is_empty() || self.threshold != Threshold::ALWAYS
+        self.tail.is_none() && (!self.drop.is_empty() || self.threshold != Threshold::ALWAYS)
     }
 
     /// Whether anything within an item may change.
@@ -258,7 +291,7 @@ impl Policy {
     ///
     /// The bytes are not what was checked. They must not leave.
     pub fn apply(&self, signal: Signal, body: &Bytes, workspace: &mut Workspace) -> Result<Outcome, Broken> {
-        workspace.tally.resize(self.rules.len(), 0);
+        workspace.grow(self.rules.len());
         edit::apply(self, signal, body, workspace)
     }
 }

@@ -105,7 +105,6 @@ impl SpanRules {
         self.rules.iter().position(speaks)
     }
 
-    #[expect(dead_code, reason = "decisions over whole traces will ask")]
     /// Whether the span failed: by its status or `error.type`, or as an execution or tool call.
     pub(super) fn is_failed(&self, span: &Span<'_>, slots: &Slots<'_>) -> bool {
         let status = SpanStatus::from_code(span.status_code());

@@ -4,6 +4,7 @@ mod differential;
 mod rules;
 mod secrets;
 mod share;
+mod tail;
 
 use bytes::Bytes;
 

@@ -17,7 +17,7 @@
 //!
 //! # How it is built
 //!
-//! The decisions are sans-io and tested as such: `retry` (when), `answer` (what an answer means), `parcel` and
+//! `leaving` applies the rules for what leaves. The decisions are sans-io and tested as such: `retry` (when), `answer` (what an answer means), `parcel` and
 //! `split` (what goes into a request), `gate` and `lane` (what is sent next), `window` (how far the position may
 //! move). `client` sends one request; `run` connects all of them with the journal.
 
@@ -27,6 +27,7 @@ mod counters;
 mod endpoint;
 mod gate;
 mod lane;
+mod leaving;
 mod options;
 mod parcel;
 mod refused;

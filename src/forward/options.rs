@@ -280,7 +280,12 @@ impl ExporterOptions {
     pub fn memory_bound(&self) -> usize {
         let under_way = 2 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
         // What waits, and the batch that was read when there was still room.
-        under_way + (super::READ_AHEAD + 1) * self.max_request_size
+        let waiting = if self.egress.keep.is_empty() {
+            0
+        } else {
+            self.egress.memory
+        };
+        under_way + (super::READ_AHEAD + 1) * self.max_request_size + waiting
     }
 
     /// What to do with a body that came in `received`: the encoding it is sent in.

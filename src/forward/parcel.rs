@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::ExporterOptions;
 use super::split::{Cut, Fragment, split};
-use crate::egress::{self, Policy, Workspace};
+use crate::egress::{self, Decided, Policy, Workspace};
 use crate::journal::Record;
 use crate::otlp::wire::Broken;
 use crate::otlp::{DecodeError, Encoding, Signal, compress, decompress};
@@ -180,6 +180,17 @@ impl Parcel {
         }
     }
 
+    /// Traces that waited and could not be understood, to be set aside as they are.
+    pub(super) fn decided(decided: &Decided) -> Parcel {
+        let part = Part {
+            sequence: decided.sequence,
+            received_at: decided.received_at,
+            items: decided.spans,
+            body: decided.body.clone(),
+        };
+        Parcel::single(Signal::Traces, Encoding::Identity, part)
+    }
+
     /// The encoding of the parts' bodies.
     pub(super) fn held_encoding(&self) -> Encoding {
         if self.is_packed {
@@ -278,7 +289,7 @@ pub(super) enum LoadError {
 impl Load {
     /// Whether [`Load::of`] takes long enough to keep it from the threads that serve sockets.
     pub(super) fn is_costly(record: &Record, options: &ExporterOptions, policy: &Policy, limit: usize) -> bool {
-        if policy.is_for(record.signal) {
+        if policy.is_for(record.signal) || (policy.decides_over_traces() && record.signal == Signal::Traces) {
             return record.encoding != Encoding::Identity || record.body.len() > 32 << 10;
         }
         record.encoding != Encoding::Identity
@@ -321,6 +332,34 @@ impl Load {
         Ok(Load::plain(record, options, decoded(record)?, record.items))
     }
 
+    /// What is sent of traces that waited.
+    pub(super) fn decided(
+        decided: &Decided,
+        encoding: Encoding,
+        policy: &Policy,
+        workspace: &mut Workspace,
+    ) -> Result<Load, LoadError> {
+        let part = |body| Part {
+            sequence: decided.sequence,
+            received_at: decided.received_at,
+            items: decided.spans,
+            body,
+        };
+        let body = match policy.apply(Signal::Traces, &decided.body, workspace) {
+            Ok(egress::Outcome::Unchanged) => decided.body.clone(),
+            Ok(egress::Outcome::Changed { body, .. }) => body,
+            Ok(egress::Outcome::Nothing) => Bytes::new(),
+            Err(broken) => return Err(LoadError::Unreadable(broken)),
+        };
+        Ok(Load {
+            signal: Signal::Traces,
+            encoding,
+            is_packed: false,
+            size: body.len(),
+            part: part(body),
+        })
+    }
+
     /// An uncompressed body that stands for a record.
     fn plain(record: &Record, options: &ExporterOptions, body: Bytes, items: u32) -> Load {
         Load {
@@ -339,7 +378,7 @@ impl Load {
 }
 
 /// The body without its content encoding.
-fn decoded(record: &Record) -> Result<Bytes, DecodeError> {
+pub(super) fn decoded(record: &Record) -> Result<Bytes, DecodeError> {
     match record.decoded() {
         Some(decoded) => Ok(decoded.clone()),
         None => decompress(record.encoding, &record.body, DECODED_LIMIT),

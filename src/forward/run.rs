@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{Answer, Verdict};
 use super::client::Client;
 use super::lane::{Lane, Outcome, Ticket};
+use super::leaving::{Leaving, Loaded};
 use super::parcel::{Load, Parcel};
 use super::refused::{Refused, RefusedStore};
 use super::report::Report;
 use super::window::Window;
 use super::{ExporterOptions, ForwardError, MAX_BYTES_IN_FLIGHT, READ_AHEAD, SAVE_EVERY};
-use crate::egress::{Policy, Workspace};
+use crate::egress::Policy;
 use crate::failpoint::{self, Point};
 use crate::journal::{JournalId, Position, ReadError, Reader, Record, load_position, save_position};
 use crate::otlp::Signal;
@@ -33,6 +34,9 @@ use crate::telemetry::{Heartbeat, StageStatus};
 /// Records between the position and the last one read. While one request cannot be delivered, so many others may
 /// overtake it (and would be sent again after a crash).
 const MOST_AHEAD: usize = 65_536;
+
+/// The same while traces wait to be decided: their records, and all that came since, lie in between.
+const MOST_AHEAD_WAITING: usize = 262_144;
 
 /// Records read at once.
 const BATCH: usize = 1024;
@@ -155,7 +159,8 @@ struct Run {
     reader: Reader,
     client: Arc<Client>,
     policy: Arc<Policy>,
-    workspace: Workspace,
+    /// Lent to a thread while it loads.
+    leaving: Leaving,
     refused: Arc<Mutex<RefusedStore>>,
     report: Report,
     /// In the order of [`Signal::ALL`].
@@ -200,14 +205,15 @@ impl Run {
             setup,
             reader,
             client,
+            leaving: Leaving::new(&policy),
             policy,
-            workspace: Workspace::default(),
             report,
         }
     }
 
     /// One turn of the loop: sends what may be sent, then waits for the next thing to happen. False at the end.
     async fn step(&mut self, shutdown: &CancellationToken, heartbeat: &Heartbeat) -> bool {
+        self.decide().await;
         let now = Instant::now();
         if let Some(deadline) = self.deadline {
             self.read_the_rest().await;
@@ -255,7 +261,17 @@ impl Run {
             .map(Instant::from_std);
         let saving = (self.saving.is_none() && self.window.position() > self.saved).then_some(self.save_at);
         // What is due already waits for something else: for room among what is under way, or for what is being saved.
-        let mine = [saving, self.deadline, Some(self.read_at)].into_iter().flatten();
+        let decision = self
+            .leaving
+            .due()
+            .filter(|_| self.reader.is_caught_up() && self.has_room())
+            .map(|due| {
+                // At least a moment, so that a clock that is set back is not asked in a circle.
+                now + Duration::from_nanos(due.saturating_sub(unix_nanos())).max(Duration::from_millis(1))
+            });
+        let mine = [saving, self.deadline, Some(self.read_at), decision]
+            .into_iter()
+            .flatten();
         lanes.chain(mine).filter(|moment| *moment > now).min()
     }
 
@@ -263,7 +279,14 @@ impl Run {
     /// the others go on until what it holds takes all the room.
     fn has_room(&self) -> bool {
         let held: usize = self.lanes.iter().map(Lane::held).sum();
-        self.window.len() < MOST_AHEAD && held < READ_AHEAD * self.options.max_request_size
+        self.window.len() < self.most_ahead() && held < READ_AHEAD * self.options.max_request_size
+    }
+
+    fn most_ahead(&self) -> usize {
+        match self.policy.decides_over_traces() {
+            true => MOST_AHEAD_WAITING,
+            false => MOST_AHEAD,
+        }
     }
 
     // ----- from the journal
@@ -293,22 +316,13 @@ impl Run {
         let is_costly = records
             .iter()
             .any(|record| Load::is_costly(record, &self.options, &self.policy, limit));
-        let (options, policy) = (Arc::clone(&self.options), Arc::clone(&self.policy));
-        let mut workspace = std::mem::take(&mut self.workspace);
-        let prepare = move || {
-            let load = |record: Record| (Load::of(&record, &options, &policy, &mut workspace, limit), record);
-            let prepared: Vec<_> = records.into_iter().map(load).collect();
-            (prepared, workspace)
-        };
-        let (prepared, workspace) = match is_costly {
-            true => tokio::task::spawn_blocking(prepare)
-                .await
-                .unwrap_or_else(|panic| rethrow(panic)),
-            false => prepare(),
-        };
-        self.workspace = workspace;
-        self.report.applied(&self.policy, &mut self.workspace);
-        for (load, record) in prepared {
+        let loaded = self
+            .lend(is_costly, move |leaving, options| {
+                let load = |record: Record| (leaving.load(&record, options, limit), record);
+                records.into_iter().map(load).collect::<Vec<_>>()
+            })
+            .await;
+        for (loaded, record) in loaded {
             let sequence = record.sequence;
             if !self.options.signals.contains(&record.signal) {
                 self.report.skipped();
@@ -316,8 +330,9 @@ impl Run {
                 continue;
             }
             let lane = self.lane(record.signal);
-            let pieces = match load {
-                Ok(load) => lane.push(load),
+            let pieces = match loaded {
+                Ok(Loaded::Now(load)) => lane.push(load),
+                Ok(Loaded::Later(begins)) => usize::from(begins),
                 Err(error) => {
                     lane.set_aside(Parcel::as_received(&record), error.to_string());
                     1
@@ -326,6 +341,64 @@ impl Run {
             self.window.add(sequence, pieces);
         }
         self.window.read_up_to(self.reader.position().next);
+    }
+
+    /// Lets a thread work with what is [`Leaving`], one that serves sockets only if it takes no time.
+    async fn lend<T: Send + 'static>(
+        &mut self,
+        is_costly: bool,
+        work: impl FnOnce(&mut Leaving, &ExporterOptions) -> T + Send + 'static,
+    ) -> T {
+        let options = Arc::clone(&self.options);
+        let mut leaving = self.leaving.lend();
+        let work = move || {
+            let done = work(&mut leaving, &options);
+            (leaving, done)
+        };
+        let (leaving, done) = match is_costly {
+            true => tokio::task::spawn_blocking(work)
+                .await
+                .unwrap_or_else(|panic| rethrow(panic)),
+            false => work(),
+        };
+        self.leaving = leaving;
+        self.report.applied(&self.policy, self.leaving.workspace());
+        done
+    }
+
+    // ----- traces that wait to be decided
+
+    /// Sends on what is decided now: the traces whose time is over, and those for which there is no more room.
+    async fn decide(&mut self) {
+        if !self.leaving.waits() {
+            return;
+        }
+        let now = self.reader.is_caught_up().then(unix_nanos);
+        let is_urgent = self.window.len() >= self.most_ahead();
+        while self.leaving.is_due(now, is_urgent) && (is_urgent || self.has_room()) {
+            let bytes = self.options.max_request_size;
+            let decided = self
+                .lend(true, move |leaving, options| {
+                    leaving.decide(now, is_urgent, bytes, options)
+                })
+                .await;
+            for (sequence, load) in decided {
+                let pieces = match load {
+                    Ok(load) => self.lane(Signal::Traces).push(load),
+                    Err((parcel, reason)) => {
+                        self.lane(Signal::Traces).set_aside(parcel, reason);
+                        1
+                    }
+                };
+                match pieces {
+                    0 => self.window.done(sequence),
+                    pieces => self.window.divided(sequence, pieces),
+                }
+            }
+            if is_urgent {
+                break;
+            }
+        }
     }
 
     fn lane(&mut self, signal: Signal) -> &mut Lane {
@@ -524,6 +597,11 @@ fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel) -> std::io::Result<u64> {
         body: &parcel.joined(),
     };
     store.lock().unwrap_or_else(PoisonError::into_inner).keep(&refused)
+}
+
+fn unix_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn signal_index(signal: Signal) -> usize {

@@ -1,8 +1,11 @@
 //! The keys of an exporter that say what leaves: `drop_spans`, `sample`, `redact`, ...
 
+use std::time::Duration;
+
+use super::exporters::size;
 use crate::config::yaml::Value;
 use crate::config::{ByteSize, Node, Section, Setting};
-use crate::egress::{EgressOptions, Glob, Secret, SpanCondition, SpanRule, Threshold};
+use crate::egress::{EgressOptions, Glob, KeepRule, Secret, SpanCondition, SpanRule, Threshold};
 use crate::redact::Patterns;
 use crate::rules::semantics::span_kind;
 
@@ -15,16 +18,35 @@ pub(super) fn bind(section: &Section<'_>) -> EgressOptions {
         "list",
         |node| each(node, span_rule),
     );
-    let ratio = section.section(
+    let (ratio, keep, wait, memory) = section.section(
         "sample",
         "Which traces are forwarded. Metrics and rows are made of all of them.",
         |sample| {
-            sample.parsed(
+            let ratio = sample.parsed(
                 "ratio",
                 "1",
                 "The share of traces, by trace id.",
                 "number 0 to 1",
                 ratio,
+            );
+            let keep = sample.parsed(
+                "keep",
+                "[]",
+                "Traces that are forwarded in any case: errors, slower_than: 5s, or as drop_spans.",
+                "list",
+                |node| each(node, keep_rule),
+            );
+            let wait = sample.get("wait", "30s", "How long a trace is waited for; only with keep.");
+            (
+                ratio,
+                keep,
+                wait,
+                size(
+                    sample,
+                    "memory",
+                    "64MiB",
+                    "For traces that wait; over it they are decided early.",
+                ),
             )
         },
     );
@@ -32,6 +54,9 @@ pub(super) fn bind(section: &Section<'_>) -> EgressOptions {
     EgressOptions {
         drop_spans,
         ratio,
+        keep,
+        wait,
+        memory,
         remove_attributes: keys(
             "remove_attributes",
             "Keys that are removed everywhere; * stands for any characters.",
@@ -59,7 +84,6 @@ pub(super) fn bind(section: &Section<'_>) -> EgressOptions {
             "{}",
             "Attributes of resources that have no value for them.",
         ),
-        ..EgressOptions::default()
     }
 }
 
@@ -91,6 +115,20 @@ fn ratio(node: &Node) -> Result<Threshold, String> {
     let text = String::from_node(node)?;
     let ratio = text.parse().map_err(|_| expected())?;
     Threshold::from_ratio(ratio).ok_or_else(expected)
+}
+
+fn keep_rule(node: &Node) -> Result<KeepRule, String> {
+    match &node.value {
+        Value::Scalar { text, .. } if text == "errors" => Ok(KeepRule::Errors),
+        Value::Scalar { text, .. } => Err(format!(
+            "expected errors, slower_than: DURATION, or a condition on spans, got `{text}`"
+        )),
+        Value::Mapping(entries) => match entries.as_slice() {
+            [only] if only.key == "slower_than" => Duration::from_node(&only.value).map(KeepRule::SlowerThan),
+            _ => span_rule(node).map(KeepRule::Spans),
+        },
+        _ => span_rule(node).map(KeepRule::Spans),
+    }
 }
 
 fn span_rule(node: &Node) -> Result<SpanRule, String> {

@@ -117,7 +117,7 @@ fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
 fn rules_for_what_leaves_are_read_as_they_are_written() {
     let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    hash_key: s3cr3t\n    truncate: 4KiB\n\
         \x20   drop_spans:\n      - health_checks\n      - {name: [GET *, HEAD *], kind: server, resource: {service.name: x}}\n\
-        \x20   sample: {ratio: 0.1}\n\
+        \x20   sample: {ratio: 0.1, keep: [errors, slower_than: 5s, {attribute: keep.me}], wait: 5s}\n\
         \x20   redact: [builtin:email, 'x+']\n    set_resource: {service.name: mine}\n";
     let loaded = loaded(text).unwrap();
     assert!(!render::effective(&loaded.records).contains("s3cr3t"));
@@ -128,7 +128,9 @@ fn rules_for_what_leaves_are_read_as_they_are_written() {
     );
     assert_eq!(rules.drop_spans[1].any_of[0].names.len(), 2);
     assert_eq!(rules.ratio.to_string(), "e666");
-    assert_eq!(rules.truncate, 4096);
+    let says: Vec<String> = rules.keep.iter().map(crate::egress::KeepRule::says).collect();
+    assert_eq!(says, ["errors", "slower_than: 5s", "attribute: keep.me"]);
+    assert_eq!((rules.wait, rules.truncate), (Duration::from_secs(5), 4096));
     assert_eq!(rules.set_resource, [("service.name".to_owned(), "mine".to_owned())]);
 }
 
@@ -141,6 +143,14 @@ fn mistakes_across_settings_are_found() {
         ("journal: {max_size: 1MiB}", "16MiB or more"),
         ("metrics: {tls: {cert_file: x}}", "go together"),
         ("database: {redact: ['(']}", "database.redact"),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', sample: {keep: [errors]}}}",
+            "a `ratio` of 1 keeps everything",
+        ),
+        (
+            "exporters: {otlp: {endpoint: 'http://x:1', sample: {keep: [slow]}}}",
+            "slower_than: DURATION",
+        ),
         ("database: {redact: ['builtin:mail']}", "there are tokens, keys, email"),
         (
             "exporters: {otlp: {endpoint: 'http://x:1', redact: ['x*']}}",

@@ -258,3 +258,126 @@ async fn planted_secrets_leave_in_no_signal_and_no_encoding() {
         assert!(delivery.body.windows(redacted.len()).any(|window| window == redacted));
     }
 }
+
+/// One span of a trace.
+fn traced(trace: u64, part: u64, is_failed: bool) -> opentelemetry_proto::tonic::trace::v1::Span {
+    opentelemetry_proto::tonic::trace::v1::Span {
+        trace_id: (u128::from(trace) << 64 | 1).to_be_bytes().to_vec(),
+        span_id: (trace << 8 | part | 1 << 40).to_be_bytes().to_vec(),
+        name: "step".into(),
+        start_time_unix_nano: crate::common::unix_ms_ago(std::time::Duration::from_secs(60)) * 1_000_000,
+        end_time_unix_nano: crate::common::unix_ms_ago(std::time::Duration::from_secs(59)) * 1_000_000,
+        status: is_failed.then(|| opentelemetry_proto::tonic::trace::v1::Status {
+            code: 2,
+            message: "boom".into(),
+        }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_while_traces_wait_lose_no_kept_trace_and_send_no_other() {
+    const KILLS: u64 = 5;
+    let mut random = random("kills_while_traces_wait_lose_no_kept_trace_and_send_no_other");
+    let sink = Sink::start().await;
+    let setup = Setup::forwarding_to(sink.url())
+        .set("exporters.otlp.sample.ratio", 0)
+        .set("exporters.otlp.sample.keep", json!(["errors"]))
+        .set("exporters.otlp.sample.wait", "10s");
+    let (mut kept, mut others) = (BTreeSet::new(), BTreeSet::new());
+    // Traces whose last part is still to be sent.
+    let mut open: Vec<u64> = Vec::new();
+    let mut program = setup.start().await;
+    for kill in 0..=KILLS {
+        let sender = Sender::to(&program).await;
+        let mut batch: Vec<_> = open
+            .drain(..)
+            .map(|trace| traced(trace, 2, trace.is_multiple_of(3)))
+            .collect();
+        for number in 0..30 {
+            let trace = kill * 100 + number + 1;
+            batch.push(traced(trace, 0, false));
+            batch.push(traced(trace, 1, false));
+            let ids = (0..3).map(|part| spans::id(&traced(trace, part, false)));
+            if trace.is_multiple_of(3) {
+                kept.extend(ids)
+            } else {
+                others.extend(ids)
+            }
+            open.push(trace);
+        }
+        random.shuffle(&mut batch);
+        for part in batch.chunks(7) {
+            let request = spans::request(vec![], part.iter().map(|span| ("test".to_owned(), span.clone())));
+            sender.accepted(Route::HttpGzip, &request).await;
+        }
+        if kill == KILLS {
+            let last = open
+                .drain(..)
+                .map(|trace| ("test".to_owned(), traced(trace, 2, trace.is_multiple_of(3))));
+            sender.accepted(Route::Grpc, &spans::request(vec![], last)).await;
+        } else {
+            program.kill();
+            program = setup.start().await;
+        }
+    }
+    let delivered = sink
+        .wait("every trace with an error, whole", |deliveries| {
+            let delivered: BTreeSet<String> = delivered_spans(deliveries).into_iter().collect();
+            kept.is_subset(&delivered).then_some(delivered)
+        })
+        .await;
+    assert!(delivered.is_disjoint(&others), "what no rule keeps is not sent");
+    program.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_tells_what_would_happen_to_a_span_and_why() {
+    let setup = Setup::forwarding_to("http://127.0.0.1:1")
+        .set("exporters.otlp.drop_spans", json!([{"name": "noise"}]))
+        .set("exporters.otlp.remove_attributes", json!(["secret.*"]));
+    let span = |name: &str| {
+        json!({
+            "traceId": "0102030405060708090a0b0c0d0e0f10", "spanId": "0102030405060708", "name": name,
+            "startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000001000000000",
+            "attributes": [
+                {"key": "code.runtime", "value": {"stringValue": "vm2"}},
+                {"key": "code.success", "value": {"boolValue": true}},
+                {"key": "secret.prompt", "value": {"stringValue": "whisper"}},
+            ],
+        })
+        .to_string()
+    };
+    let explain = |name: &str| {
+        let (config, file) = (setup.config(), setup.write("span.json", &span(name)));
+        let output = setup.command(&[
+            "explain",
+            "--config",
+            config.to_str().unwrap(),
+            "--span",
+            file.to_str().unwrap(),
+        ]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kept = explain("code.execute");
+    for expected in [
+        r#"code_executions_total{runtime="vm2",language="unknown",outcome="success"} grows by 1"#,
+        "an execution, the row 0102030405060708090a0b0c0d0e0f10-0102030405060708 of code_exec_logs",
+        "runtime = \"vm2\"",
+        "forwarded, changed",
+        "because of remove_attributes[0] (secret.*): 1 values",
+    ] {
+        assert!(kept.contains(expected), "{expected}\n{kept}");
+    }
+    assert!(!kept.contains("whisper"));
+    let dropped = explain("noise");
+    assert!(
+        dropped.contains("not forwarded") && dropped.contains("because of drop_spans[0] (name: noise)"),
+        "{dropped}"
+    );
+    assert!(
+        dropped.contains("code_executions_total"),
+        "metrics are made of it all the same\n{dropped}"
+    );
+}
