@@ -1,6 +1,6 @@
 -- The executions, one row each. Only made where there is no such table: one that the backend's own migration made is
 -- used as it is. Times are UTC, as text 'YYYY-MM-DD HH:MM:SS.ffffff', which sorts as the times do.
-CREATE TABLE {rows} (
+CREATE TABLE {table} (
     id text PRIMARY KEY NOT NULL,
     code_agent_id text,
     workflow_execution_id text,
@@ -19,9 +19,9 @@ CREATE TABLE {rows} (
     user_id text,
     created_at timestamp NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now'))
 );
-CREATE INDEX {index:code_agent_id} ON {rows} (code_agent_id);
-CREATE INDEX {index:workflow_execution_id} ON {rows} (workflow_execution_id);
-CREATE INDEX {index:runtime} ON {rows} (runtime);
-CREATE INDEX {index:language} ON {rows} (language);
-CREATE INDEX {index:success} ON {rows} (success);
-CREATE INDEX {index:created_at} ON {rows} (created_at);
+CREATE INDEX {index:code_agent_id} ON {table} (code_agent_id);
+CREATE INDEX {index:workflow_execution_id} ON {table} (workflow_execution_id);
+CREATE INDEX {index:runtime} ON {table} (runtime);
+CREATE INDEX {index:language} ON {table} (language);
+CREATE INDEX {index:success} ON {table} (success);
+CREATE INDEX {index:created_at} ON {table} (created_at);

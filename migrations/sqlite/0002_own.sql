@@ -49,7 +49,9 @@ CREATE INDEX {index:own:context:due_ns} ON {own:context} (due_ns) WHERE due_ns I
 
 -- Rows that the database refused, with the reason.
 CREATE TABLE {own:quarantine} (
-    id text PRIMARY KEY NOT NULL,
+    -- The table that the row was for, by its usual name.
+    table_name text NOT NULL,
+    id text NOT NULL,
     reason text NOT NULL,
     row_json text NOT NULL,
     facts text NOT NULL,
@@ -58,5 +60,6 @@ CREATE TABLE {own:quarantine} (
     start_ns bigint NOT NULL,
     end_ns bigint NOT NULL,
     received_at_ns bigint NOT NULL,
-    quarantined_at timestamp NOT NULL
+    quarantined_at timestamp NOT NULL,
+    PRIMARY KEY (table_name, id)
 ) WITHOUT ROWID;

@@ -236,7 +236,7 @@ fn rows(command: &RowsCommand) -> anyhow::Result<ExitCode> {
     match command {
         RowsCommand::Quarantine(_) => {
             for row in runtime()?.block_on(ledger.quarantine(AT_ONCE))? {
-                say(&format!("{}: {}\n  {}", row.id, row.reason, row.row));
+                say(&format!("{} {}: {}\n  {}", row.table, row.id, row.reason, row.row));
             }
         }
         RowsCommand::Retry(_) => {

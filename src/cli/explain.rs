@@ -113,11 +113,8 @@ fn metrics(catalogue: &Catalogue, request: &TraceRequest, out: &mut String) -> a
 }
 
 fn rows(settings: &Settings, request: &TraceRequest, out: &mut String) -> anyhow::Result<()> {
-    let mut extractor = Extractor {
-        redact: Patterns::compile(&settings.database.redact)?,
-        standalone: settings.database.standalone,
-        ..Extractor::default()
-    };
+    let redact = Patterns::compile(&settings.database.redact)?;
+    let mut extractor = Extractor::new(redact, settings.database.standalone);
     let mut facts: Vec<Facts> = Vec::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     extractor.extract(request, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), &mut facts);

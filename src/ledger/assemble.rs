@@ -67,11 +67,7 @@ pub fn assemble(world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<As
     let Role::Execution(execution) = &facts.told.role else {
         return None;
     };
-    let mut assembled = Assembled {
-        row: own_row(facts, execution),
-        sources: Sources::default(),
-        denied: [0; 9],
-    };
+    let mut assembled = Assembled::of(own_row(facts, execution));
 
     let node = world.enclosing(facts, Kind::Node, with_fresh);
     let hook = world.enclosing(facts, Kind::Hook, with_fresh);
@@ -143,22 +139,8 @@ pub fn assemble(world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<As
     ];
     assembled.row.error_message = assembled.pick(Column::ErrorMessage, sources);
 
-    let tenants = |part: fn(&Tenant) -> &Option<String>| {
-        let of_node = node.ask(|node| match &node.told.role {
-            Role::Node(node) => part(&node.tenant).clone(),
-            _ => None,
-        });
-        [
-            (Source::Execution, Answer::of(part(&execution.span_tenant).clone())),
-            (Source::Node, of_node),
-            (Source::Resource, Answer::of(part(&execution.resource_tenant).clone())),
-        ]
-    };
-    let namespace = (Source::Namespace, Answer::of(execution.namespace.clone()));
-    let organization = tenants(|tenant| &tenant.organization_id).into_iter().chain([namespace]);
-    assembled.row.organization_id = assembled.pick(Column::OrganizationId, organization);
-    assembled.row.workspace_id = assembled.pick(Column::WorkspaceId, tenants(|tenant| &tenant.workspace_id));
-    assembled.row.user_id = assembled.pick(Column::UserId, tenants(|tenant| &tenant.user_id));
+    let (own, resource) = (&execution.span_tenant, &execution.resource_tenant);
+    assembled.pick_tenant(node, own, resource, execution.namespace.as_ref());
 
     let own = |wanted: Source| match &execution.code_agent_id {
         Some((agent, source)) if *source == wanted => Answer::Says(agent.clone()),
@@ -174,6 +156,24 @@ pub fn assemble(world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<As
         (Source::Hook, of_hook),
     ];
     assembled.row.code_agent_id = assembled.pick(Column::CodeAgentId, sources);
+    Some(assembled)
+}
+
+/// The same for the row of a further table: all that other spans can tell of it is whom it belongs to.
+pub fn assemble_record(world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<Assembled> {
+    let record = facts.told.record.as_ref()?;
+    let mut assembled = Assembled::of(Row {
+        id: facts.id.row_id(),
+        workflow_execution_id: facts.told.execution_id.clone(),
+        node_id: facts.told.node_id.clone(),
+        duration_ms: record.latency_ms,
+        success: record.success,
+        error_message: record.error.clone(),
+        created_at: record.created_at,
+        ..Row::default()
+    });
+    let node = world.enclosing(facts, Kind::Node, with_fresh);
+    assembled.pick_tenant(node, &record.span_tenant, &record.resource_tenant, None);
     Some(assembled)
 }
 
@@ -252,6 +252,33 @@ fn error_of_node(world: &World<'_>, facts: &Facts, node: Match<&Facts>, with_fre
 }
 
 impl Assembled {
+    fn of(row: Row) -> Assembled {
+        Assembled {
+            row,
+            sources: Sources::default(),
+            denied: [0; Column::ALL.len()],
+        }
+    }
+
+    fn pick_tenant(&mut self, node: Match<&Facts>, own: &Tenant, resource: &Tenant, namespace: Option<&String>) {
+        let tenants = |part: fn(&Tenant) -> &Option<String>| {
+            let of_node = node.ask(|node| match &node.told.role {
+                Role::Node(node) => part(&node.tenant).clone(),
+                _ => None,
+            });
+            [
+                (Source::Execution, Answer::of(part(own).clone())),
+                (Source::Node, of_node),
+                (Source::Resource, Answer::of(part(resource).clone())),
+            ]
+        };
+        let namespace = (Source::Namespace, Answer::of(namespace.cloned()));
+        let organization = tenants(|tenant| &tenant.organization_id).into_iter().chain([namespace]);
+        self.row.organization_id = self.pick(Column::OrganizationId, organization);
+        self.row.workspace_id = self.pick(Column::WorkspaceId, tenants(|tenant| &tenant.workspace_id));
+        self.row.user_id = self.pick(Column::UserId, tenants(|tenant| &tenant.user_id));
+    }
+
     fn pick<T>(&mut self, column: Column, sources: impl IntoIterator<Item = (Source, Answer<T>)>) -> Option<T> {
         for (source, answer) in sources {
             match answer {

@@ -16,23 +16,25 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::facts::{Facts, Role, SpanId};
-use super::plan::{Plan, Update, plan};
+use super::facts::{Facts, Role, SpanId, ascii_json};
+use super::plan::{Candidate, Part, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, Store, StoreError};
-use super::table::{CONTEXT, EXECUTIONS, NewRow, QUARANTINE, Quarantined, ROWS};
+use super::table::{CONTEXT, Destination, NewRow, QUARANTINE, Quarantined};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
 
 /// What to write, and how.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch<'a> {
+    /// The tables that are written.
+    pub(super) destinations: &'a [&'static Destination],
     pub(super) facts: &'a [Facts],
     /// The reader, the journal, and the sequence to go on from; nothing when the facts are not from a journal.
     pub(super) position: Option<(&'a str, &'a str, u64)>,
-    /// Rows to take out of quarantine, because their facts are tried again.
-    pub(super) release: &'a [&'a str],
+    /// Rows to take out of quarantine, by table and id, because their facts are tried again.
+    pub(super) release: &'a [(&'a str, &'a str)],
     /// Whether rows that are there are to be written anew.
     pub(super) anew: bool,
     /// How long spans wait for each other, in nanoseconds.
@@ -48,8 +50,12 @@ pub(super) struct Batch<'a> {
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Applied {
+    /// Executions that have a row now.
     pub(super) written: u64,
+    /// Executions that had one.
     pub(super) duplicates: u64,
+    /// Rows written to further tables.
+    pub(super) records: u64,
     /// Rows from before that got better.
     pub(super) merged: u64,
     /// Rows that stood for a runtime and are those of an execution now.
@@ -57,6 +63,8 @@ pub(super) struct Applied {
     pub(super) quarantined: u64,
     /// Values that a foreign key refused.
     pub(super) nulled: u64,
+    /// Values that came later, and that the database refused for another reason.
+    pub(super) refused: u64,
     pub(super) expired: u64,
     pub(super) context: u64,
 }
@@ -76,20 +84,15 @@ pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<
 async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> Result<Applied, StoreError> {
     let mut known = begin_with_known(store, batch.facts).await?;
     if batch.anew {
-        known = forget_executions(store, batch.facts, known).await?;
+        known = forget_rows(store, batch, known).await?;
     }
     if !batch.release.is_empty() {
         store.release_quarantined(batch.release).await?;
+        // What waits for others of its execution is known, but its own row is yet to be written.
+        let again: HashSet<SpanId> = batch.facts.iter().map(|facts| facts.id).collect();
+        known.retain(|facts| !again.contains(&facts.id));
     }
-    let plan = plan(&known, batch.facts, batch.window, batch.oldest, batch.prices);
-    let mut applied = write(store, plan, batch.now, careful).await?;
-    let executions = batch
-        .facts
-        .iter()
-        .filter(|facts| matches!(facts.told.role, Role::Execution(_)))
-        .count();
-    applied.duplicates =
-        executions as u64 - applied.written - applied.taken_over - applied.quarantined - applied.expired;
+    let applied = write(store, batch, &known, careful).await?;
     if let Some((reader, journal, next)) = batch.position {
         store.save_position(reader, journal, next).await?;
     }
@@ -130,82 +133,126 @@ pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -
     }
 }
 
-async fn write<S: Store>(store: &mut S, plan: Plan<'_>, now: u64, careful: bool) -> Result<Applied, StoreError> {
-    let Plan {
-        mut rows,
-        executions,
-        context,
-        candidates,
-        expired,
-    } = plan;
-    let mut applied = Applied {
-        expired,
-        ..Applied::default()
-    };
-    let ids: Vec<&str> = candidates.iter().map(super::plan::Candidate::id).collect();
-    let stored = if ids.is_empty() {
-        Default::default()
-    } else {
-        store.stored(&ids).await?
-    };
-    let update = |candidate: super::plan::Candidate| {
-        let stored = stored.get(candidate.id())?;
-        candidate.update(stored)
-    };
-    let mut updates: Vec<Update> = candidates.into_iter().filter_map(update).collect();
-    applied.nulled += null_missing(store, &mut rows, &mut updates).await?;
-
-    let taken = take_over(store, &mut rows, careful).await?;
-    let mut new = if careful {
-        insert_carefully(store, rows, &executions, now, &mut applied).await?
-    } else {
-        insert(store, &rows.iter().collect::<Vec<_>>()).await?
-    };
-    applied.written = new.len() as u64;
-    applied.taken_over = taken.len() as u64;
-    new.extend(taken);
-
-    // An execution that was there already is waiting already, or no longer.
-    let waits = |facts: &&&Facts| new.contains(facts.id.row_id().as_str());
-    let waiting: Vec<&Facts> = executions.iter().filter(waits).copied().chain(context).collect();
+async fn write<S: Store>(
+    store: &mut S,
+    batch: &Batch<'_>,
+    known: &[Facts],
+    careful: bool,
+) -> Result<Applied, StoreError> {
+    let plan = plan(batch, known);
+    let mut applied = Applied::default();
+    let mut waiting = plan.context;
+    for part in plan.parts {
+        let (is_of_executions, expired) = (part.destination.is_of_executions(), part.expired);
+        let facts = part.facts.clone();
+        let (new, taken) = write_part(store, part, batch.now, careful, &mut applied).await?;
+        if is_of_executions {
+            (applied.written, applied.taken_over) = (new.len() as u64, taken.len() as u64);
+            let had_none = applied.written + applied.taken_over + applied.quarantined + expired;
+            let is_execution = |facts: &&Facts| matches!(facts.told.role, Role::Execution(_));
+            applied.duplicates = batch.facts.iter().filter(is_execution).count() as u64 - had_none;
+            // An execution that was there already is waiting already, or no longer.
+            let is_new = |id: &String| new.contains(id) || taken.contains(id);
+            waiting.extend(facts.into_iter().filter(|facts| is_new(&facts.id.row_id())));
+        } else {
+            applied.records += new.len() as u64;
+        }
+        applied.expired += expired;
+    }
     applied.context = store.insert(&CONTEXT, &waiting).await?;
-    applied.merged = merge(store, &updates, careful).await?;
     Ok(applied)
 }
 
-/// Takes the rows of these executions away, as if they had never been received; what else is known.
-async fn forget_executions<S: Store>(
+/// Writes what changes in one table: the ids of the rows that are new, and of executions that took over a row.
+async fn write_part<S: Store>(
     store: &mut S,
-    facts: &[Facts],
-    known: Vec<Facts>,
-) -> Result<Vec<Facts>, StoreError> {
-    let executions = facts
-        .iter()
-        .filter(|facts| matches!(facts.told.role, Role::Execution(_)));
-    let ids: HashSet<SpanId> = executions.map(|facts| facts.id).collect();
-    let row_ids: Vec<String> = ids.iter().map(SpanId::row_id).collect();
-    store
-        .remove(&row_ids.iter().map(String::as_str).collect::<Vec<_>>())
-        .await?;
-    let (gone, kept): (Vec<_>, Vec<_>) = known.into_iter().partition(|facts| ids.contains(&facts.id));
+    part: Part<'_>,
+    now: u64,
+    careful: bool,
+    applied: &mut Applied,
+) -> Result<(HashSet<String>, HashSet<String>), StoreError> {
+    let Part {
+        destination,
+        mut rows,
+        facts,
+        candidates,
+        expired: _,
+    } = part;
+    let ids: Vec<&str> = candidates.iter().map(Candidate::id).collect();
+    let stored = if ids.is_empty() {
+        Default::default()
+    } else {
+        store.stored(destination, &ids).await?
+    };
+    let update = |candidate: Candidate| {
+        let stored = stored.get(candidate.id())?;
+        candidate.update(stored, destination.mask())
+    };
+    let mut updates: Vec<Update> = candidates.into_iter().filter_map(update).collect();
+    applied.nulled += null_missing(store, destination, &mut rows, &mut updates, careful).await?;
+
+    let taken = if careful {
+        let (taken, refused) = take_over(store, &mut rows, true, applied).await?;
+        for (row, reason) in refused {
+            set_aside(store, &row, &facts, reason, now, applied).await?;
+        }
+        taken
+    } else {
+        take_over(store, &mut rows, false, applied).await?.0
+    };
+    let new = if careful {
+        insert_carefully(store, destination, rows, &facts, now, applied).await?
+    } else {
+        insert(store, destination, &rows.iter().collect::<Vec<_>>()).await?
+    };
+    if careful {
+        merge_carefully(store, destination, updates, applied).await?;
+    } else if !updates.is_empty() {
+        store.update(destination, &updates.iter().collect::<Vec<_>>()).await?;
+        applied.merged += updates.len() as u64;
+    }
+    Ok((new, taken))
+}
+
+/// Takes the rows of these spans away, as if they had never been received; what else is known.
+async fn forget_rows<S: Store>(store: &mut S, batch: &Batch<'_>, known: Vec<Facts>) -> Result<Vec<Facts>, StoreError> {
+    let mut forgotten: HashSet<SpanId> = HashSet::new();
+    for destination in batch.destinations {
+        let spans: HashSet<SpanId> = batch
+            .facts
+            .iter()
+            .filter(|facts| destination.takes(facts))
+            .map(|facts| facts.id)
+            .collect();
+        let ids: Vec<String> = spans.iter().map(SpanId::row_id).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        store.remove(destination, &ids).await?;
+        forgotten.extend(spans);
+    }
+    let (gone, kept): (Vec<_>, Vec<_>) = known.into_iter().partition(|facts| forgotten.contains(&facts.id));
     store.forget(&gone).await?;
     Ok(kept)
 }
 
 /// Inserts what is not there; the ids of what was not.
-pub(super) async fn insert<S: Store>(store: &mut S, rows: &[&NewRow]) -> Result<HashSet<String>, StoreError> {
+pub(super) async fn insert<S: Store>(
+    store: &mut S,
+    destination: &'static Destination,
+    rows: &[&NewRow],
+) -> Result<HashSet<String>, StoreError> {
     if rows.is_empty() {
         return Ok(HashSet::new());
     }
-    let new = store.insert_new(&EXECUTIONS, rows).await?;
+    let new = store.insert_new(&destination.beside, rows).await?;
     let rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
-    store.insert(&ROWS, &rows).await?;
+    store.insert(&destination.rows, &rows).await?;
     Ok(new)
 }
 
 /// As [`insert`], but what is refused is found and set aside.
 pub(super) async fn insert_carefully<S: Store>(
     store: &mut S,
+    destination: &'static Destination,
     mut rows: Vec<NewRow>,
     facts: &[&Facts],
     now: u64,
@@ -216,7 +263,7 @@ pub(super) async fn insert_carefully<S: Store>(
     let mut parts = vec![whole];
     while let Some(part) = parts.pop() {
         store.savepoint().await?;
-        let refusal = match insert(store, &rows[part.clone()].iter().collect::<Vec<_>>()).await {
+        let refusal = match insert(store, destination, &rows[part.clone()].iter().collect::<Vec<_>>()).await {
             Ok(new) => {
                 store.release().await?;
                 inserted.extend(new);
@@ -238,54 +285,93 @@ pub(super) async fn insert_carefully<S: Store>(
             parts.push(part);
             continue;
         }
-        tracing::warn!(
-            id = row.row.id,
-            reason,
-            "the database refuses this row: it is set aside in quarantine"
-        );
-        let Some(facts) = facts.iter().find(|facts| facts.id == row.id) else {
-            continue;
-        };
-        let set_aside = quarantined(row, facts, reason, now);
-        applied.quarantined += store.insert(&QUARANTINE, &[&set_aside]).await?;
+        set_aside(store, row, facts, reason, now, applied).await?;
     }
     Ok(inserted)
 }
 
-async fn merge<S: Store>(store: &mut S, updates: &[Update], careful: bool) -> Result<u64, StoreError> {
-    if updates.is_empty() {
-        return Ok(0);
+/// Puts a row that the database refuses into quarantine.
+async fn set_aside<S: Store>(
+    store: &mut S,
+    row: &NewRow,
+    facts: &[&Facts],
+    reason: String,
+    now: u64,
+    applied: &mut Applied,
+) -> Result<(), StoreError> {
+    tracing::warn!(
+        table = row.destination.name,
+        id = row.row.id,
+        reason,
+        "the database refuses this row: it is set aside in quarantine"
+    );
+    if let Some(facts) = facts.iter().find(|facts| facts.id == row.id) {
+        let set_aside = quarantined(row, facts, reason, now);
+        applied.quarantined += store.insert(&QUARANTINE, &[&set_aside]).await?;
     }
-    if !careful {
-        store.update(&updates.iter().collect::<Vec<_>>()).await?;
-        return Ok(updates.len() as u64);
-    }
-    let mut merged = 0;
-    for update in updates {
+    Ok(())
+}
+
+/// Completes row by row. A foreign key loses its one column; of what is refused for another reason, only those columns
+/// stay as they are.
+async fn merge_carefully<S: Store>(
+    store: &mut S,
+    destination: &'static Destination,
+    mut updates: Vec<Update>,
+    applied: &mut Applied,
+) -> Result<(), StoreError> {
+    while let Some(mut update) = updates.pop() {
         store.savepoint().await?;
-        match store.update(&[update]).await {
+        let (reason, column) = match store.update(destination, &[&update]).await {
             Ok(()) => {
                 store.release().await?;
-                merged += 1;
+                applied.merged += 1;
+                continue;
             }
-            Err(StoreError::Refused { reason, .. }) => {
-                store.back_to_savepoint().await?;
-                tracing::warn!(
-                    id = update.row.id,
-                    reason,
-                    "the database refuses to complete this row: it stays as it is"
-                );
-            }
+            Err(StoreError::Refused { reason, column }) => (reason, column),
             Err(error) => return Err(error),
+        };
+        store.back_to_savepoint().await?;
+        if column.is_some_and(|column| null_update(&mut update, &column)) {
+            applied.nulled += 1;
+            updates.push(update);
+            continue;
+        }
+        // A text that the database cannot hold is refused wherever it is sent: each column goes without the others.
+        let mut taken = 0;
+        for column in update.changed() {
+            store.savepoint().await?;
+            match store.update(destination, &[&update.only(column.bit())]).await {
+                Ok(()) => taken |= column.bit(),
+                Err(StoreError::Refused { .. }) => applied.refused += 1,
+                Err(error) => return Err(error),
+            }
+            store.back_to_savepoint().await?;
+        }
+        tracing::warn!(
+            table = destination.name,
+            id = update.row.id,
+            reason,
+            "the database refuses to complete this row with all that is known"
+        );
+        // Fewer columns each time, so that this ends.
+        if taken != 0 && taken != update.columns {
+            updates.push(update.only(taken));
         }
     }
-    Ok(merged)
+    Ok(())
 }
 
 /// Sets values to NULL that do not exist where their foreign keys point to; how many.
-async fn null_missing<S: Store>(store: &mut S, rows: &mut [NewRow], updates: &mut [Update]) -> Result<u64, StoreError> {
+async fn null_missing<S: Store>(
+    store: &mut S,
+    destination: &'static Destination,
+    rows: &mut [NewRow],
+    updates: &mut [Update],
+    careful: bool,
+) -> Result<u64, StoreError> {
     let mut nulled = 0;
-    for key in store.foreign_keys().to_vec() {
+    for key in store.foreign_keys(destination) {
         let Some(part) = nullable(&key.column) else { continue };
         let column = Column::ALL.into_iter().find(|column| column.name() == key.column);
         let changes = |update: &Update| column.is_some_and(|column| update.columns & column.bit() != 0);
@@ -296,7 +382,24 @@ async fn null_missing<S: Store>(store: &mut S, rows: &mut [NewRow], updates: &mu
         if values.is_empty() {
             continue;
         }
-        let missing = store.missing(&key, &values.into_iter().collect::<Vec<_>>()).await?;
+        let values: Vec<&str> = values.into_iter().collect();
+        let missing = if careful {
+            // A value may be one that the database cannot even be asked about: then each row finds out for itself.
+            store.savepoint().await?;
+            match store.missing(&key, &values).await {
+                Ok(missing) => {
+                    store.release().await?;
+                    missing
+                }
+                Err(StoreError::Refused { .. }) => {
+                    store.back_to_savepoint().await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            store.missing(&key, &values).await?
+        };
         let is_missing = |row: &mut Row| part(row).as_ref().is_some_and(|value| missing.contains(value));
         for row in rows.iter_mut() {
             if is_missing(&mut row.row) && null(row, &key.column) {
@@ -304,11 +407,7 @@ async fn null_missing<S: Store>(store: &mut S, rows: &mut [NewRow], updates: &mu
             }
         }
         for update in updates.iter_mut().filter(|update| changes(update)) {
-            if is_missing(&mut update.row) {
-                *part(&mut update.row) = None;
-                if let Some(column) = column {
-                    update.sources.set(column, Source::Refused);
-                }
+            if is_missing(&mut update.row) && null_update(update, &key.column) {
                 nulled += 1;
             }
         }
@@ -329,8 +428,21 @@ fn nullable(column: &str) -> Option<fn(&mut Row) -> &mut Option<String>> {
     }
 }
 
+/// Makes the update write NULL to the column, unless it does already.
+fn null_update(update: &mut Update, column: &str) -> bool {
+    let known = Column::ALL.into_iter().find(|known| known.name() == column);
+    let Some(known) = known.filter(|known| update.columns & known.bit() != 0) else {
+        return false;
+    };
+    let taken = nullable(column).and_then(|part| part(&mut update.row).take());
+    if taken.is_some() {
+        update.new.set(known, Source::Refused);
+    }
+    taken.is_some()
+}
+
 /// Sets the column to NULL, unless it is already.
-fn null(row: &mut NewRow, column: &str) -> bool {
+pub(super) fn null(row: &mut NewRow, column: &str) -> bool {
     let Some(value) = nullable(column).and_then(|part| part(&mut row.row).take()) else {
         return false;
     };
@@ -348,10 +460,11 @@ fn null(row: &mut NewRow, column: &str) -> bool {
 
 fn quarantined(row: &NewRow, facts: &Facts, reason: String, now: u64) -> Quarantined {
     Quarantined {
+        table: row.destination.name.to_owned(),
         id: row.row.id.clone(),
         reason,
-        row: serde_json::to_string(&row.row).unwrap_or_default(),
-        facts: serde_json::to_string(&facts.told).unwrap_or_default(),
+        row: ascii_json(&row.row),
+        facts: facts.told.to_json(),
         span: facts.id,
         start: facts.start,
         end: facts.end,
@@ -363,6 +476,7 @@ fn quarantined(row: &NewRow, facts: &Facts, reason: String, now: u64) -> Quarant
 /// Tries the quarantined rows again, at most `limit`; how many are rows now, and how many are still refused.
 pub(super) async fn retry_quarantined<S: Store>(
     store: &mut S,
+    destinations: &[&'static Destination],
     window: u64,
     limit: i64,
     now: u64,
@@ -371,9 +485,10 @@ pub(super) async fn retry_quarantined<S: Store>(
     store.begin().await?;
     let set_aside = store.quarantined(limit).await?;
     store.commit().await?;
-    let release: Vec<&str> = set_aside.iter().map(|row| row.id.as_str()).collect();
-    let facts = |row: &Quarantined| {
-        let told = serde_json::from_str(&row.facts).ok()?;
+    // One for a table that is no longer wanted stays, and so does one that another version wrote.
+    let wanted = |row: &Quarantined| {
+        let is_wanted = destinations.iter().any(|wanted| wanted.name == row.table);
+        let told = serde_json::from_str(&row.facts).ok().filter(|_| is_wanted)?;
         Some(Facts {
             id: row.span,
             start: row.start,
@@ -382,22 +497,23 @@ pub(super) async fn retry_quarantined<S: Store>(
             told,
         })
     };
-    let facts: Vec<Facts> = set_aside.iter().filter_map(facts).collect();
-    let is_execution = facts.iter().all(|facts| matches!(facts.told.role, Role::Execution(_)));
-    debug_assert!(is_execution, "only executions are quarantined");
-    let applied = apply(
-        store,
-        &Batch {
-            facts: &facts,
-            position: None,
-            release: &release,
-            anew: false,
-            window,
-            oldest: 0,
-            now,
-            prices,
-        },
-    )
-    .await?;
-    Ok((applied.written + applied.duplicates, applied.quarantined))
+    let wanted = set_aside.iter().filter_map(|row| Some((row, wanted(row)?)));
+    let (set_aside, facts): (Vec<&Quarantined>, Vec<Facts>) = wanted.unzip();
+    let release: Vec<_> = set_aside
+        .iter()
+        .map(|row| (row.table.as_str(), row.id.as_str()))
+        .collect();
+    let batch = Batch {
+        destinations,
+        facts: &facts,
+        position: None,
+        release: &release,
+        anew: false,
+        window,
+        oldest: 0,
+        now,
+        prices,
+    };
+    let applied = apply(store, &batch).await?;
+    Ok((release.len() as u64 - applied.quarantined, applied.quarantined))
 }

@@ -10,9 +10,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::records::Record;
 use super::row::{Oddities, Source};
 use super::seen::{self, Kind, Seen};
 use super::semantics;
+use super::table::Destination;
 use crate::otlp::trace::{Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
 use crate::redact::Patterns;
@@ -97,9 +99,55 @@ pub struct Told {
     /// `node.id`, unless empty.
     #[serde(default, rename = "n", skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
+    /// The row of a further table that it is.
+    #[serde(default, rename = "r", skip_serializing_if = "Option::is_none")]
+    pub record: Option<Box<Record>>,
     /// What the span is to an execution.
     #[serde(flatten)]
     pub role: Role,
+}
+
+impl Told {
+    /// As the context table and the quarantine hold it.
+    pub(super) fn to_json(&self) -> String {
+        ascii_json(self)
+    }
+}
+
+/// JSON of nothing but ASCII, which a database of any encoding takes. Rows may be refused for their characters; what waits,
+/// and what was set aside, must never be.
+pub(super) fn ascii_json<T: Serialize>(value: &T) -> String {
+    let mut json = Vec::with_capacity(512);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii);
+    match value.serialize(&mut serializer) {
+        Ok(()) => String::from_utf8(json).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+/// Writes what is not ASCII as `\uXXXX`.
+struct Ascii;
+
+impl serde_json::ser::Formatter for Ascii {
+    fn write_string_fragment<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> std::io::Result<()> {
+        if fragment.is_ascii() {
+            return writer.write_all(fragment.as_bytes());
+        }
+        for character in fragment.chars() {
+            if character.is_ascii() {
+                writer.write_all(&[character as u8])?;
+                continue;
+            }
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a span is to an execution.
@@ -138,6 +186,8 @@ pub enum Role {
         #[serde(default)]
         error: Option<String>,
     },
+    /// Nothing to an execution: only a row of a further table.
+    Other,
 }
 
 /// A value and where on the span it was found.
@@ -246,11 +296,22 @@ pub struct Extractor {
     pub redact: Patterns,
     /// Whether runtime and tool spans become rows when no execution is found around them.
     pub standalone: bool,
+    /// The further tables that are wanted.
+    pub(super) tables: Vec<&'static Destination>,
     /// What was bent since the caller last took it.
     pub oddities: Oddities,
 }
 
 impl Extractor {
+    /// One that looks for executions and what belongs to them, not for rows of further tables.
+    pub fn new(redact: Patterns, standalone: bool) -> Extractor {
+        Extractor {
+            redact,
+            standalone,
+            ..Extractor::default()
+        }
+    }
+
     /// Appends what `request`, received at `received_at`, tells.
     pub fn extract(&mut self, request: &TraceRequest, received_at: u64, facts: &mut Vec<Facts>) {
         for resource_spans in request.resource_spans() {
@@ -258,26 +319,31 @@ impl Extractor {
             let mut resource_tenant = None;
             for scope_spans in resource_spans.scope_spans() {
                 for span in scope_spans.spans() {
-                    if !self.standalone && !seen::may_matter(&span) {
-                        continue;
-                    }
-                    let Some(kind) = Seen::kind(&span) else { continue };
-                    if kind.0 == Kind::Tool && !self.standalone {
+                    let kind = if self.standalone || seen::may_matter(&span) {
+                        Seen::kind(&span).filter(|(kind, _)| *kind != Kind::Tool || self.standalone)
+                    } else {
+                        None
+                    };
+                    let record = self.record(&span, received_at);
+                    if kind.is_none() && record.is_none() {
                         continue;
                     }
                     let tenant = || self::tenant_of(resource_spans.resource());
                     let resource: &Tenant = resource_tenant.get_or_insert_with(tenant);
-                    facts.extend(self.facts(&span, kind, resource, received_at));
+                    let role = kind.and_then(|(kind, seen)| self.role(&span, kind, seen, resource, received_at));
+                    let told = match (role, record) {
+                        (Some(told), None) => told,
+                        (told, Some(placed)) => placed.told(told, resource),
+                        (None, None) => continue,
+                    };
+                    facts.extend(self::facts(&span, told, received_at));
                 }
             }
         }
     }
 
-    fn facts(&mut self, span: &Span<'_>, (kind, seen): (Kind, Seen<'_>), resource: &Tenant, at: u64) -> Option<Facts> {
-        let id = SpanId {
-            trace: span.trace_id().try_into().ok()?,
-            span: span.span_id().try_into().ok()?,
-        };
+    /// What the span tells of executions, if anything.
+    fn role(&mut self, span: &Span<'_>, kind: Kind, seen: Seen<'_>, resource: &Tenant, at: u64) -> Option<Told> {
         let role = match kind {
             Kind::Execution => Role::Execution(Box::new(self.execution(span, &seen, resource, at))),
             Kind::Inner => Role::Inner {
@@ -328,7 +394,7 @@ impl Extractor {
         };
         // The router's own ids (`runtime-router`, `code-execution`) name no node of any workflow.
         let ids_mean_something = kind != Kind::Inner;
-        let told = Told {
+        Some(Told {
             execution_id: if ids_mean_something {
                 self.text(seen.execution_id)
             } else {
@@ -339,15 +405,8 @@ impl Extractor {
             } else {
                 None
             },
+            record: None,
             role,
-        };
-        let start = span.start_unix_nano();
-        Some(Facts {
-            id,
-            start,
-            end: span.end_unix_nano().max(start),
-            received_at: at,
-            told,
         })
     }
 
@@ -412,18 +471,33 @@ impl Extractor {
         }
     }
 
-    fn text(&mut self, value: Option<AnyValue<'_>>) -> Option<String> {
+    pub(super) fn text(&mut self, value: Option<AnyValue<'_>>) -> Option<String> {
         text(&mut self.oddities, value?)
     }
 
-    fn integer(&mut self, value: Option<AnyValue<'_>>) -> Option<i32> {
+    pub(super) fn integer(&mut self, value: Option<AnyValue<'_>>) -> Option<i32> {
         self.oddities.integer(number(value)?)
     }
 
     /// Redacted before it is cut: a secret cut in half would no longer be recognised.
-    fn error_text(&mut self, text: &str) -> Option<String> {
+    pub(super) fn error_text(&mut self, text: &str) -> Option<String> {
         self.oddities.error_text(&self.redact.clean(text))
     }
+}
+
+fn facts(span: &Span<'_>, told: Told, received_at: u64) -> Option<Facts> {
+    let id = SpanId {
+        trace: span.trace_id().try_into().ok()?,
+        span: span.span_id().try_into().ok()?,
+    };
+    let start = span.start_unix_nano();
+    Some(Facts {
+        id,
+        start,
+        end: span.end_unix_nano().max(start),
+        received_at,
+        told,
+    })
 }
 
 /// Ids are text, but some executors send numbers.

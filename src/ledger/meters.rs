@@ -11,6 +11,8 @@ pub(super) struct Meters {
     merged: Counter,
     duplicates: Counter,
     quarantined: Counter,
+    records: Counter,
+    refused: Counter,
     expired: Counter,
     deleted: Counter,
     nulled: Counter,
@@ -37,12 +39,20 @@ impl Meters {
         describe_counter!("spanledger_rows_duplicate_total", "Executions that had a row already.");
         describe_counter!("spanledger_rows_quarantined_total", "Rows the database refused.");
         describe_counter!(
+            "spanledger_further_rows_written_total",
+            "Rows written to the tables of database.tables."
+        );
+        describe_counter!(
+            "spanledger_row_values_refused_total",
+            "Values that came after their row and that the database refused."
+        );
+        describe_counter!(
             "spanledger_rows_expired_total",
             "Executions not written: older than database.retention."
         );
         describe_counter!(
             "spanledger_rows_deleted_total",
-            "Rows deleted: older than database.retention."
+            "Rows deleted, of all tables and of the quarantine: older than database.retention."
         );
         describe_counter!(
             "spanledger_row_values_nulled_total",
@@ -75,6 +85,8 @@ impl Meters {
             merged: counter!("spanledger_rows_merged_total"),
             duplicates: counter!("spanledger_rows_duplicate_total"),
             quarantined: counter!("spanledger_rows_quarantined_total"),
+            records: counter!("spanledger_further_rows_written_total"),
+            refused: counter!("spanledger_row_values_refused_total"),
             expired: counter!("spanledger_rows_expired_total"),
             deleted: counter!("spanledger_rows_deleted_total"),
             nulled: counter!("spanledger_row_values_nulled_total"),
@@ -101,6 +113,8 @@ impl Meters {
         self.merged.increment(applied.merged + applied.taken_over);
         self.duplicates.increment(applied.duplicates);
         self.quarantined.increment(applied.quarantined);
+        self.records.increment(applied.records);
+        self.refused.increment(applied.refused);
         self.expired.increment(applied.expired);
         self.nulled.increment(applied.nulled);
     }

@@ -7,7 +7,9 @@
 //! * [`facts`]: what a span tells, compact and owned; all other spans are set aside cheaply.
 //! * [`world`], [`assemble`]: which facts belong together, and the row they make. Pure functions.
 //! * [`plan`], [`commit`]: what a batch changes, and the transaction that does it, the reader's position included.
-//! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both.
+//! * [`records`]: spans that become rows of further tables, where they are wanted.
+//! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both,
+//!   and the mapping from spans to them.
 //! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
 //!
 //! # Exactly one row
@@ -26,6 +28,7 @@ mod commit;
 pub mod facts;
 mod meters;
 mod plan;
+pub mod records;
 pub mod row;
 mod seen;
 mod semantics;
@@ -48,6 +51,7 @@ use crate::journal::{ReadError, Reader};
 use crate::redact::{PatternError, Patterns};
 use crate::rules::prices::Prices;
 use crate::telemetry::{Heartbeat, StageStatus};
+use facts::Extractor;
 use store::postgres::PostgresStore;
 use store::sqlite::SqliteStore;
 use store::{Names, Settings, Store};
@@ -78,6 +82,10 @@ pub struct LedgerOptions {
     pub redact: Vec<String>,
     /// What executions are estimated to cost where their spans do not say it: the settings under `prices`.
     pub prices: Arc<Prices>,
+    /// Further tables that are written, by name: see [`further_tables`].
+    pub tables: Vec<String>,
+    /// How long PostgreSQL may work on one statement.
+    pub statement_timeout: Duration,
 }
 
 impl Default for LedgerOptions {
@@ -93,8 +101,15 @@ impl Default for LedgerOptions {
             standalone: false,
             redact: Vec::new(),
             prices: Arc::default(),
+            tables: Vec::new(),
+            statement_timeout: Duration::from_secs(60),
         }
     }
+}
+
+/// The names that [`LedgerOptions::tables`] may hold.
+pub fn further_tables() -> impl Iterator<Item = &'static str> {
+    table::DESTINATIONS[1..].iter().map(|destination| destination.name)
 }
 
 /// Why the ledger cannot do its work.
@@ -109,6 +124,9 @@ pub enum LedgerError {
     /// The journal's part.
     #[error(transparent)]
     Journal(#[from] ReadError),
+    /// A table that is none.
+    #[error("database.tables: there is no table `{0}`")]
+    Table(String),
     /// A URL of no database that is known.
     #[error("database.url: expected sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     Url,
@@ -203,6 +221,13 @@ impl Ledger {
         };
         let retention = Some(options.retention.unwrap_or(default_retention)).filter(|kept| !kept.is_zero());
         let redact = Patterns::compile(&options.redact)?;
+        let mut destinations = vec![table::EXECUTIONS];
+        for name in options.tables {
+            let further = table::further(&name).ok_or(LedgerError::Table(name))?;
+            if !destinations.contains(&further) {
+                destinations.push(further);
+            }
+        }
         Ok(Ledger {
             kind,
             settings: Settings {
@@ -212,6 +237,8 @@ impl Ledger {
                     table: options.table,
                 },
                 migrate: options.migrate,
+                statement_timeout: options.statement_timeout,
+                destinations,
             },
             redact,
             limits: Limits {
@@ -222,6 +249,16 @@ impl Ledger {
             standalone: options.standalone,
             prices: options.prices,
         })
+    }
+
+    fn extractor(&self) -> Extractor {
+        Extractor {
+            redact: self.redact.clone(),
+            standalone: self.standalone,
+            // The first is the executions'.
+            tables: self.settings.destinations[1..].to_vec(),
+            ..Extractor::default()
+        }
     }
 
     /// Whether the program may start: an error that is not [retryable](LedgerError::is_retryable) is a misfit of tables
@@ -260,7 +297,8 @@ impl Ledger {
         Ok(with_store!(self, S => {
             let mut store = S::connect(&self.settings).await?;
             let (window, limit) = (self.limits.window_nanos(), i64::from(limit));
-            commit::retry_quarantined(&mut store, window, limit, now(), &self.prices).await?
+            let destinations = &self.settings.destinations;
+            commit::retry_quarantined(&mut store, destinations, window, limit, now(), &self.prices).await?
         }))
     }
 }

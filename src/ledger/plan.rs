@@ -1,24 +1,33 @@
 //! What one batch of journal records changes in the database: a pure function of the batch and of what is known.
 
-use super::assemble::{Assembled, assemble};
+use super::assemble::{Assembled, assemble, assemble_record};
+use super::commit::Batch;
 use super::facts::{Execution, Facts, Role};
-use super::row::{Row, Sources};
-use super::table::{Beside, NewRow};
+use super::row::{Column, Row, Sources};
+use super::table::{Beside, Destination, Details, NewRow};
 use super::world::World;
 use crate::rules::prices::Prices;
 
 /// What to write.
 #[derive(Debug, Default)]
 pub(super) struct Plan<'a> {
-    /// Executions of the batch. The database says which of them it had already.
+    /// What changes in each table.
+    pub(super) parts: Vec<Part<'a>>,
+    /// Spans that others may still need, without the executions.
+    pub(super) context: Vec<&'a Facts>,
+}
+
+/// What changes in one table.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) destination: &'static Destination,
+    /// Rows of the batch. The database says which of them it had already.
     pub(super) rows: Vec<NewRow>,
     /// The facts of `rows`, in their order.
-    pub(super) executions: Vec<&'a Facts>,
-    /// Other spans that executions may still need.
-    pub(super) context: Vec<&'a Facts>,
+    pub(super) facts: Vec<&'a Facts>,
     /// Rows from before that the batch may make better; what the stored row has decides.
     pub(super) candidates: Vec<Candidate>,
-    /// Executions older than the retention.
+    /// Rows older than the retention.
     pub(super) expired: u64,
 }
 
@@ -40,55 +49,134 @@ pub(super) struct Stored {
 }
 
 /// A change of a row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Update {
     /// The row; only the columns in the mask are to be written.
     pub(super) row: Row,
-    /// A mask of [`super::row::Column::bit`].
+    /// A mask of [`Column::bit`].
     pub(super) columns: i32,
-    pub(super) sources: Sources,
+    /// Where the values that are stored came from.
+    pub(super) stored: Sources,
+    /// Where those of `row` came from.
+    pub(super) new: Sources,
     /// The cost to write when the runtime, which it depends on, is written.
     pub(super) cost_usd: Option<f64>,
 }
 
-/// `oldest` is the Unix time in nanoseconds before which executions are not written.
-pub(super) fn plan<'a>(known: &'a [Facts], fresh: &'a [Facts], window: u64, oldest: u64, prices: &Prices) -> Plan<'a> {
-    let world = World::new(known, fresh, window);
-    let mut plan = Plan::default();
-    for facts in world.fresh() {
-        let Role::Execution(execution) = &facts.told.role else {
-            plan.context.push(facts);
+impl Update {
+    /// Where the values come from when this is written.
+    pub(super) fn sources(&self) -> Sources {
+        let mut sources = self.stored;
+        for column in self.changed() {
+            sources.set(column, self.new.get(column));
+        }
+        sources
+    }
+
+    /// The same for these columns alone, without the values of the others.
+    pub(super) fn only(&self, columns: i32) -> Update {
+        let has = |column: Column| columns & column.bit() != 0;
+        let text = |column: Column, value: &Option<String>| value.clone().filter(|_| has(column));
+        let row = &self.row;
+        let row = Row {
+            id: row.id.clone(),
+            code_agent_id: text(Column::CodeAgentId, &row.code_agent_id),
+            runtime: if has(Column::Runtime) {
+                row.runtime.clone()
+            } else {
+                String::new()
+            },
+            memory_mb: row.memory_mb,
+            exit_code: row.exit_code,
+            success: row.success,
+            error_message: text(Column::ErrorMessage, &row.error_message),
+            organization_id: text(Column::OrganizationId, &row.organization_id),
+            workspace_id: text(Column::WorkspaceId, &row.workspace_id),
+            user_id: text(Column::UserId, &row.user_id),
+            ..Row::default()
+        };
+        Update {
+            row,
+            columns: self.columns & columns,
+            ..self.clone()
+        }
+    }
+
+    /// The columns that are to be written.
+    pub(super) fn changed(&self) -> impl Iterator<Item = Column> {
+        let columns = self.columns;
+        Column::ALL
+            .into_iter()
+            .filter(move |column| columns & column.bit() != 0)
+    }
+}
+
+pub(super) fn plan<'a>(batch: &Batch<'a>, known: &'a [Facts]) -> Plan<'a> {
+    let world = World::new(known, batch.facts, batch.window);
+    let is_context = |facts: &&Facts| !matches!(facts.told.role, Role::Execution(_));
+    Plan {
+        parts: batch.destinations.iter().map(|to| part(to, &world, batch)).collect(),
+        context: world.fresh().filter(is_context).collect(),
+    }
+}
+
+fn part<'a>(destination: &'static Destination, world: &World<'a>, batch: &Batch<'_>) -> Part<'a> {
+    let mut part = Part {
+        destination,
+        rows: Vec::new(),
+        facts: Vec::new(),
+        candidates: Vec::new(),
+        expired: 0,
+    };
+    for facts in world.fresh().filter(|facts| destination.takes(facts)) {
+        let Some(assembled) = destination.assemble(world, facts, true) else {
             continue;
         };
-        if execution.created_at < oldest {
-            plan.expired += 1;
+        if assembled.row.created_at < batch.oldest {
+            part.expired += 1;
             continue;
         }
-        let Some(assembled) = assemble(&world, facts, true) else {
-            continue;
+        let replaces = if destination.is_of_executions() {
+            super::standalone::replaced_by(world, facts)
+        } else {
+            Vec::new()
         };
-        let replaces = super::standalone::replaced_by(&world, facts);
-        plan.rows.push(new_row(facts, execution, assembled, replaces, prices));
-        plan.executions.push(facts);
+        part.rows
+            .extend(new_row(destination, facts, assembled, replaces, batch.prices));
+        part.facts.push(facts);
     }
-    for old in world.executions().filter(|span| !span.fresh) {
-        let Role::Execution(execution) = &old.facts.told.role else {
-            continue;
-        };
-        let before = assemble(&world, old.facts, false);
-        let after = assemble(&world, old.facts, true);
+    if destination.completed.is_empty() {
+        return part;
+    }
+    for facts in world.known().filter(|facts| destination.takes(facts)) {
+        let before = destination.assemble(world, facts, false);
+        let after = destination.assemble(world, facts, true);
         if let (Some(before), Some(after)) = (before, after)
             && before != after
         {
-            let cost_usd = cost(execution, &after, prices);
-            plan.candidates.push(Candidate {
+            let cost_usd = match &facts.told.role {
+                Role::Execution(execution) => cost(execution, &after, batch.prices),
+                _ => None,
+            };
+            part.candidates.push(Candidate {
                 before,
                 after,
                 cost_usd,
             });
         }
     }
-    plan
+    part
+}
+
+impl Destination {
+    /// The row that the span becomes here.
+    fn assemble(&self, world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<Assembled> {
+        if self.is_of_executions() {
+            assemble(world, facts, with_fresh)
+        } else {
+            assemble_record(world, facts, with_fresh)
+        }
+    }
 }
 
 /// What the span says itself; else what the row's runtime costs for as long as it took.
@@ -98,31 +186,37 @@ fn cost(execution: &Execution, assembled: &Assembled, prices: &Prices) -> Option
     execution.cost_usd.or_else(estimate)
 }
 
+/// `None` if `facts` is of no such row.
 pub(super) fn new_row(
+    destination: &'static Destination,
     facts: &Facts,
-    execution: &Execution,
     assembled: Assembled,
     replaces: Vec<String>,
     prices: &Prices,
-) -> NewRow {
-    let beside = Beside {
-        start: facts.start,
-        end: facts.end,
-        received_at: facts.received_at,
-        runtime: execution.runtime.clone(),
-        exit_code: execution.exit_code,
-        outcome: execution.reported_outcome(),
-        cost_usd: cost(execution, &assembled, prices),
+) -> Option<NewRow> {
+    let details = match (&facts.told.role, &facts.told.record) {
+        (Role::Execution(execution), _) if destination.is_of_executions() => Details::Execution(Beside {
+            start: facts.start,
+            end: facts.end,
+            received_at: facts.received_at,
+            runtime: execution.runtime.clone(),
+            exit_code: execution.exit_code,
+            outcome: execution.reported_outcome(),
+            cost_usd: cost(execution, &assembled, prices),
+        }),
+        (_, Some(record)) => Details::Record(record.clone()),
+        _ => return None,
     };
     let Assembled { row, sources, .. } = assembled;
-    NewRow {
+    Some(NewRow {
+        destination,
         id: facts.id,
         row,
         sources,
-        beside,
+        details,
         replaces,
         alias_of: None,
-    }
+    })
 }
 
 impl Candidate {
@@ -130,31 +224,21 @@ impl Candidate {
         &self.after.row.id
     }
 
-    /// What is to be written, when this is stored of the row.
-    pub(super) fn update(self, stored: &Stored) -> Option<Update> {
-        let Stored {
-            sources: stored,
-            row_id,
-        } = stored;
-        let columns = self.after.changes(&self.before, stored);
+    /// What is to be written of the columns in `mask`, when this is stored of the row.
+    pub(super) fn update(self, stored: &Stored, mask: i32) -> Option<Update> {
+        let columns = self.after.changes(&self.before, &stored.sources) & mask;
         if columns == 0 {
             return None;
         }
-        let mut sources = *stored;
-        for column in super::row::Column::ALL
-            .into_iter()
-            .filter(|column| columns & column.bit() != 0)
-        {
-            sources.set(column, self.after.sources.get(column));
-        }
         let mut row = self.after.row;
-        if let Some(row_id) = row_id {
+        if let Some(row_id) = &stored.row_id {
             row.id.clone_from(row_id);
         }
         Some(Update {
             row,
             columns,
-            sources,
+            stored: stored.sources,
+            new: self.after.sources,
             cost_usd: self.cost_usd,
         })
     }

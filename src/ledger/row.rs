@@ -135,6 +135,29 @@ pub enum Source {
     Refused,
 }
 
+impl Source {
+    /// As it is stored.
+    fn name(self) -> &'static str {
+        match self {
+            Source::None => "none",
+            Source::Execution => "execution",
+            Source::Status => "status",
+            Source::Exception => "exception",
+            Source::HasError => "has_error",
+            Source::DerivedId => "derived_id",
+            Source::Router => "router",
+            Source::Inner => "inner",
+            Source::RuntimeSpan => "runtime_span",
+            Source::Node => "node",
+            Source::Hook => "hook",
+            Source::Resource => "resource",
+            Source::Namespace => "namespace",
+            Source::Default => "default",
+            Source::Refused => "refused",
+        }
+    }
+}
+
 /// Where the value of each of [`Column::ALL`] came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sources([Source; Column::ALL.len()]);
@@ -152,11 +175,23 @@ impl Sources {
 
     /// As a JSON object of the columns that have a source.
     pub fn to_json(self) -> String {
-        let known = Column::ALL.iter().filter(|column| self.get(**column) != Source::None);
-        let object: serde_json::Map<String, serde_json::Value> = known
-            .filter_map(|column| Some((column.name().to_owned(), serde_json::to_value(self.get(*column)).ok()?)))
-            .collect();
-        serde_json::Value::Object(object).to_string()
+        let mut json = String::with_capacity(256);
+        json.push('{');
+        for column in Column::ALL {
+            let source = self.get(column);
+            if source == Source::None {
+                continue;
+            }
+            if json.len() > 1 {
+                json.push(',');
+            }
+            // None of the names needs escaping.
+            for part in ["\"", column.name(), "\":\"", source.name(), "\""] {
+                json.push_str(part);
+            }
+        }
+        json.push('}');
+        json
     }
 
     /// From what [`Sources::to_json`] made. What cannot be read counts as having no source.
@@ -305,6 +340,16 @@ mod tests {
         sources.set(Column::Runtime, Source::Router);
         let json = sources.to_json();
         assert_eq!(json, r#"{"runtime":"router","user_id":"node"}"#);
+        for source in [
+            Source::HasError,
+            Source::DerivedId,
+            Source::RuntimeSpan,
+            Source::Refused,
+            Source::Namespace,
+        ] {
+            let written = serde_json::to_string(&source).unwrap();
+            assert_eq!(written, format!("\"{}\"", source.name()));
+        }
         assert_eq!(Sources::from_json(&json), sources);
         assert_eq!(Sources::from_json("garbage"), Sources::default());
     }

@@ -41,11 +41,7 @@ pub(super) async fn run<S: Store>(
     heartbeat: &Heartbeat,
     status: &StageStatus,
 ) {
-    let extractor = Extractor {
-        redact: ledger.redact.clone(),
-        standalone: ledger.standalone,
-        ..Extractor::default()
-    };
+    let extractor = ledger.extractor();
     let mut stage = Stage {
         ledger,
         reader,
@@ -120,6 +116,7 @@ impl Stage<'_> {
                     .while_waiting(upkeep::turn(
                         &mut store,
                         limits,
+                        &self.ledger.settings.destinations,
                         self.ledger.standalone.then_some(&*self.ledger.prices),
                         now(),
                         &self.meters,
@@ -159,6 +156,7 @@ impl Stage<'_> {
             let journal = position.journal.to_string();
             let at = now();
             let batch = Batch {
+                destinations: &self.ledger.settings.destinations,
                 facts: &facts,
                 position: Some((self.reader.name(), &journal, position.next)),
                 release: &[],
@@ -197,11 +195,7 @@ impl Stage<'_> {
 /// Writes anew what is in the journal, from its oldest record on; when that was received, and how many rows there are.
 pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Result<Rebuilt, LedgerError> {
     let mut store = S::connect(&ledger.settings).await?;
-    let mut extractor = Extractor {
-        redact: ledger.redact.clone(),
-        standalone: ledger.standalone,
-        ..Extractor::default()
-    };
+    let mut extractor = ledger.extractor();
     let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
@@ -216,6 +210,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         let journal = position.journal.to_string();
         let at = now();
         let batch = Batch {
+            destinations: &ledger.settings.destinations,
             facts: &facts,
             position: Some((reader.name(), &journal, position.next)),
             release: &[],
@@ -227,7 +222,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         };
         let applied = apply(&mut store, &batch).await?;
         reader.passed(position);
-        rebuilt.rows += applied.written + applied.taken_over;
+        rebuilt.rows += applied.written + applied.taken_over + applied.records;
         rebuilt.quarantined += applied.quarantined;
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use super::assemble::assemble;
-use super::commit::{Applied, begin_with_known, insert, insert_carefully};
+use super::commit::{Applied, begin_with_known, insert, insert_carefully, null};
 use super::facts::{Facts, Role, Told};
 use super::plan::new_row;
 use super::store::{Store, StoreError};
@@ -75,60 +75,71 @@ pub(super) async fn stand_alone<S: Store>(
         executions.push(Facts { told, ..span.clone() });
     }
     for facts in &executions {
-        if let (Role::Execution(execution), Some(assembled)) = (&facts.told.role, assemble(&world, facts, true)) {
-            rows.push(new_row(facts, execution, assembled, Vec::new(), prices));
+        if let Some(assembled) = assemble(&world, facts, true) {
+            rows.extend(new_row(EXECUTIONS, facts, assembled, Vec::new(), prices));
         }
     }
     let facts: Vec<&Facts> = executions.iter().collect();
-    applied.written = insert_carefully(store, rows, &facts, now, &mut applied).await?.len() as u64;
+    let written = insert_carefully(store, EXECUTIONS, rows, &facts, now, &mut applied).await?;
+    applied.written = written.len() as u64;
     store.settle(&due).await?;
     store.commit().await?;
     Ok((due.len() as u64, applied))
 }
 
-/// Takes out of `rows` those that take over a row that is there, and writes them; the ids of those that were new. When
-/// `careful`, one that is refused stays in `rows`.
+/// Takes out of `rows` those that take over a row that is there, and writes them: the ids of those that were new, and,
+/// when `careful`, the rows that the database refuses, with its reason.
 pub(super) async fn take_over<S: Store>(
     store: &mut S,
     rows: &mut Vec<NewRow>,
     careful: bool,
-) -> Result<HashSet<String>, StoreError> {
+    applied: &mut Applied,
+) -> Result<(HashSet<String>, Vec<(NewRow, String)>), StoreError> {
     let candidates: Vec<&str> = rows.iter().flat_map(|row| &row.replaces).map(String::as_str).collect();
+    let (mut taken, mut refused) = (HashSet::new(), Vec::new());
     if candidates.is_empty() {
-        return Ok(HashSet::new());
+        return Ok((taken, refused));
     }
-    let standing = store.stored(&candidates).await?;
-    let mut taken = HashSet::new();
+    let standing = store.stored(EXECUTIONS, &candidates).await?;
     let mut rest = Vec::with_capacity(rows.len());
     for mut row in rows.drain(..) {
         row.replaces.retain(|id| standing.contains_key(id));
-        let Some(id) = row.replaces.first() else {
+        let Some(id) = row.replaces.first().cloned() else {
             rest.push(row);
             continue;
         };
         if !careful {
-            if take(store, &row, id).await? {
+            if take(store, &row, &id).await? {
                 taken.insert(row.row.id);
             }
             continue;
         }
-        store.savepoint().await?;
-        match take(store, &row, id).await {
-            Ok(is_new) => {
-                store.release().await?;
-                if is_new {
-                    taken.insert(row.row.id);
+        loop {
+            store.savepoint().await?;
+            match take(store, &row, &id).await {
+                Ok(is_new) => {
+                    store.release().await?;
+                    if is_new {
+                        taken.insert(row.row.id);
+                    }
+                    break;
                 }
+                Err(StoreError::Refused { reason, column }) => {
+                    store.back_to_savepoint().await?;
+                    if column.is_some_and(|column| null(&mut row, &column)) {
+                        applied.nulled += 1;
+                        continue;
+                    }
+                    // The row that it would replace stays: a second one beside it would count the run twice.
+                    refused.push((row, reason));
+                    break;
+                }
+                Err(error) => return Err(error),
             }
-            Err(StoreError::Refused { .. }) => {
-                store.back_to_savepoint().await?;
-                rest.push(row);
-            }
-            Err(error) => return Err(error),
         }
     }
     *rows = rest;
-    Ok(taken)
+    Ok((taken, refused))
 }
 
 /// Makes `row` the row with this id, and takes away the others that it replaces; false if the execution had one.
@@ -137,13 +148,13 @@ async fn take<S: Store>(store: &mut S, row: &NewRow, id: &str) -> Result<bool, S
         alias_of: Some(id.to_owned()),
         ..row.clone()
     };
-    if store.insert_new(&EXECUTIONS, &[&alias]).await?.is_empty() {
+    if store.insert_new(&EXECUTIONS.beside, &[&alias]).await?.is_empty() {
         return Ok(false);
     }
     let gone: Vec<&str> = row.replaces.iter().map(String::as_str).collect();
-    store.remove(&gone).await?;
+    store.remove(EXECUTIONS, &gone).await?;
     let mut taken = row.clone();
     taken.row.id = id.to_owned();
-    insert(store, &[&taken]).await?;
+    insert(store, EXECUTIONS, &[&taken]).await?;
     Ok(true)
 }

@@ -84,6 +84,8 @@ pub enum Kind {
     Tool,
     /// [`Role::Hook`]
     Hook,
+    /// [`Role::Other`]
+    Other,
 }
 
 impl Role {
@@ -97,6 +99,7 @@ impl Role {
             Role::Runtime(_) => Kind::Runtime,
             Role::Tool { .. } => Kind::Tool,
             Role::Hook { .. } => Kind::Hook,
+            Role::Other => Kind::Other,
         }
     }
 }
@@ -185,12 +188,9 @@ impl<'a> World<'a> {
         world
     }
 
-    /// The executions that are known.
-    pub fn executions(&self) -> impl Iterator<Item = Known<'a>> {
-        self.spans
-            .iter()
-            .copied()
-            .filter(|span| matches!(span.facts.told.role, Role::Execution(_)))
+    /// The spans that were known before the batch.
+    pub fn known(&self) -> impl Iterator<Item = &'a Facts> {
+        self.spans.iter().filter(|span| !span.fresh).map(|span| span.facts)
     }
 
     /// The spans of the batch, each once, without those that were known before.

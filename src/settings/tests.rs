@@ -135,6 +135,26 @@ fn rules_for_what_leaves_are_read_as_they_are_written() {
 }
 
 #[test]
+fn a_password_of_its_own_may_hold_any_character() {
+    for (url, expected) in [
+        ("postgres://u@db/x", "postgres://u@db/x?password=p%40s%2Fs%23%25%26"),
+        (
+            "postgres://u@db/x?sslmode=require",
+            "postgres://u@db/x?sslmode=require&password=p%40s%2Fs%23%25%26",
+        ),
+    ] {
+        let text = format!("database: {{url: '{url}', password: 'p@s/s#%&'}}");
+        assert_eq!(loaded(&text).unwrap().settings.database.url, expected);
+    }
+    let printed = render::effective(
+        &loaded("database: {url: 'postgres://u@db/x', password: s3cr3t}")
+            .unwrap()
+            .records,
+    );
+    assert!(!printed.contains("s3cr3t"), "{printed}");
+}
+
+#[test]
 fn mistakes_across_settings_are_found() {
     for (text, expected) in [
         ("exporters: {otlp: {}}", "exporters.otlp.endpoint"),
@@ -168,6 +188,12 @@ fn mistakes_across_settings_are_found() {
             "exporters: {otlp: {endpoint: 'http://x:1', drop_spans: [{attributes: {'a*': x}}]}}",
             "not in the keys",
         ),
+        (
+            "database: {tables: [event_log]}",
+            "`event_log` is none of model_cost_logs",
+        ),
+        ("database: {statement_timeout: 0s}", "expected more than 0"),
+        ("database: {password: x}", "only PostgreSQL has one"),
         ("receivers: {otlp: {auth: {bearer_tokens: ['']}}}", "a token is empty"),
         ("health: {auth: {basic_users: {'a:b': p}}}", "has a colon"),
         ("api: {auth: {basic_users: {ann: ''}}}", "a password is empty"),

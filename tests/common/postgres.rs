@@ -115,6 +115,28 @@ impl Cluster {
         format!("postgres://test@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Switches TLS on, with this certificate.
+    pub fn use_tls(&self, certificate: &str, key: &str) {
+        for (name, text) in [("server.pem", certificate), ("server.key", key)] {
+            let file = self.directory.join(name);
+            let write = format!(
+                "COPY (SELECT unnest(string_to_array('{text}', E'\\n'))) TO PROGRAM 'umask 077; cat > {}'",
+                file.display()
+            );
+            self.psql("postgres", &write);
+        }
+        let directory = self.directory.display();
+        for setting in [
+            format!("ssl_cert_file = '{directory}/server.pem'"),
+            format!("ssl_key_file = '{directory}/server.key'"),
+            "ssl = on".to_owned(),
+        ] {
+            self.psql("postgres", &format!("ALTER SYSTEM SET {setting}"));
+        }
+        self.stop();
+        self.resume();
+    }
+
     /// The port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
@@ -174,7 +196,7 @@ fn programs() -> PathBuf {
 }
 
 /// A directory that the server's user owns.
-fn temporary_directory() -> PathBuf {
+pub fn temporary_directory() -> PathBuf {
     let made = as_user("mktemp -d /tmp/spanledger-postgres.XXXXXX").output().unwrap();
     assert!(
         made.status.success(),
@@ -185,7 +207,7 @@ fn temporary_directory() -> PathBuf {
 }
 
 /// A shell as this user, or as `postgres` (else `nobody`) if this user is root, whom the server refuses.
-fn as_user(script: &str) -> Command {
+pub fn as_user(script: &str) -> Command {
     let is_root = String::from_utf8(Command::new("id").arg("-u").output().unwrap().stdout)
         .unwrap()
         .trim()

@@ -12,10 +12,11 @@ pub(super) mod schema;
 pub(super) mod sqlite;
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::facts::{Facts, SpanId, Told};
 use super::plan::{Stored, Update};
-use super::table::{Quarantined, Table, TableName};
+use super::table::{Destination, Quarantined, Table, TableName};
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -127,8 +128,8 @@ pub(super) trait Store: Sized {
     const HAS_LOCKS: bool;
     /// Connects, makes the tables if `migrate` is set, and checks that they fit.
     async fn connect(settings: &Settings) -> Result<Self, StoreError>;
-    /// The foreign keys that can be asked before a row is written.
-    fn foreign_keys(&self) -> &[ForeignKey];
+    /// The foreign keys that can be asked before a row is written there.
+    fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey>;
     /// The saved position, in or outside of a transaction.
     async fn position(&mut self, reader: &str, journal: &str) -> Result<Option<u64>, StoreError>;
     /// Begins a transaction that sees what others committed before it took its locks.
@@ -157,10 +158,10 @@ pub(super) trait Store: Sized {
         table: &'static Table<T>,
         rows: &[&T],
     ) -> Result<HashSet<String>, StoreError>;
-    /// What is stored beside the rows of these executions.
-    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError>;
+    /// What is stored beside these rows; of executions, by the execution's id.
+    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError>;
     /// Deletes these rows, with what is beside them.
-    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError>;
+    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError>;
     /// Waiting spans that are due to become rows, at most `limit`.
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
     /// These no longer wait.
@@ -168,19 +169,28 @@ pub(super) trait Store: Sized {
     /// These are no longer due.
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
     /// Changes the columns of each update, and the sources beside it.
-    async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError>;
+    async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError>;
     /// Saves the position of the reader.
     async fn save_position(&mut self, reader: &str, journal: &str, next: u64) -> Result<(), StoreError>;
-    /// Forgets waiting spans received before; how many of those forgotten were other spans than executions.
-    async fn forget_context(&mut self, received_before: i64, limit: i64) -> Result<u64, StoreError>;
+    /// Those received before are due now, if they can become rows at all.
+    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError>;
+    /// Forgets waiting spans received before, but for those that are still to become rows if `keep_due`; how many.
+    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError>;
     /// How many spans wait, and when the one was received that has `max_pending` received after it.
     async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError>;
     /// Deletes rows of this program created before, with what is beside them; how many.
-    async fn delete_rows(&mut self, created_before: u64, limit: i64) -> Result<u64, StoreError>;
+    async fn delete_rows(
+        &mut self,
+        of: &'static Destination,
+        created_before: u64,
+        limit: i64,
+    ) -> Result<u64, StoreError>;
     /// The rows in quarantine, oldest first.
     async fn quarantined(&mut self, limit: i64) -> Result<Vec<Quarantined>, StoreError>;
-    /// Takes rows out of quarantine.
-    async fn release_quarantined(&mut self, ids: &[&str]) -> Result<(), StoreError>;
+    /// Deletes rows set aside before; how many.
+    async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError>;
+    /// Takes rows, by table and id, out of quarantine.
+    async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError>;
 }
 
 /// What a store needs of the configuration.
@@ -189,6 +199,10 @@ pub(super) struct Settings {
     pub(super) url: String,
     pub(super) names: Names,
     pub(super) migrate: bool,
+    /// How long PostgreSQL may work on one statement.
+    pub(super) statement_timeout: Duration,
+    /// The tables that are written.
+    pub(super) destinations: Vec<&'static Destination>,
 }
 
 /// The names of the tables, quoted.
@@ -202,6 +216,7 @@ impl Names {
     pub(super) fn of(&self, table: TableName) -> String {
         match table {
             TableName::Rows => self.rows(),
+            TableName::Further(name) => self.in_schema(name),
             TableName::Own(name) => self.own(name),
         }
     }
@@ -212,6 +227,15 @@ impl Names {
 
     pub(super) fn own(&self, name: &str) -> String {
         self.in_schema(&format!("spanledger_{name}"))
+    }
+
+    /// The name alone, unquoted.
+    pub(super) fn bare(&self, table: TableName) -> String {
+        match table {
+            TableName::Rows => self.table.clone(),
+            TableName::Further(name) => name.to_owned(),
+            TableName::Own(name) => format!("spanledger_{name}"),
+        }
     }
 
     fn in_schema(&self, table: &str) -> String {
@@ -245,8 +269,8 @@ pub(super) fn stored_facts(trace: &[u8], span: &[u8], times: [i64; 3], told: &st
     })
 }
 
-/// The placeholders of the migrations, filled in.
-pub(super) fn fill_in(sql: &str, names: &Names) -> String {
+/// The placeholders of the migrations, filled in: `{table}` and `{index:COLUMN}` are of `table`.
+pub(super) fn fill_in(sql: &str, names: &Names, table: TableName) -> String {
     let mut filled = String::with_capacity(sql.len());
     let mut rest = sql;
     while let Some((before, after)) = rest.split_once('{') {
@@ -255,10 +279,10 @@ pub(super) fn fill_in(sql: &str, names: &Names) -> String {
         };
         filled.push_str(before);
         let name = match placeholder.split(':').collect::<Vec<_>>()[..] {
-            ["rows"] => names.rows(),
+            ["table"] => names.of(table),
             ["own", table] => names.own(table),
             // An index is named after its table and lives beside it: its name has no schema.
-            ["index", column] => quote(&format!("{}_{column}_idx", names.table)),
+            ["index", column] => quote(&format!("{}_{column}_idx", names.bare(table))),
             ["index", "own", table, column] => quote(&format!("spanledger_{table}_{column}_idx")),
             _ => format!("{{{placeholder}}}"),
         };
@@ -268,6 +292,55 @@ pub(super) fn fill_in(sql: &str, names: &Names) -> String {
     filled + rest
 }
 
+/// The statements that make a table of `migrations/DATABASE`.
+pub(super) struct Migration {
+    /// Made only where this is missing.
+    pub(super) table: TableName,
+    pub(super) sql: &'static str,
+}
+
+/// The migrations of the wanted tables, from the directory of a database.
+macro_rules! migrations {
+    ($directory:literal) => {
+        fn migrations(
+            destinations: &[&'static crate::ledger::table::Destination],
+        ) -> Vec<crate::ledger::store::Migration> {
+            use crate::ledger::store::Migration;
+            use crate::ledger::table::TableName;
+            let mut wanted = vec![
+                Migration {
+                    table: TableName::Rows,
+                    sql: include_str!(concat!($directory, "/0001_rows.sql")),
+                },
+                Migration {
+                    table: TableName::Own("positions"),
+                    sql: include_str!(concat!($directory, "/0002_own.sql")),
+                },
+            ];
+            for destination in destinations {
+                let sql = match destination.name {
+                    "model_cost_logs" => include_str!(concat!($directory, "/0003_model_cost_logs.sql")),
+                    "agent_trace_history" => include_str!(concat!($directory, "/0004_agent_trace_history.sql")),
+                    "event_logs" => include_str!(concat!($directory, "/0005_event_logs.sql")),
+                    _ => continue,
+                };
+                wanted.extend([
+                    Migration {
+                        table: destination.rows.name,
+                        sql,
+                    },
+                    Migration {
+                        table: destination.beside.name,
+                        sql: include_str!(concat!($directory, "/0006_beside.sql")),
+                    },
+                ]);
+            }
+            wanted
+        }
+    };
+}
+pub(super) use migrations;
+
 /// From what the quarantine stored.
 pub(super) fn span_id(trace: &[u8], span: &[u8]) -> SpanId {
     SpanId {
@@ -276,12 +349,16 @@ pub(super) fn span_id(trace: &[u8], span: &[u8]) -> SpanId {
     }
 }
 
-/// What is stored beside the rows of executions whose id `is` in the list. Of an execution that took over a row, what is
-/// beside that row counts.
-pub(super) fn stored_sql(names: &Names, is: &str) -> String {
-    let executions = names.own("executions");
-    format!(
-        "SELECT e.id, coalesce(r.sources, e.sources), e.row_id FROM {executions} e \
-         LEFT JOIN {executions} r ON r.id = e.row_id WHERE e.id {is}"
-    )
+/// What is stored beside the rows whose id `is` in the list. Of an execution that took over a row, what is beside that row
+/// counts.
+pub(super) fn stored_sql(names: &Names, of: &'static Destination, is: &str) -> String {
+    let beside = names.of(of.beside.name);
+    if of.is_of_executions() {
+        format!(
+            "SELECT e.id, coalesce(r.sources, e.sources), e.row_id FROM {beside} e \
+             LEFT JOIN {beside} r ON r.id = e.row_id WHERE e.id {is}"
+        )
+    } else {
+        format!("SELECT e.id, e.sources, NULL FROM {beside} e WHERE e.id {is}")
+    }
 }

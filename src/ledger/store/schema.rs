@@ -1,13 +1,13 @@
 //! Whether the tables that are there are the tables that are needed: one message per misfit.
 
 use super::StoreError;
-use crate::ledger::table::{CONTEXT, EXECUTIONS, Kind, QUARANTINE, ROWS, Table, TableName};
+use crate::ledger::table::{CONTEXT, Destination, Kind, QUARANTINE, Table, TableName};
 
 /// A column that is needed, and its type.
 pub(super) type Needed = (&'static str, Kind);
 
 /// The tables that are needed, with their columns.
-pub(super) fn needed() -> Vec<(TableName, Vec<Needed>)> {
+pub(super) fn needed(destinations: &[&'static Destination]) -> Vec<(TableName, Vec<Needed>)> {
     fn columns<T>(table: &'static Table<T>) -> (TableName, Vec<Needed>) {
         (
             table.name,
@@ -19,13 +19,15 @@ pub(super) fn needed() -> Vec<(TableName, Vec<Needed>)> {
         ("reader", Kind::Text),
         ("next_sequence", Kind::BigInt),
     ];
-    vec![
-        columns(&ROWS),
-        columns(&EXECUTIONS),
+    let mut needed = vec![
         columns(&CONTEXT),
         columns(&QUARANTINE),
         (TableName::Own("positions"), positions),
-    ]
+    ];
+    for destination in destinations {
+        needed.extend([columns(&destination.rows), columns(&destination.beside)]);
+    }
+    needed
 }
 
 /// Compares by name: `there` holds the name, whether NULL is refused, and whether there is a default.

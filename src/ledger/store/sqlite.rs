@@ -16,28 +16,35 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Connection, Row as _, Sqlite};
 
-use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, fill_in, quote, stored_facts};
+use super::{
+    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, Settings, Store, StoreError, fill_in, migrations, quote,
+    stored_facts,
+};
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{Quarantined, Table, TableName, Value, nanos};
+use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value, nanos};
 
 /// Rows in one statement, at most. More brought nothing when measured.
 const CHUNK: usize = 64;
 
+/// A transaction touches pages all over the indexes, because ids are random. What does not fit is written and read again
+/// and again before it is committed. Negative: KiB.
+const CACHE_SIZE: &str = "-24576";
+
+/// A page that many transactions change is copied back once for all of them: 32 MiB.
+const CHECKPOINT_PAGES: &str = "8192";
+
 /// How long to wait for another process that writes to the file.
 const BUSY: Duration = Duration::from_secs(5);
 
-const MIGRATIONS: [(&str, &str); 2] = [
-    ("0001_rows", include_str!("../../../migrations/sqlite/0001_rows.sql")),
-    ("0002_own", include_str!("../../../migrations/sqlite/0002_own.sql")),
-];
+migrations!("../../../migrations/sqlite");
 
 /// See the module documentation.
 pub(in crate::ledger) struct SqliteStore {
     connection: SqliteConnection,
     names: Names,
-    foreign_keys: Vec<ForeignKey>,
+    foreign_keys: Vec<(TableName, Vec<ForeignKey>)>,
 }
 
 impl Store for SqliteStore {
@@ -56,7 +63,10 @@ impl Store for SqliteStore {
             .create_if_missing(settings.migrate)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY);
+            .busy_timeout(BUSY)
+            .pragma("cache_size", CACHE_SIZE)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .pragma("temp_store", "MEMORY");
         let connection = SqliteConnection::connect_with(&options).await.map_err(error)?;
         let names = Names {
             schema: None,
@@ -68,15 +78,19 @@ impl Store for SqliteStore {
             foreign_keys: Vec::new(),
         };
         if settings.migrate {
-            store.migrate().await?;
+            store.migrate(&settings.destinations).await?;
         }
-        store.check().await?;
-        store.foreign_keys = store.read_foreign_keys().await?;
+        store.check(&settings.destinations).await?;
+        for destination in &settings.destinations {
+            let keys = store.read_foreign_keys(destination.rows.name).await?;
+            store.foreign_keys.push((destination.rows.name, keys));
+        }
         Ok(store)
     }
 
-    fn foreign_keys(&self) -> &[ForeignKey] {
-        &self.foreign_keys
+    fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey> {
+        let known = self.foreign_keys.iter().find(|(table, _)| *table == of.rows.name);
+        known.map(|(_, keys)| keys.clone()).unwrap_or_default()
     }
 
     async fn position(&mut self, reader: &str, journal: &str) -> Result<Option<u64>, StoreError> {
@@ -197,10 +211,10 @@ impl Store for SqliteStore {
         Ok(new)
     }
 
-    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
+    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
         let mut stored = HashMap::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
-            let sql = super::stored_sql(&self.names, &format!("IN ({})", marks(ids.len())));
+            let sql = super::stored_sql(&self.names, of, &format!("IN ({})", marks(ids.len())));
             for row in self.fetch(bind_texts(sql, ids)).await? {
                 let sources = Sources::from_json(row.try_get(1).map_err(error)?);
                 let row_id = row.try_get(2).map_err(error)?;
@@ -210,8 +224,8 @@ impl Store for SqliteStore {
         Ok(stored)
     }
 
-    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError> {
-        for table in [self.names.rows(), self.names.own("executions")] {
+    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError> {
+        for table in [self.names.of(of.rows.name), self.names.of(of.beside.name)] {
             for ids in ids.chunks(CHUNK) {
                 let sql = format!("DELETE FROM {table} WHERE id IN ({})", marks(ids.len()));
                 bind_texts(sql, ids)
@@ -243,44 +257,49 @@ impl Store for SqliteStore {
         self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
     }
 
-    async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {
-        let changes: Vec<String> = Column::ALL
-            .iter()
-            .map(|column| {
-                let (name, bit, value) = (column.name(), column.bit(), *column as usize + 2);
-                format!("{name} = CASE WHEN ?1 & {bit} THEN ?{value} ELSE {name} END")
-            })
-            .collect();
-        let rows = format!("UPDATE {} SET {} WHERE id = ?11", self.names.rows(), changes.join(", "));
-        let beside = format!(
-            "UPDATE {} SET sources = ?, cost_usd = CASE WHEN ? THEN ? ELSE cost_usd END WHERE id = ?",
-            self.names.own("executions")
-        );
+    async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError> {
+        let change = |(index, column): (usize, &Column)| {
+            let (name, bit, value) = (column.name(), column.bit(), index + 3);
+            format!("{name} = CASE WHEN ?2 & {bit} THEN ?{value} ELSE {name} END")
+        };
+        let changes: Vec<String> = of.completed.iter().enumerate().map(change).collect();
+        let (rows, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
+        let rows = format!("UPDATE {rows} SET {} WHERE id = ?1", changes.join(", "));
+        // Only the table of executions has a cost beside.
+        let cost = if of.is_of_executions() {
+            ", cost_usd = CASE WHEN ?3 THEN ?4 ELSE cost_usd END"
+        } else {
+            ""
+        };
+        let beside = format!("UPDATE {beside} SET sources = ?2{cost} WHERE id = ?1");
         for update in updates {
             let row = &update.row;
-            sqlx::query(AssertSqlSafe(rows.clone()))
-                .bind(update.columns)
-                .bind(row.code_agent_id.clone())
-                .bind(row.runtime.clone())
-                .bind(row.memory_mb)
-                .bind(row.exit_code)
-                .bind(row.success)
-                .bind(row.error_message.clone())
-                .bind(row.organization_id.clone())
-                .bind(row.workspace_id.clone())
-                .bind(row.user_id.clone())
+            let query = sqlx::query(AssertSqlSafe(rows.clone()))
                 .bind(row.id.clone())
-                .execute(&mut self.connection)
-                .await
-                .map_err(error)?;
-            sqlx::query(AssertSqlSafe(beside.clone()))
-                .bind(update.sources.to_json())
-                .bind(update.columns & Column::Runtime.bit() != 0)
-                .bind(update.cost_usd)
+                .bind(update.columns);
+            let query = of.completed.iter().fold(query, |query, column| match column {
+                Column::CodeAgentId => query.bind(row.code_agent_id.clone()),
+                Column::Runtime => query.bind(row.runtime.clone()),
+                Column::MemoryMb => query.bind(row.memory_mb),
+                Column::ExitCode => query.bind(row.exit_code),
+                Column::Success => query.bind(row.success),
+                Column::ErrorMessage => query.bind(row.error_message.clone()),
+                Column::OrganizationId => query.bind(row.organization_id.clone()),
+                Column::WorkspaceId => query.bind(row.workspace_id.clone()),
+                Column::UserId => query.bind(row.user_id.clone()),
+            });
+            self.run(query).await?;
+            let query = sqlx::query(AssertSqlSafe(beside.clone()))
                 .bind(row.id.clone())
-                .execute(&mut self.connection)
-                .await
-                .map_err(error)?;
+                .bind(update.sources().to_json());
+            let query = if of.is_of_executions() {
+                query
+                    .bind(update.columns & Column::Runtime.bit() != 0)
+                    .bind(update.cost_usd)
+            } else {
+                query
+            };
+            self.run(query).await?;
         }
         Ok(())
     }
@@ -302,18 +321,25 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn forget_context(&mut self, received_before: i64, limit: i64) -> Result<u64, StoreError> {
-        let context = self.names.own("context");
+    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError> {
         let sql = format!(
-            "DELETE FROM {context} WHERE (trace_id, span_id) IN \
-             (SELECT trace_id, span_id FROM {context} WHERE received_at_ns < ? ORDER BY received_at_ns LIMIT ?)"
+            "UPDATE {} SET due_ns = ?2 WHERE received_at_ns < ?1 AND due_ns > ?2",
+            self.names.own("context")
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(received_before).bind(limit);
-        Ok(query
-            .execute(&mut self.connection)
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(received_before).bind(now);
+        self.run(query).await?;
+        Ok(())
+    }
+
+    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError> {
+        let context = self.names.own("context");
+        let due = if keep_due { "AND due_ns IS NULL" } else { "" };
+        let sql = format!(
+            "DELETE FROM {context} WHERE (trace_id, span_id) IN (SELECT trace_id, span_id FROM {context} \
+             WHERE received_at_ns < ? {due} ORDER BY received_at_ns LIMIT ?)"
+        );
+        self.run(sqlx::query(AssertSqlSafe(sql)).bind(received_before).bind(limit))
             .await
-            .map_err(error)?
-            .rows_affected())
     }
 
     async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError> {
@@ -327,28 +353,29 @@ impl Store for SqliteStore {
         Ok((row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?))
     }
 
-    async fn delete_rows(&mut self, created_before: u64, limit: i64) -> Result<u64, StoreError> {
-        let (rows, executions) = (self.names.rows(), self.names.own("executions"));
-        let old = format!("SELECT id FROM {executions} WHERE created_at < ? ORDER BY created_at LIMIT ?");
+    async fn delete_rows(
+        &mut self,
+        of: &'static Destination,
+        created_before: u64,
+        limit: i64,
+    ) -> Result<u64, StoreError> {
+        let (rows, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
+        let old = format!("SELECT id FROM {beside} WHERE created_at < ? ORDER BY created_at LIMIT ?");
         let before = timestamp(created_before);
         self.begin().await?;
         let sql = format!("DELETE FROM {rows} WHERE id IN ({old})");
         let query = sqlx::query(AssertSqlSafe(sql)).bind(before.clone()).bind(limit);
         query.execute(&mut self.connection).await.map_err(error)?;
-        let sql = format!("DELETE FROM {executions} WHERE id IN ({old})");
+        let sql = format!("DELETE FROM {beside} WHERE id IN ({old})");
         let query = sqlx::query(AssertSqlSafe(sql)).bind(before).bind(limit);
-        let deleted = query
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?
-            .rows_affected();
+        let deleted = self.run(query).await?;
         self.commit().await?;
         Ok(deleted)
     }
 
     async fn quarantined(&mut self, limit: i64) -> Result<Vec<Quarantined>, StoreError> {
         let sql = format!(
-            "SELECT id, reason, row_json, facts, trace_id, span_id, start_ns, end_ns, received_at_ns, \
+            "SELECT table_name, id, reason, row_json, facts, trace_id, span_id, start_ns, end_ns, received_at_ns, \
              CAST(round((julianday(quarantined_at) - 2440587.5) * 86400000) AS INTEGER) \
              FROM {} ORDER BY quarantined_at, id LIMIT ?",
             self.names.own("quarantine")
@@ -357,31 +384,41 @@ impl Store for SqliteStore {
         let read = |row: &SqliteRow| -> Result<Quarantined, sqlx::Error> {
             let number = |index: usize| row.try_get::<i64, _>(index).map(i64::cast_unsigned);
             Ok(Quarantined {
-                id: row.try_get(0)?,
-                reason: row.try_get(1)?,
-                row: row.try_get(2)?,
-                facts: row.try_get(3)?,
-                span: super::span_id(row.try_get(4)?, row.try_get(5)?),
-                start: number(6)?,
-                end: number(7)?,
-                received_at: number(8)?,
-                at: number(9)? * 1_000_000,
+                table: row.try_get(0)?,
+                id: row.try_get(1)?,
+                reason: row.try_get(2)?,
+                row: row.try_get(3)?,
+                facts: row.try_get(4)?,
+                span: super::span_id(row.try_get(5)?, row.try_get(6)?),
+                start: number(7)?,
+                end: number(8)?,
+                received_at: number(9)?,
+                at: number(10)? * 1_000_000,
             })
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
     }
 
-    async fn release_quarantined(&mut self, ids: &[&str]) -> Result<(), StoreError> {
-        for ids in ids.chunks(CHUNK) {
-            let sql = format!(
-                "DELETE FROM {} WHERE id IN ({})",
-                self.names.own("quarantine"),
-                marks(ids.len())
-            );
-            let query = ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| {
-                query.bind((*id).to_owned())
-            });
-            query.execute(&mut self.connection).await.map_err(error)?;
+    async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError> {
+        let quarantine = self.names.own("quarantine");
+        let sql = format!(
+            "DELETE FROM {quarantine} WHERE (table_name, id) IN \
+             (SELECT table_name, id FROM {quarantine} WHERE quarantined_at < ? LIMIT ?)"
+        );
+        self.run(sqlx::query(AssertSqlSafe(sql)).bind(timestamp(before)).bind(limit))
+            .await
+    }
+
+    async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError> {
+        let sql = format!(
+            "DELETE FROM {} WHERE table_name = ? AND id = ?",
+            self.names.own("quarantine")
+        );
+        for (table, id) in rows {
+            bind_texts(sql.clone(), &[table, id])
+                .execute(&mut self.connection)
+                .await
+                .map_err(error)?;
         }
         Ok(())
     }
@@ -391,6 +428,12 @@ impl SqliteStore {
     async fn execute(&mut self, sql: &'static str) -> Result<(), StoreError> {
         sqlx::query(sql).execute(&mut self.connection).await.map_err(error)?;
         Ok(())
+    }
+
+    /// How many rows it touched.
+    async fn run(&mut self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<u64, StoreError> {
+        let done = query.execute(&mut self.connection).await.map_err(error)?;
+        Ok(done.rows_affected())
     }
 
     async fn fetch(&mut self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<Vec<SqliteRow>, StoreError> {
@@ -406,7 +449,7 @@ impl SqliteStore {
         for facts in facts {
             let query = sqlx::query(AssertSqlSafe(sql.clone()));
             let query = query.bind(facts.id.trace.to_vec()).bind(facts.id.span.to_vec());
-            query.execute(&mut self.connection).await.map_err(error)?;
+            self.run(query).await?;
         }
         Ok(())
     }
@@ -431,16 +474,11 @@ impl SqliteStore {
         )
     }
 
-    async fn migrate(&mut self) -> Result<(), StoreError> {
+    async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         self.begin().await?;
-        for (name, sql) in MIGRATIONS {
-            let creates = if name == "0001_rows" {
-                TableName::Rows
-            } else {
-                TableName::Own("positions")
-            };
-            if self.table_columns(creates).await?.is_empty() {
-                let sql = fill_in(sql, &self.names);
+        for Migration { table, sql } in migrations(destinations) {
+            if self.table_columns(table).await?.is_empty() {
+                let sql = fill_in(sql, &self.names, table);
                 sqlx::raw_sql(AssertSqlSafe(sql))
                     .execute(&mut self.connection)
                     .await
@@ -452,10 +490,7 @@ impl SqliteStore {
 
     /// Name, whether NULL is refused, and whether there is a default, of each column; nothing if there is no table.
     async fn table_columns(&mut self, table: TableName) -> Result<Vec<(String, bool, bool)>, StoreError> {
-        let name = match table {
-            TableName::Rows => self.names.table.clone(),
-            TableName::Own(name) => format!("spanledger_{name}"),
-        };
+        let name = self.names.bare(table);
         let query =
             sqlx::query("SELECT name, \"notnull\", dflt_value IS NOT NULL FROM pragma_table_info(?)").bind(name);
         let rows = self.fetch(query).await?;
@@ -465,19 +500,19 @@ impl SqliteStore {
             .map_err(error)
     }
 
-    async fn check(&mut self) -> Result<(), StoreError> {
+    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
-        for (table, columns) in super::schema::needed() {
+        for (table, columns) in super::schema::needed(destinations) {
             let there = self.table_columns(table).await?;
             super::schema::compare_names(&self.names.of(table), &columns, &there, &mut misfits);
         }
         super::schema::verdict(misfits)
     }
 
-    async fn read_foreign_keys(&mut self) -> Result<Vec<ForeignKey>, StoreError> {
+    async fn read_foreign_keys(&mut self, of: TableName) -> Result<Vec<ForeignKey>, StoreError> {
         let sql = "SELECT \"from\", \"table\", coalesce(\"to\", (SELECT name FROM pragma_table_info(k.\"table\") \
                    WHERE pk = 1)) FROM pragma_foreign_key_list(?) k";
-        let rows = self.fetch(sqlx::query(sql).bind(self.names.table.clone())).await?;
+        let rows = self.fetch(sqlx::query(sql).bind(self.names.bare(of))).await?;
         let read = |row: &SqliteRow| -> Result<ForeignKey, sqlx::Error> {
             Ok(ForeignKey {
                 column: row.try_get(0)?,
@@ -528,6 +563,7 @@ fn bind_rows<'q, T>(query: SqliteQuery<'q>, table: &'static Table<T>, rows: &[&T
         Value::Boolean(truth) => query.bind(truth),
         Value::Timestamp(at) => query.bind(timestamp(at)),
         Value::Bytes(bytes) => query.bind(bytes.to_vec()),
+        Value::Json(json) => query.bind(json.map(str::to_owned)),
     })
 }
 

@@ -20,28 +20,62 @@ fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// In every order of the spans the one row is `expected`.
-#[track_caller]
-fn check(path: &str, spans: &[S], expected: &Row) {
-    for order in permutations(spans) {
-        assert_eq!(&row(&order), expected, "{path}");
+/// Spans of one run, and the one row that they give.
+pub(super) struct Case {
+    pub(super) path: String,
+    pub(super) spans: Vec<S>,
+    pub(super) expected: Row,
+}
+
+/// All cases, which the databases are tested with too.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    ways_an_execution_ends(&mut cases);
+    zeros_and_fractions(&mut cases);
+    callers(&mut cases);
+    routed_runs(&mut cases);
+    runtimes_of_their_own(&mut cases);
+    cases
+}
+
+/// In every order of the spans the one row is what is expected.
+fn check_all(cases: fn(&mut Vec<Case>)) {
+    let mut all = Vec::new();
+    cases(&mut all);
+    for case in all {
+        for order in permutations(&case.spans) {
+            assert_eq!(row(&order), case.expected, "{}", case.path);
+        }
     }
+}
+
+fn check(cases: &mut Vec<Case>, path: &str, spans: &[S], expected: &Row) {
+    cases.push(Case {
+        path: path.to_owned(),
+        spans: spans.to_vec(),
+        expected: expected.clone(),
+    });
 }
 
 #[test]
 fn every_way_an_execution_ends_gives_its_row() {
+    check_all(ways_an_execution_ends);
+}
+
+fn ways_an_execution_ends(cases: &mut Vec<Case>) {
     let started = || execution(1, 1, 100, 150);
     let by_times = |expected: Row| Row {
         success: false,
         duration_ms: Some(50),
         ..expected
     };
-    check("success", &[success(1, 1, 100, 150)], &base());
+    check(cases, "success", &[success(1, 1, 100, 150)], &base());
     let expected = Row {
         success: false,
         ..base()
     };
     check(
+        cases,
         "the runtime returned success: false",
         &[failure(1, 1, 100, 150)],
         &expected,
@@ -51,7 +85,7 @@ fn every_way_an_execution_ends_gives_its_row() {
             error_message: text(message),
             ..base()
         });
-        check(message, &[started().status(2, message)], &expected);
+        check(cases, message, &[started().status(2, message)], &expected);
     }
     let expected = by_times(Row {
         error_message: text("Input validation failed"),
@@ -64,7 +98,7 @@ fn every_way_an_execution_ends_gives_its_row() {
             ("code.validation_errors", V::I(2)),
         ])
         .status(2, "Input validation failed");
-    check("input schema failed", &[refused], &expected);
+    check(cases, "input schema failed", &[refused], &expected);
     let expected = by_times(Row {
         error_message: text("Output validation failed"),
         validation_passed: Some(false),
@@ -76,21 +110,44 @@ fn every_way_an_execution_ends_gives_its_row() {
             ("code.output_validation_passed", V::B(false)),
         ])
         .status(2, "Output validation failed");
-    check("output schema failed", &[refused], &expected);
+    check(cases, "output schema failed", &[refused], &expected);
     let expected = by_times(Row {
         error_message: text("fetch failed"),
         ..base()
     });
     check(
+        cases,
         "exception, status unset",
         &[started().exception("TypeError", "fetch failed")],
         &expected,
     );
-    check("nothing is said at all", &[started()], &base());
+    // What the backend reports when its own error handling failed: the node says something else than the exception.
+    let expected = by_times(Row {
+        workflow_execution_id: text("we-1"),
+        node_id: text("n-1"),
+        organization_id: text("org-1"),
+        workspace_id: text("ws-1"),
+        user_id: text("user-1"),
+        error_message: text("spawn python3 ENOENT"),
+        ..base()
+    });
+    let thrown = started()
+        .ids("wf-1", "we-1", "n-1")
+        .exception("Error", "spawn python3 ENOENT");
+    let around = node(2, 2, 90, 160).ids("wf-1", "we-1", "n-1").all([
+        ("node.status", V::S("failed")),
+        ("node.error", V::S("actualRuntime is not defined")),
+    ]);
+    check(cases, "exception inside a node", &[thrown, around], &expected);
+    check(cases, "nothing is said at all", &[started()], &base());
 }
 
 #[test]
 fn what_is_zero_or_false_stays_and_fractions_are_rounded() {
+    check_all(zeros_and_fractions);
+}
+
+fn zeros_and_fractions(cases: &mut Vec<Case>) {
     let spoken = success(1, 1, 100, 150).all([
         ("code.duration_ms", V::I(0)),
         ("code.memory_mb", V::D(0.37)),
@@ -106,7 +163,7 @@ fn what_is_zero_or_false_stays_and_fractions_are_rounded() {
         validation_passed: Some(false),
         ..base()
     };
-    check("zeros", &[spoken], &expected);
+    check(cases, "zeros", &[spoken], &expected);
     let numbers_as_text = success(1, 1, 100, 150).all([
         ("code.duration_ms", V::S("12.5")),
         ("code.memory_mb", V::D(2.5)),
@@ -118,11 +175,15 @@ fn what_is_zero_or_false_stays_and_fractions_are_rounded() {
         exit_code: Some(3),
         ..base()
     };
-    check("numbers as text", &[numbers_as_text], &expected);
+    check(cases, "numbers as text", &[numbers_as_text], &expected);
 }
 
 #[test]
 fn every_caller_gives_its_ids_and_tenant() {
+    check_all(callers);
+}
+
+fn callers(cases: &mut Vec<Case>) {
     let expected = Row {
         workflow_execution_id: text("we-1"),
         node_id: text("n-1"),
@@ -133,9 +194,15 @@ fn every_caller_gives_its_ids_and_tenant() {
     };
     let run = success(1, 1, 100, 150).ids("wf-1", "we-1", "n-1");
     let mut around = node(1, 2, 90, 160).ids("wf-1", "we-1", "n-1");
-    check("a workflow node, one trace", &[run.clone(), around.clone()], &expected);
+    check(
+        cases,
+        "a workflow node, one trace",
+        &[run.clone(), around.clone()],
+        &expected,
+    );
     around.0.trace_id = vec![9; 16];
     check(
+        cases,
         "a workflow node, a trace each",
         &[run.clone(), around.clone()],
         &expected,
@@ -149,7 +216,12 @@ fn every_caller_gives_its_ids_and_tenant() {
         user_id: None,
         ..expected.clone()
     };
-    check("a workflow node started by a webhook", &[run, by_webhook], &webhook);
+    check(
+        cases,
+        "a workflow node started by a webhook",
+        &[run, by_webhook],
+        &webhook,
+    );
 
     let route = success(1, 1, 100, 150)
         .ids("agent-ca-7", "agent-exec-1767225600000", "code-agent")
@@ -161,7 +233,7 @@ fn every_caller_gives_its_ids_and_tenant() {
         organization_id: text("org-1"),
         ..base()
     };
-    check("the code agent's own route", &[route], &expected);
+    check(cases, "the code agent's own route", &[route], &expected);
 
     for (prefix, hook) in [
         ("pre-ingest-hook-ca-7", "etlHook.preIngest"),
@@ -178,11 +250,12 @@ fn every_caller_gives_its_ids_and_tenant() {
             error_message: text("x is not defined"),
             ..base()
         };
-        check(hook, &[run, around], &expected);
+        check(cases, hook, &[run, around], &expected);
     }
     let hooked = success(1, 1, 100, 150).ids("wf-1", "", "");
     let around = span("etlHook.preIngest", 1, 2, 95, 155).with("hook.agent_id", V::S("ca-8"));
     check(
+        cases,
         "a hook's agent by enclosure",
         &[hooked, around],
         &Row {
@@ -193,6 +266,7 @@ fn every_caller_gives_its_ids_and_tenant() {
 
     let tool = success(1, 1, 100, 150).ids("agent-execution", "", "code-tool");
     check(
+        cases,
         "an agent's tool",
         std::slice::from_ref(&tool),
         &Row {
@@ -214,6 +288,7 @@ fn every_caller_gives_its_ids_and_tenant() {
     };
     let tool = failure(1, 1, 100, 150).ids("agent-execution", "", "code-tool");
     check(
+        cases,
         "an agent's tool inside the agent's node: its tenant, not its error",
         &[tool, of_agent],
         &expected,
@@ -237,6 +312,10 @@ fn routed(selected: &'static str) -> Vec<S> {
 
 #[test]
 fn the_runtime_is_the_one_the_router_chose() {
+    check_all(routed_runs);
+}
+
+fn routed_runs(cases: &mut Vec<Case>) {
     let expected = Row {
         workflow_execution_id: text("we-1"),
         node_id: text("n-1"),
@@ -247,13 +326,15 @@ fn the_runtime_is_the_one_the_router_chose() {
         ..base()
     };
     let all = routed("subprocess");
-    check("router and inner span", &all, &expected);
+    check(cases, "router and inner span", &all, &expected);
     check(
+        cases,
         "inner span alone",
         &[all[0].clone(), all[2].clone(), all[3].clone()],
         &expected,
     );
     check(
+        cases,
         "router alone",
         &[all[0].clone(), all[1].clone(), all[3].clone()],
         &expected,
@@ -262,6 +343,7 @@ fn the_runtime_is_the_one_the_router_chose() {
     let mut asked_for = routed("vm2");
     asked_for[0] = asked_for[0].clone().with("code.runtime", V::S("e2b"));
     check(
+        cases,
         "what was asked for by name stays",
         &asked_for,
         &Row {
@@ -273,6 +355,10 @@ fn the_runtime_is_the_one_the_router_chose() {
 
 #[test]
 fn the_runtimes_own_span_tells_exit_code_and_memory() {
+    check_all(runtimes_of_their_own);
+}
+
+fn runtimes_of_their_own(cases: &mut Vec<Case>) {
     let outer = failure(1, 1, 100, 150).with("code.runtime", V::S("e2b"));
     let e2b = span("e2b.execute", 1, 2, 110, 140)
         .all([
@@ -288,9 +374,10 @@ fn the_runtimes_own_span_tells_exit_code_and_memory() {
         success: false,
         ..base()
     };
-    check("e2b", &[outer.clone(), e2b.clone()], &expected);
+    check(cases, "e2b", &[outer.clone(), e2b.clone()], &expected);
     let own = outer.all([("code.exit_code", V::I(0)), ("code.memory_mb", V::I(1))]);
     check(
+        cases,
         "its own are better",
         &[own, e2b.clone()],
         &Row {
@@ -309,6 +396,7 @@ fn the_runtimes_own_span_tells_exit_code_and_memory() {
         ..base()
     };
     check(
+        cases,
         "an execution that says nothing failed if its runtime did",
         &[silent, e2b],
         &expected,

@@ -5,6 +5,7 @@ use super::support::{EPOCH, S, V, facts, failure, node, success};
 use crate::ledger::commit::{Batch, retry_quarantined};
 use crate::ledger::store::postgres::PostgresStore;
 use crate::ledger::store::{Settings, Store, StoreError};
+use crate::ledger::table::EXECUTIONS;
 use crate::ledger::tests::databases::Session;
 
 const SCHEMA: &str = include_str!("backend_schema.sql");
@@ -160,16 +161,26 @@ async fn a_row_the_database_refuses_is_set_aside_and_those_beside_it_are_written
 
 async fn retry(session: &mut Session) -> (u64, u64) {
     match session {
-        Session::Sqlite(store) => {
-            retry_quarantined(store, super::support::HOUR, 1_000, EPOCH, &super::databases::PRICES)
-                .await
-                .unwrap()
-        }
-        Session::Postgres(store) => {
-            retry_quarantined(store, super::support::HOUR, 1_000, EPOCH, &super::databases::PRICES)
-                .await
-                .unwrap()
-        }
+        Session::Sqlite(store) => retry_quarantined(
+            store,
+            &[EXECUTIONS],
+            super::support::HOUR,
+            1_000,
+            EPOCH,
+            &super::databases::PRICES,
+        )
+        .await
+        .unwrap(),
+        Session::Postgres(store) => retry_quarantined(
+            store,
+            &[EXECUTIONS],
+            super::support::HOUR,
+            1_000,
+            EPOCH,
+            &super::databases::PRICES,
+        )
+        .await
+        .unwrap(),
     }
 }
 
@@ -205,8 +216,8 @@ async fn old_rows_of_ours_are_deleted_and_those_of_others_stay(database: Databas
         .await;
     let before = EPOCH + 2_000 * super::support::MS;
     let deleted = match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => store.delete_rows(before, 10).await.unwrap(),
-        Session::Postgres(mut store) => store.delete_rows(before, 10).await.unwrap(),
+        Session::Sqlite(mut store) => store.delete_rows(EXECUTIONS, before, 10).await.unwrap(),
+        Session::Postgres(mut store) => store.delete_rows(EXECUTIONS, before, 10).await.unwrap(),
     };
     assert_eq!(deleted, 1);
     assert_eq!(database.rows().await.len(), 2 + 2);
@@ -324,75 +335,4 @@ async fn schema_and_table_can_have_any_name() {
     assert_eq!(database.number(sql).await, 3);
     let sql = r#"SELECT count(*) FROM "Odd ""schema""; x".spanledger_executions"#;
     assert_eq!(database.number(sql).await, 3);
-}
-
-/// One holds its transaction open between insert and commit; the other, with the other half, waits and then joins.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_sidecars_on_one_database_join_what_each_has_half_of() {
-    let run = failure(1, 1, 100, 150).ids("wf-1", "we-1", "n-1");
-    let around = node(2, 2, 90, 160)
-        .ids("wf-1", "we-1", "n-1")
-        .with("node.error", V::S("boom"));
-    for (first, second) in [(run.clone(), around.clone()), (around, run)] {
-        let Some(database) = Database::postgres() else { return };
-        database.write(&[]).await;
-        // The barrier: whoever saves this position waits until the table of positions is unlocked.
-        let (reached, release) = hold_commit(&database).await;
-        let (first, second) = (facts(&[first]), facts(&[second]));
-        let mut one = database.connect().await.unwrap();
-        let mut two = database.connect().await.unwrap();
-        let position = Some(("ledger", "first", 1));
-        let one = tokio::spawn(async move {
-            one.apply(&Batch {
-                position,
-                ..batch(&first)
-            })
-            .await
-        });
-        reached.await.unwrap();
-        let two = tokio::spawn(async move { two.write(&second).await });
-        super::following::until(async || {
-            let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
-                           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-            database.number(waiting).await == 1
-        })
-        .await;
-        release.send(()).unwrap();
-        one.await.unwrap().unwrap();
-        two.await.unwrap().unwrap();
-        let rows = database.rows().await;
-        assert_eq!(rows.len(), 1);
-        assert_eq!(rows[0].error_message.as_deref(), Some("boom"));
-        assert_eq!(rows[0].user_id.as_deref(), Some("user-1"));
-    }
-}
-
-/// Locks the table of positions; the first future is done when somebody waits for it, the sender unlocks it.
-async fn hold_commit(database: &Database) -> (tokio::sync::oneshot::Receiver<()>, tokio::sync::oneshot::Sender<()>) {
-    use sqlx::Connection;
-    let (say_reached, reached) = tokio::sync::oneshot::channel();
-    let (release, released) = tokio::sync::oneshot::channel();
-    let url = database.settings.url.clone();
-    let mut holder = sqlx::postgres::PgConnection::connect(&url).await.unwrap();
-    sqlx::raw_sql("BEGIN; LOCK TABLE spanledger_positions IN EXCLUSIVE MODE")
-        .execute(&mut holder)
-        .await
-        .unwrap();
-    tokio::spawn(async move {
-        let mut watcher = sqlx::postgres::PgConnection::connect(&url).await.unwrap();
-        let waiting = "SELECT count(*) FROM pg_locks \
-                       WHERE relation = 'spanledger_positions'::regclass AND NOT granted";
-        while sqlx::query_scalar::<_, i64>(waiting)
-            .fetch_one(&mut watcher)
-            .await
-            .unwrap()
-            == 0
-        {
-            tokio::task::yield_now().await;
-        }
-        say_reached.send(()).unwrap();
-        released.await.unwrap();
-        sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
-    });
-    (reached, release)
 }

@@ -14,6 +14,7 @@ use crate::ledger::row::Row;
 use crate::ledger::store::postgres::PostgresStore;
 use crate::ledger::store::sqlite::SqliteStore;
 use crate::ledger::store::{Names, Settings, Store, StoreError};
+use crate::ledger::table::{EXECUTIONS, further};
 use crate::rules::prices::{Prices, RuntimePrice};
 
 /// Runs a test on both databases: `async fn name(database: Database)`.
@@ -57,6 +58,8 @@ fn settings(url: String) -> Settings {
             table: "code_exec_logs".into(),
         },
         migrate: true,
+        statement_timeout: std::time::Duration::from_secs(60),
+        destinations: vec![EXECUTIONS],
     }
 }
 
@@ -94,7 +97,16 @@ impl Database {
 
     /// What a sidecar does that receives these spans and is then restarted.
     pub(super) async fn write(&self, facts: &[Facts]) -> Applied {
-        self.connect().await.unwrap().write(facts).await.unwrap()
+        let batch = Batch {
+            destinations: &self.settings.destinations,
+            ..batch(facts)
+        };
+        self.connect().await.unwrap().apply(&batch).await.unwrap()
+    }
+
+    /// A session of its own on a PostgreSQL server.
+    pub(super) async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.settings.url).await.unwrap()
     }
 
     /// Runs SQL that answers nothing.
@@ -119,6 +131,29 @@ impl Database {
             let mut connection = SqliteConnection::connect(&self.settings.url).await.unwrap();
             sqlx::query(sql).fetch_one(&mut connection).await.unwrap().get(0)
         }
+    }
+
+    /// Runs SQL that answers one text a row; NULL is `-`.
+    pub(super) async fn texts(&self, sql: &str) -> Vec<String> {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        let texts: Vec<Option<String>> = if self.is_postgres() {
+            let mut connection = PgConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        } else {
+            let mut connection = SqliteConnection::connect(&self.settings.url).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        };
+        texts
+            .into_iter()
+            .map(|text| text.unwrap_or_else(|| "-".into()))
+            .collect()
+    }
+
+    /// Writes to these further tables too.
+    pub(super) fn with_tables(mut self, names: &[&str]) -> Database {
+        let further = names.iter().map(|name| further(name).unwrap());
+        self.settings.destinations.extend(further);
+        self
     }
 
     /// The rows by id.
@@ -185,6 +220,7 @@ impl Session {
 /// A batch with nothing but the facts.
 pub(super) fn batch(facts: &[Facts]) -> Batch<'_> {
     Batch {
+        destinations: std::slice::from_ref(&EXECUTIONS),
         facts,
         position: None,
         release: &[],

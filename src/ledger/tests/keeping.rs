@@ -6,6 +6,7 @@ use crate::ledger::commit::Applied;
 use crate::ledger::facts::{Extractor, Facts};
 use crate::ledger::meters::Meters;
 use crate::ledger::standalone::stand_alone;
+use crate::ledger::table::EXECUTIONS;
 use crate::ledger::{Limits, upkeep};
 
 on_both! {
@@ -16,6 +17,9 @@ on_both! {
     an_execution_that_comes_late_takes_over_the_row_of_its_runtime
     a_runtime_inside_an_execution_never_becomes_a_row
     tools_become_rows_too
+    a_runtime_becomes_a_row_however_short_the_window_and_however_few_may_wait
+    an_execution_whose_foreign_key_is_refused_late_takes_over_the_row_all_the_same
+    what_is_in_quarantine_is_deleted_when_its_time_is_over
 }
 
 fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
@@ -29,9 +33,34 @@ fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
 }
 
 async fn turn(database: &Database, limits: Limits, now: u64) {
+    turn_with(database, limits, false, now).await;
+}
+
+async fn turn_with(database: &Database, limits: Limits, standalone: bool, now: u64) {
+    let standalone = standalone.then_some(&*super::databases::PRICES);
     match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => upkeep::turn(&mut store, &limits, None, EPOCH + now, &Meters::new()).await,
-        Session::Postgres(mut store) => upkeep::turn(&mut store, &limits, None, EPOCH + now, &Meters::new()).await,
+        Session::Sqlite(mut store) => {
+            upkeep::turn(
+                &mut store,
+                &limits,
+                &[EXECUTIONS],
+                standalone,
+                EPOCH + now,
+                &Meters::new(),
+            )
+            .await
+        }
+        Session::Postgres(mut store) => {
+            upkeep::turn(
+                &mut store,
+                &limits,
+                &[EXECUTIONS],
+                standalone,
+                EPOCH + now,
+                &Meters::new(),
+            )
+            .await
+        }
     }
     .unwrap();
 }
@@ -202,4 +231,74 @@ async fn tools_become_rows_too(database: Database) {
         .map(|row| (row.runtime.as_str(), row.exit_code, row.success))
         .collect();
     assert_eq!(told, [("tool", Some(2), false), ("bun", Some(0), true)]);
+}
+
+async fn a_runtime_becomes_a_row_however_short_the_window_and_however_few_may_wait(database: Database) {
+    let second = std::time::Duration::from_secs(1);
+    database.write(&at(&[e2b(), node(1, 3, 0, 1)], 0)).await;
+    let short = Limits {
+        window: second,
+        ..LIMITS
+    };
+    // Its window is long over, but it is not due: the node is forgotten, the runtime is not.
+    turn_with(&database, short, true, 10_000 * MS).await;
+    assert_eq!(database.number("SELECT count(*) FROM spanledger_context").await, 1);
+    assert_eq!(database.rows().await.len(), 0);
+    // More wait than may: what could become a row becomes one before it is forgotten.
+    let others: Vec<S> = (10..30).map(|id| node(9, id, 0, 1)).collect();
+    database.write(&at(&others, 11_000 * MS)).await;
+    let few = Limits {
+        max_pending: 10,
+        ..LIMITS
+    };
+    turn_with(&database, few, true, 12_000 * MS).await;
+    let rows = database.rows().await;
+    assert_eq!((rows.len(), &*rows[0].id), (1, &*e2b().row_id()));
+    assert!(database.number("SELECT count(*) FROM spanledger_context").await <= 10);
+}
+
+/// The value exists when it is asked for, and no longer when the row is written: the row is written in a careful way,
+/// which must not make a second one.
+async fn an_execution_whose_foreign_key_is_refused_late_takes_over_the_row_all_the_same(database: Database) {
+    database.execute(include_str!("backend_schema.sql")).await;
+    database.write(&at(&[e2b()], 0)).await;
+    assert_eq!(due(&database, TWO_MINUTES).await.written, 1);
+    let refuse = if database.is_postgres() {
+        "CREATE FUNCTION gone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         DELETE FROM users WHERE id = NEW.user_id; RETURN NEW; END $$; \
+         CREATE TRIGGER gone BEFORE INSERT ON code_exec_logs FOR EACH ROW EXECUTE FUNCTION gone()"
+    } else {
+        "CREATE TRIGGER gone BEFORE INSERT ON code_exec_logs WHEN NEW.user_id = 'user-1' \
+         BEGIN SELECT RAISE(ABORT, 'gone'); END"
+    };
+    database.execute(refuse).await;
+    let late = failure(1, 1, 100, 150).with("user.id", V::S("user-1"));
+    let applied = database.write(&at(&[late], TWO_MINUTES + 1)).await;
+    let rows = database.rows().await;
+    assert_eq!((rows.len(), &*rows[0].id), (1, &*e2b().row_id()), "never a second row");
+    if database.is_postgres() {
+        assert_eq!((applied.taken_over, applied.nulled), (1, 1));
+        assert_eq!((rows[0].duration_ms, rows[0].user_id.as_deref()), (Some(50), None));
+    } else {
+        // SQLite does not say which column it was.
+        assert_eq!((applied.taken_over, applied.quarantined), (0, 1));
+        assert_eq!(rows[0].duration_ms, Some(29));
+    }
+}
+
+async fn what_is_in_quarantine_is_deleted_when_its_time_is_over(database: Database) {
+    database.write(&[]).await;
+    let refuse = if database.is_postgres() {
+        "ALTER TABLE code_exec_logs ADD CHECK (runtime <> 'vm2')"
+    } else {
+        "CREATE TRIGGER refuse BEFORE INSERT ON code_exec_logs BEGIN SELECT RAISE(ABORT, 'no'); END"
+    };
+    database.execute(refuse).await;
+    assert_eq!(database.write(&at(&[success(1, 1, 0, 1)], 0)).await.quarantined, 1);
+    let retention = Some(std::time::Duration::from_secs(3_600));
+    let limits = Limits { retention, ..LIMITS };
+    turn(&database, limits, HOUR).await;
+    assert_eq!(database.number("SELECT count(*) FROM spanledger_quarantine").await, 1);
+    turn(&database, limits, HOUR + MS).await;
+    assert_eq!(database.number("SELECT count(*) FROM spanledger_quarantine").await, 0);
 }

@@ -9,7 +9,10 @@ mod databases;
 mod faults;
 mod following;
 mod keeping;
+mod operating;
+mod paths;
 #[path = "../../../tests/common/postgres.rs"]
 mod postgres;
 mod support;
 mod surprises;
+mod tables;

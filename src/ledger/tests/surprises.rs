@@ -223,3 +223,105 @@ fn later_values_of_one_key_count_as_the_executor_sets_it_again_at_the_end() {
     let run: S = execution(1, 1, 100, 150).with("code.runtime", V::S("subprocess"));
     assert_eq!(row(&[run]).runtime, "subprocess");
 }
+
+#[test]
+fn an_execution_id_of_no_workflow_is_kept_here_and_left_to_the_foreign_key() {
+    let run = success(1, 1, 100, 150).ids("agent-ca-7", "agent-exec-1767225600000", "code-agent");
+    let row = row(&[run]);
+    assert_eq!(row.workflow_execution_id.as_deref(), Some("agent-exec-1767225600000"));
+    assert_eq!(row.code_agent_id.as_deref(), Some("ca-7"));
+}
+
+#[test]
+fn the_same_has_other_names_on_other_spans() {
+    let alone = |span: S| {
+        let mut extractor = Extractor {
+            standalone: true,
+            ..Extractor::default()
+        };
+        let mut facts = Vec::new();
+        extractor.extract(&request(&[span]), EPOCH + 10_000 * MS, &mut facts);
+        let execution = facts.remove(0).told.role.alone().cloned().unwrap();
+        (
+            execution.runtime,
+            execution.duration_ms,
+            execution.success.0,
+            execution.timed_out,
+        )
+    };
+    let e2b = span("e2b.execute", 1, 1, 0, 90).all([("e2b.duration_ms", V::I(70)), ("e2b.success", V::B(true))]);
+    assert_eq!(alone(e2b), (Some("e2b".into()), Some(70), true, false));
+    let wasmedge = span("wasmedge.execute", 1, 1, 0, 90).all([("wasmedge.execution_time_ms", V::I(71))]);
+    assert_eq!(alone(wasmedge), (Some("wasmedge".into()), Some(71), true, false));
+    // A time-out under the runtime's own name for it.
+    let bacalhau =
+        span("bacalhau.execute", 1, 1, 0, 90).all([("bacalhau.success", V::B(false)), ("bacalhau.timeout", V::I(80))]);
+    assert_eq!(alone(bacalhau), (Some("bacalhau".into()), Some(90), false, true));
+}
+
+#[test]
+fn retries_are_several_executions_under_one_node_that_ends_long_after_them() {
+    let attempt = |id, from| failure(1, id, from, from + 50).ids("wf-1", "we-1", "n-1");
+    let around = node(2, 9, 90, 7_200)
+        .ids("wf-1", "we-1", "n-1")
+        .all([("node.attempts", V::I(3)), ("node.error", V::S("the third"))]);
+    let told: Vec<_> = rows(&[attempt(1, 100), attempt(2, 1_200), attempt(3, 3_300), around])
+        .into_iter()
+        .map(|row| (row.user_id.unwrap(), row.error_message))
+        .collect();
+    let user = || "user-1".to_owned();
+    assert_eq!(
+        told,
+        [(user(), None), (user(), None), (user(), Some("the third".into()))]
+    );
+}
+
+#[test]
+fn an_id_has_no_default_and_is_made_of_trace_and_span() {
+    let row = row(&[success(0xab, 0x0102, 0, 1_500)]);
+    assert_eq!(row.id, format!("{}-5a5a5a5a5a5a0102", "ab".repeat(16)));
+    assert_eq!(row.created_at, EPOCH + 1_500 * MS, "the end of the span, UTC");
+}
+
+#[test]
+fn runtimes_and_languages_are_free_text() {
+    for name in ["node", "auto", "unknown", "langtools", "Руби"] {
+        let run = success(1, 1, 0, 1).all([("code.runtime", V::S(name)), ("code.language", V::S(name))]);
+        let row = row(&[run]);
+        assert_eq!((&*row.runtime, &*row.language), (name, name));
+    }
+}
+
+#[test]
+fn a_signal_is_an_exit_code_of_minus_one_and_user_errors_exit_with_zero() {
+    let tool = |exit: i64, kind: &'static str| {
+        let mut extractor = Extractor {
+            standalone: true,
+            ..Extractor::default()
+        };
+        let mut facts = Vec::new();
+        let span = span("runtime.execute_tool", 1, 1, 0, 9)
+            .all([
+                ("tool_id", V::S("weather")),
+                ("exit_code", V::I(exit)),
+                ("error_kind", V::S(kind)),
+            ])
+            .status(2, "boom");
+        extractor.extract(&request(&[span]), EPOCH + 10_000 * MS, &mut facts);
+        let alone = facts.remove(0).told.role.alone().cloned().unwrap();
+        (alone.exit_code, alone.success.0, alone.timed_out)
+    };
+    assert_eq!(tool(-1, "wait"), (Some(-1), false, false));
+    assert_eq!(tool(0, "parse"), (Some(0), false, false));
+    assert_eq!(tool(-1, "timeout"), (Some(-1), false, true));
+}
+
+#[test]
+fn compozy_and_the_successor_send_no_executions_today() {
+    let spans = [
+        span("stream.openai", 1, 1, 0, 9),
+        span("GET /api/v0/tools", 1, 2, 0, 9),
+        span("chat gpt-4o", 1, 3, 0, 9).with("gen_ai.operation.name", V::S("chat")),
+    ];
+    assert!(rows(&spans).is_empty());
+}

@@ -9,7 +9,9 @@
 mod tables;
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseError, PgRow};
@@ -20,15 +22,17 @@ use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, st
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{self, Kind, Quarantined, Table, Value, nanos};
+use crate::ledger::table::{self, Destination, Kind, Quarantined, Table, TableName, Value, nanos};
 
 /// Rows in one statement, at most. More only makes the wait longer.
 const CHUNK: usize = 2048;
 
-/// Begins a transaction in one round trip. The time-outs are a server's last word on a statement that hangs; a batch
-/// takes milliseconds. Read committed: what was committed before a lock was granted is seen by the next statement.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '60s'; \
-                     SET LOCAL lock_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '60s'";
+/// How long a connection may take to be made.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How much longer than `database.statement_timeout` an answer is waited for: the server's own time-out comes first, and
+/// this one is for a server, or a network, that does not answer at all.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
 pub(in crate::ledger) struct PostgresStore {
@@ -36,7 +40,11 @@ pub(in crate::ledger) struct PostgresStore {
     names: Names,
     /// Names the locks of this table among those of other tables and other programs.
     lock_class: i32,
-    foreign_keys: Vec<ForeignKey>,
+    foreign_keys: Vec<(TableName, Vec<ForeignKey>)>,
+    /// Begins a transaction in one round trip.
+    begin: String,
+    /// How long an answer is waited for.
+    patience: Duration,
 }
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -57,34 +65,47 @@ impl Store for PostgresStore {
             .extra_float_digits(None)
             .application_name("spanledger")
             .statement_cache_capacity(0);
-        let connection = PgConnection::connect_with(&options).await.map_err(error)?;
+        let patience = settings.statement_timeout + GRACE;
+        let connection = within(patience.min(CONNECT_PATIENCE), PgConnection::connect_with(&options)).await?;
         let names = settings.names.clone();
         let lock_class = table::lock_class(&names.rows());
+        // Read committed: what was committed before a lock was granted is seen by the next statement.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {0}; \
+             SET LOCAL idle_in_transaction_session_timeout = {0}",
+            settings.statement_timeout.as_millis()
+        );
         let mut store = PostgresStore {
             connection,
             names,
             lock_class,
             foreign_keys: Vec::new(),
+            begin,
+            patience,
         };
         store.begin().await?;
         if settings.migrate {
-            store.migrate().await?;
+            store.migrate(&settings.destinations).await?;
         }
-        store.check().await?;
-        store.foreign_keys = store.read_foreign_keys().await?;
+        store.check(&settings.destinations).await?;
+        for destination in &settings.destinations {
+            let keys = store.read_foreign_keys(destination.rows.name).await?;
+            store.foreign_keys.push((destination.rows.name, keys));
+        }
         store.commit().await?;
         Ok(store)
     }
 
-    fn foreign_keys(&self) -> &[ForeignKey] {
-        &self.foreign_keys
+    fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey> {
+        let known = self.foreign_keys.iter().find(|(table, _)| *table == of.rows.name);
+        known.map(|(_, keys)| keys.clone()).unwrap_or_default()
     }
 
     async fn position(&mut self, reader: &str, journal: &str) -> Result<Option<u64>, StoreError> {
         let positions = self.names.own("positions");
         let sql = format!("SELECT next_sequence FROM {positions} WHERE journal_id = $1 AND reader = $2");
         let query = query(sql).bind(journal).bind(reader);
-        let row = query.fetch_optional(&mut self.connection).await.map_err(error)?;
+        let row = within(self.patience, query.fetch_optional(&mut self.connection)).await?;
         row.map(|row| row.try_get::<i64, _>(0))
             .transpose()
             .map(|next| next.map(i64::cast_unsigned))
@@ -92,7 +113,12 @@ impl Store for PostgresStore {
     }
 
     async fn begin(&mut self) -> Result<(), StoreError> {
-        self.execute(BEGIN).await
+        within(
+            self.patience,
+            sqlx::raw_sql(AssertSqlSafe(self.begin.clone())).execute(&mut self.connection),
+        )
+        .await?;
+        Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
@@ -118,12 +144,7 @@ impl Store for PostgresStore {
     async fn lock(&mut self, locks: &[i32]) -> Result<(), StoreError> {
         // `unnest` gives them in the order of the array, and so they are taken.
         let sql = "SELECT count(pg_advisory_xact_lock($1, lock)) FROM unnest($2::int4[]) AS lock".to_owned();
-        query(sql)
-            .bind(self.lock_class)
-            .bind(locks)
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?;
+        self.run(query(sql).bind(self.lock_class).bind(locks)).await?;
         Ok(())
     }
 
@@ -155,11 +176,7 @@ impl Store for PostgresStore {
         let mut inserted = 0;
         for rows in rows.chunks(CHUNK) {
             let query = bind_rows(query(self.insert_sql(table, "")), table, rows);
-            inserted += query
-                .execute(&mut self.connection)
-                .await
-                .map_err(error)?
-                .rows_affected();
+            inserted += self.run(query).await?;
         }
         Ok(inserted)
     }
@@ -179,10 +196,9 @@ impl Store for PostgresStore {
         Ok(new)
     }
 
-    async fn stored(&mut self, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
-        let rows = self
-            .fetch(query(super::stored_sql(&self.names, "= ANY ($1)")).bind(ids))
-            .await?;
+    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
+        let sql = super::stored_sql(&self.names, of, "= ANY ($1)");
+        let rows = self.fetch(query(sql).bind(ids)).await?;
         let read = |row: &PgRow| {
             let sources = Sources::from_json(row.try_get(1)?);
             Ok((
@@ -196,14 +212,10 @@ impl Store for PostgresStore {
         rows.iter().map(read).collect::<Result<_, sqlx::Error>>().map_err(error)
     }
 
-    async fn remove(&mut self, ids: &[&str]) -> Result<(), StoreError> {
-        for table in [self.names.rows(), self.names.own("executions")] {
-            let sql = format!("DELETE FROM {table} WHERE id = ANY ($1)");
-            query(sql)
-                .bind(ids)
-                .execute(&mut self.connection)
-                .await
-                .map_err(error)?;
+    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError> {
+        for table in [of.rows.name, of.beside.name] {
+            let sql = format!("DELETE FROM {} WHERE id = ANY ($1)", self.names.of(table));
+            self.run(query(sql).bind(ids)).await?;
         }
         Ok(())
     }
@@ -226,49 +238,54 @@ impl Store for PostgresStore {
         self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
     }
 
-    async fn update(&mut self, updates: &[&Update]) -> Result<(), StoreError> {
-        let changes: Vec<String> = Column::ALL
-            .iter()
-            .map(|column| {
-                let (name, bit) = (column.name(), column.bit());
-                format!("{name} = CASE WHEN u.columns & {bit} <> 0 THEN u.{name} ELSE t.{name} END")
-            })
-            .collect();
-        let names: Vec<_> = Column::ALL.iter().map(|column| column.name()).collect();
+    async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError> {
+        let names: Vec<_> = of.completed.iter().map(|column| column.name()).collect();
+        let change = |column: &Column| {
+            let (name, bit) = (column.name(), column.bit());
+            format!("{name} = CASE WHEN u.columns & {bit} <> 0 THEN u.{name} ELSE t.{name} END")
+        };
+        let changes: Vec<String> = of.completed.iter().map(change).collect();
+        let array = |(index, column): (usize, &Column)| format!("${}::{}[]", index + 5, completed_type(*column));
+        let arrays: Vec<String> = of.completed.iter().enumerate().map(array).collect();
+        // Only the table of executions has a cost beside.
+        let cost = if of.is_of_executions() {
+            let bit = Column::Runtime.bit();
+            format!(", cost_usd = CASE WHEN u.columns & {bit} <> 0 THEN u.cost_usd ELSE t.cost_usd END")
+        } else {
+            String::new()
+        };
         let sql = format!(
-            "WITH u AS (SELECT * FROM unnest($1::text[], $2::int4[], $3::text[], $4::text[], $5::text[], $6::int4[], \
-             $7::int4[], $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[], $13::float8[]) \
-             AS u (id, columns, sources, {}, cost_usd)), \
-             beside AS (UPDATE {} t SET sources = u.sources, \
-             cost_usd = CASE WHEN u.columns & {} <> 0 THEN u.cost_usd ELSE t.cost_usd END FROM u WHERE t.id = u.id) \
+            "WITH u AS (SELECT * FROM unnest($1::text[], $2::int4[], $3::text[], $4::float8[], {}) \
+             AS u (id, columns, sources, cost_usd, {})), \
+             beside AS (UPDATE {} t SET sources = u.sources{cost} FROM u WHERE t.id = u.id) \
              UPDATE {} t SET {} FROM u WHERE t.id = u.id",
+            arrays.join(", "),
             names.join(", "),
-            self.names.own("executions"),
-            Column::Runtime.bit(),
-            self.names.rows(),
+            self.names.of(of.beside.name),
+            self.names.of(of.rows.name),
             changes.join(", ")
         );
         for updates in updates.chunks(CHUNK) {
             fn each<'u, T>(updates: &'u [&Update], part: impl Fn(&'u Update) -> T) -> Vec<T> {
                 updates.iter().map(|update| part(update)).collect()
             }
-            query(sql.clone())
+            let query = query(sql.clone())
                 .bind(each(updates, |update| update.row.id.as_str()))
                 .bind(each(updates, |update| update.columns))
-                .bind(each(updates, |update| update.sources.to_json()))
-                .bind(each(updates, |update| update.row.code_agent_id.as_deref()))
-                .bind(each(updates, |update| update.row.runtime.as_str()))
-                .bind(each(updates, |update| update.row.memory_mb))
-                .bind(each(updates, |update| update.row.exit_code))
-                .bind(each(updates, |update| update.row.success))
-                .bind(each(updates, |update| update.row.error_message.as_deref()))
-                .bind(each(updates, |update| update.row.organization_id.as_deref()))
-                .bind(each(updates, |update| update.row.workspace_id.as_deref()))
-                .bind(each(updates, |update| update.row.user_id.as_deref()))
-                .bind(each(updates, |update| update.cost_usd))
-                .execute(&mut self.connection)
-                .await
-                .map_err(error)?;
+                .bind(each(updates, |update| update.sources().to_json()))
+                .bind(each(updates, |update| update.cost_usd));
+            let query = of.completed.iter().fold(query, |query, column| match column {
+                Column::CodeAgentId => query.bind(each(updates, |update| update.row.code_agent_id.as_deref())),
+                Column::Runtime => query.bind(each(updates, |update| update.row.runtime.as_str())),
+                Column::MemoryMb => query.bind(each(updates, |update| update.row.memory_mb)),
+                Column::ExitCode => query.bind(each(updates, |update| update.row.exit_code)),
+                Column::Success => query.bind(each(updates, |update| update.row.success)),
+                Column::ErrorMessage => query.bind(each(updates, |update| update.row.error_message.as_deref())),
+                Column::OrganizationId => query.bind(each(updates, |update| update.row.organization_id.as_deref())),
+                Column::WorkspaceId => query.bind(each(updates, |update| update.row.workspace_id.as_deref())),
+                Column::UserId => query.bind(each(updates, |update| update.row.user_id.as_deref())),
+            });
+            self.run(query).await?;
         }
         Ok(())
     }
@@ -281,93 +298,106 @@ impl Store for PostgresStore {
             self.names.own("positions")
         );
         let query = query(sql).bind(journal).bind(reader).bind(next.cast_signed());
-        query.execute(&mut self.connection).await.map_err(error)?;
+        self.run(query).await?;
         Ok(())
     }
 
-    async fn forget_context(&mut self, received_before: i64, limit: i64) -> Result<u64, StoreError> {
+    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError> {
+        let sql = format!(
+            "UPDATE {} SET due_ns = $2 WHERE received_at_ns < $1 AND due_ns > $2",
+            self.names.own("context")
+        );
+        self.run(query(sql).bind(received_before).bind(now)).await?;
+        Ok(())
+    }
+
+    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError> {
         let context = self.names.own("context");
+        let due = if keep_due { "AND due_ns IS NULL" } else { "" };
         // SKIP LOCKED: another sidecar may be forgetting the same ones.
         let sql = format!(
-            "DELETE FROM {context} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {context} WHERE received_at_ns < $1 \
+            "DELETE FROM {context} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {context} WHERE received_at_ns < $1 {due} \
              LIMIT $2 FOR UPDATE SKIP LOCKED))"
         );
-        let query = query(sql).bind(received_before).bind(limit);
-        Ok(query
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?
-            .rows_affected())
+        self.run(query(sql).bind(received_before).bind(limit)).await
     }
 
     async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError> {
         let context = self.names.own("context");
         let count = format!("SELECT count(*) FROM {context}");
-        let row = query(count).fetch_one(&mut self.connection).await.map_err(error)?;
+        let row = within(self.patience, query(count).fetch_one(&mut self.connection)).await?;
         let size: i64 = row.try_get(0).map_err(error)?;
         if size <= max_pending {
             return Ok((size, None));
         }
         let oldest = format!("SELECT received_at_ns FROM {context} ORDER BY received_at_ns DESC OFFSET $1 LIMIT 1");
-        let row = query(oldest)
-            .bind(max_pending)
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(error)?;
+        let query = query(oldest).bind(max_pending);
+        let row = within(self.patience, query.fetch_optional(&mut self.connection)).await?;
         Ok((size, row.map(|row| row.try_get(0)).transpose().map_err(error)?))
     }
 
-    async fn delete_rows(&mut self, created_before: u64, limit: i64) -> Result<u64, StoreError> {
-        let (rows, executions) = (self.names.rows(), self.names.own("executions"));
+    async fn delete_rows(
+        &mut self,
+        of: &'static Destination,
+        created_before: u64,
+        limit: i64,
+    ) -> Result<u64, StoreError> {
+        let (rows, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
         let sql = format!(
-            "WITH old AS (SELECT id FROM {executions} WHERE created_at < $1 ORDER BY created_at LIMIT $2 \
+            "WITH old AS (SELECT id FROM {beside} WHERE created_at < $1 ORDER BY created_at LIMIT $2 \
              FOR UPDATE SKIP LOCKED), \
              gone AS (DELETE FROM {rows} WHERE id IN (SELECT id FROM old)) \
-             DELETE FROM {executions} WHERE id IN (SELECT id FROM old)"
+             DELETE FROM {beside} WHERE id IN (SELECT id FROM old)"
         );
         self.begin().await?;
         let query = query(sql).bind(timestamp(created_before)).bind(limit);
-        let deleted = query
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?
-            .rows_affected();
+        let deleted = self.run(query).await?;
         self.commit().await?;
         Ok(deleted)
     }
 
     async fn quarantined(&mut self, limit: i64) -> Result<Vec<Quarantined>, StoreError> {
         let sql = format!(
-            "SELECT id, reason, row_json, facts, trace_id, span_id, start_ns, end_ns, received_at_ns, quarantined_at \
+            "SELECT table_name, id, reason, row_json, facts, trace_id, span_id, start_ns, end_ns, received_at_ns, quarantined_at \
              FROM {} ORDER BY quarantined_at, id LIMIT $1",
             self.names.own("quarantine")
         );
         let rows = self.fetch(query(sql).bind(limit)).await?;
         let read = |row: &PgRow| -> Result<Quarantined, sqlx::Error> {
             let number = |index: usize| row.try_get::<i64, _>(index).map(i64::cast_unsigned);
-            let at: NaiveDateTime = row.try_get(9)?;
+            let at: NaiveDateTime = row.try_get(10)?;
             Ok(Quarantined {
-                id: row.try_get(0)?,
-                reason: row.try_get(1)?,
-                row: row.try_get(2)?,
-                facts: row.try_get(3)?,
-                span: super::span_id(row.try_get(4)?, row.try_get(5)?),
-                start: number(6)?,
-                end: number(7)?,
-                received_at: number(8)?,
+                table: row.try_get(0)?,
+                id: row.try_get(1)?,
+                reason: row.try_get(2)?,
+                row: row.try_get(3)?,
+                facts: row.try_get(4)?,
+                span: super::span_id(row.try_get(5)?, row.try_get(6)?),
+                start: number(7)?,
+                end: number(8)?,
+                received_at: number(9)?,
                 at: at.and_utc().timestamp_nanos_opt().unwrap_or_default().cast_unsigned(),
             })
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
     }
 
-    async fn release_quarantined(&mut self, ids: &[&str]) -> Result<(), StoreError> {
-        let sql = format!("DELETE FROM {} WHERE id = ANY ($1)", self.names.own("quarantine"));
-        query(sql)
-            .bind(ids)
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?;
+    async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError> {
+        let quarantine = self.names.own("quarantine");
+        let sql = format!(
+            "DELETE FROM {quarantine} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {quarantine} WHERE quarantined_at < $1 \
+             LIMIT $2 FOR UPDATE SKIP LOCKED))"
+        );
+        self.run(query(sql).bind(timestamp(before)).bind(limit)).await
+    }
+
+    async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError> {
+        let sql = format!(
+            "DELETE FROM {} WHERE (table_name, id) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
+            self.names.own("quarantine")
+        );
+        let (tables, ids): (Vec<&str>, Vec<&str>) = rows.iter().copied().unzip();
+        self.run(query(sql).bind(tables).bind(ids)).await?;
         Ok(())
     }
 }
@@ -375,12 +405,18 @@ impl Store for PostgresStore {
 impl PostgresStore {
     /// By the simple protocol: one round trip, also for several statements.
     async fn execute(&mut self, sql: &'static str) -> Result<(), StoreError> {
-        sqlx::raw_sql(sql).execute(&mut self.connection).await.map_err(error)?;
+        within(self.patience, sqlx::raw_sql(sql).execute(&mut self.connection)).await?;
         Ok(())
     }
 
+    /// How many rows it touched.
+    async fn run(&mut self, query: PgQuery<'_>) -> Result<u64, StoreError> {
+        let done = within(self.patience, query.execute(&mut self.connection)).await?;
+        Ok(done.rows_affected())
+    }
+
     async fn fetch(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>, StoreError> {
-        query.fetch_all(&mut self.connection).await.map_err(error)
+        within(self.patience, query.fetch_all(&mut self.connection)).await
     }
 
     /// Does something with each of these waiting spans.
@@ -391,19 +427,17 @@ impl PostgresStore {
         );
         let traces: Vec<&[u8]> = facts.iter().map(|facts| facts.id.trace.as_slice()).collect();
         let spans: Vec<&[u8]> = facts.iter().map(|facts| facts.id.span.as_slice()).collect();
-        query(sql)
-            .bind(traces)
-            .bind(spans)
-            .execute(&mut self.connection)
-            .await
-            .map_err(error)?;
+        self.run(query(sql).bind(traces).bind(spans)).await?;
         Ok(())
     }
 
     fn insert_sql<T>(&self, table: &'static Table<T>, returning: &str) -> String {
         let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
-        let array =
-            |(index, column): (usize, &table::Column<T>)| format!("${}::{}[]", index + 1, type_name(column.kind));
+        let array = |(index, column): (usize, &table::Column<T>)| match column.kind {
+            // JSON goes as text.
+            Kind::Json => format!("${}::text[]::jsonb[]", index + 1),
+            kind => format!("${}::{}[]", index + 1, type_name(kind)),
+        };
         let arrays: Vec<_> = table.columns.iter().enumerate().map(array).collect();
         format!(
             "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING{returning}",
@@ -423,6 +457,25 @@ fn type_name(kind: Kind) -> &'static str {
         Kind::Boolean => "boolean",
         Kind::Timestamp => "timestamp",
         Kind::Bytes => "bytea",
+        Kind::Json => "jsonb",
+    }
+}
+
+fn completed_type(column: Column) -> &'static str {
+    match column {
+        Column::MemoryMb | Column::ExitCode => "int4",
+        Column::Success => "bool",
+        _ => "text",
+    }
+}
+
+/// What the server answers within `patience`.
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(answer) => answer.map_err(error),
+        Err(_) => Err(StoreError::Unavailable(format!(
+            "no answer from the server within {patience:?}"
+        ))),
     }
 }
 
@@ -452,6 +505,7 @@ fn bind_rows<'q, T>(mut query: PgQuery<'q>, table: &'static Table<T>, rows: &[&T
         }
         query = match column.kind {
             Kind::Text => array!(Text),
+            Kind::Json => array!(Json),
             Kind::Integer => array!(Integer),
             Kind::BigInt => array!(BigInt),
             Kind::Double => array!(Double),

@@ -3,41 +3,28 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::{PostgresStore, error, query, type_name};
-use crate::ledger::store::{ForeignKey, Store, StoreError, fill_in, quote, schema};
-use crate::ledger::table::{Kind, TableName};
+use super::{PostgresStore, error, query, type_name, within};
+use crate::ledger::store::{ForeignKey, Migration, Store, StoreError, fill_in, migrations, quote, schema};
+use crate::ledger::table::{Destination, Kind, TableName};
 
-const MIGRATIONS: [(&str, &str); 2] = [
-    (
-        "0001_rows",
-        include_str!("../../../../migrations/postgres/0001_rows.sql"),
-    ),
-    ("0002_own", include_str!("../../../../migrations/postgres/0002_own.sql")),
-];
+migrations!("../../../../migrations/postgres");
 
 impl PostgresStore {
-    pub(super) async fn migrate(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         // Several sidecars may start at once.
         self.lock(&[-1]).await?;
         if let Some(schema) = self.names.schema.clone() {
             let there = query("SELECT FROM pg_namespace WHERE nspname = $1".to_owned()).bind(schema.clone());
             if self.fetch(there).await?.is_empty() {
                 let create = format!("CREATE SCHEMA IF NOT EXISTS {}", quote(&schema));
-                query(create).execute(&mut self.connection).await.map_err(error)?;
+                self.run(query(create)).await?;
             }
         }
-        for (name, sql) in MIGRATIONS {
-            let creates = if name == "0001_rows" {
-                TableName::Rows
-            } else {
-                TableName::Own("positions")
-            };
-            if self.table_columns(creates).await?.is_empty() {
-                let sql = fill_in(sql, &self.names);
-                sqlx::raw_sql(AssertSqlSafe(sql))
-                    .execute(&mut self.connection)
-                    .await
-                    .map_err(error)?;
+        for Migration { table, sql } in migrations(destinations) {
+            if self.table_columns(table).await?.is_empty() {
+                let sql = fill_in(sql, &self.names, table);
+                let made = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+                within(self.patience, made).await?;
             }
         }
         Ok(())
@@ -56,9 +43,9 @@ impl PostgresStore {
             .map_err(error)
     }
 
-    pub(super) async fn check(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
-        for (table, needed) in schema::needed() {
+        for (table, needed) in schema::needed(destinations) {
             let name = self.names.of(table);
             let (there, types): (Vec<_>, Vec<_>) = self.table_columns(table).await?.into_iter().unzip();
             schema::compare_names(&name, &needed, &there, &mut misfits);
@@ -88,7 +75,7 @@ impl PostgresStore {
         schema::verdict(misfits)
     }
 
-    pub(super) async fn read_foreign_keys(&mut self) -> Result<Vec<ForeignKey>, StoreError> {
+    pub(super) async fn read_foreign_keys(&mut self, of: TableName) -> Result<Vec<ForeignKey>, StoreError> {
         // Those it may not look into are found out the hard way, when a row is refused.
         let sql = "SELECT a.attname::text, n.nspname::text, r.relname::text, ra.attname::text \
                    FROM pg_constraint c \
@@ -98,7 +85,7 @@ impl PostgresStore {
                    WHERE c.conrelid = to_regclass($1) AND c.contype = 'f' AND cardinality(c.conkey) = 1 \
                    AND has_schema_privilege(n.oid, 'USAGE') \
                    AND has_column_privilege(r.oid, ra.attname, 'SELECT') ORDER BY c.conname";
-        let rows = self.fetch(query(sql.to_owned()).bind(self.names.rows())).await?;
+        let rows = self.fetch(query(sql.to_owned()).bind(self.names.of(of))).await?;
         let read = |row: &PgRow| -> Result<ForeignKey, sqlx::Error> {
             Ok(ForeignKey {
                 column: row.try_get(0)?,
@@ -120,5 +107,6 @@ fn fitting_types(kind: Kind) -> &'static [&'static str] {
         Kind::Boolean => &["boolean"],
         Kind::Timestamp => &["timestamp without time zone", "timestamp with time zone"],
         Kind::Bytes => &["bytea"],
+        Kind::Json => &["jsonb", "json", "text"],
     }
 }

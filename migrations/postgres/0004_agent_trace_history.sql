@@ -1,0 +1,15 @@
+-- The runs of agents, one row each (database.tables). Only made where there is no such table.
+CREATE TABLE {table} (
+    id text PRIMARY KEY,
+    agent_id text NOT NULL,
+    flow_id text,
+    trace_id text NOT NULL,
+    input_context jsonb,
+    execution_nodes jsonb,
+    output_summary jsonb,
+    error text,
+    timestamp timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')
+);
+CREATE INDEX {index:agent_id} ON {table} (agent_id);
+CREATE INDEX {index:trace_id} ON {table} (trace_id);
+CREATE INDEX {index:timestamp} ON {table} (timestamp);
