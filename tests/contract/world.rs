@@ -3,6 +3,7 @@
 use crate::common::eventually;
 use crate::common::postgres;
 use crate::common::program::{Program, Setup};
+use crate::common::prometheus::Scrape;
 use crate::common::rows::{COLUMNS, Row};
 use crate::common::send::{Outcome, Prepared, ROUTES, Route, Sender};
 use crate::story::Story;
@@ -43,6 +44,8 @@ pub struct World {
     random: fastrand::Rng,
     /// What was sent last, to be sent again.
     last: Vec<Prepared>,
+    /// How often everything was waited for.
+    settled: f64,
 }
 
 impl World {
@@ -96,6 +99,7 @@ impl World {
             sides,
             random: random.fork(),
             last: Vec::new(),
+            settled: 0.0,
         };
         world.resume().await;
         world
@@ -158,17 +162,27 @@ impl World {
         self.sides[side].sender.as_ref().unwrap().accepted(route, request).await;
     }
 
-    /// Waits until every span that was acknowledged is in the databases: spans are taken in the order of the journal, so
-    /// that the row of an execution which was sent last says so. Returns the rows of each side.
+    /// Waits until every span that was acknowledged is in the databases and in the metrics: spans are taken in the order of
+    /// the journal, so that an execution which was sent last, and is an agent's too, says so. Returns the rows of each side.
     pub async fn settle(&mut self) -> Vec<BTreeMap<String, Row>> {
         let mut last = Vec::new();
         for side in 0..self.sides.len() {
             let mut story = Story::new(&mut self.random);
-            last.push(story.send(crate::executors::execution("settled", 0, 1)));
+            let run = crate::executors::execution("settled", 0, 1);
+            let agent = serde_json::json!({"gen_ai.operation.name": "invoke_agent", "agent.framework": "settled"});
+            last.push(story.send(run.with(agent)));
             self.send_to(side, &crate::story::request(&story.sent)).await;
         }
+        self.settled += 1.0;
+        let labels = [("framework", "settled"), ("status", "success")];
         for (side, last) in self.sides.iter().zip(&last) {
             side.database.wait_for_row(last).await;
+            let counted = |scrape: &Scrape| match scrape.get("agent_executions_total", &labels) {
+                Some(count) if count == self.settled => Ok(()),
+                other => Err(format!("{other:?}, expected {}", self.settled)),
+            };
+            let program = side.program.as_ref().unwrap();
+            program.scrape_until("what was sent last is counted", counted).await;
         }
         let mut all = Vec::new();
         for side in &self.sides {
