@@ -6,8 +6,8 @@
 #   scripts/test.sh --install-only         only the installing
 #
 # Needs a Rust toolchain. The rest comes from Debian (apt-get, as root), and at pinned versions from PyPI, npm, the Go
-# module proxy, Maven Central and crates.io into tests/sdk and tests/browser. Nothing is installed or built a second time while the pinned
-# versions stay the same.
+# module proxy, Maven Central and crates.io into tests/sdk and tests/browser. Nothing is installed or built a second time
+# while the pinned versions stay the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,6 +29,8 @@ has npm || missing+=(npm)
 { has pgbouncer || [ -x /usr/sbin/pgbouncer ]; } || missing+=(pgbouncer)
 { has promtool && has prometheus; } || missing+=(prometheus)
 { has chromium || has google-chrome; } || missing+=(chromium)
+{ has javac && has java; } || missing+=(openjdk-17-jdk-headless)
+has mvn || missing+=(maven)
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "Debian packages: ${missing[*]}"

@@ -29,6 +29,10 @@ requirements! {
         "an unknown content type is refused by a 4xx" => unknown_type;
     unknown_content_encodings: "–", "MUST",
         "an unknown compression is UNIMPLEMENTED, or a 4xx" => unknown_encoding;
+    repeated_content_encodings: "–", "MUST",
+        "a body compressed twice over is refused by a 4xx" => repeated_encoding;
+    only_post_is_taken: "OTLP/HTTP Response", "MUST",
+        "methods other than POST are refused by 405" => methods;
     unknown_methods: "gRPC", "MUST",
         "an unknown method is UNIMPLEMENTED" => unknown_method;
     pages_are_not_let_in_by_default: "–", "SHOULD",
@@ -176,6 +180,39 @@ async fn unknown_encoding(target: &Target) -> Outcomes {
         let headers = [("content-encoding", "unknown")];
         let answer = target.http(protocol, Method::POST, "/v1/traces", &headers, body).await;
         expect("a 4xx", answer.status.is_client_error(), true)
+    })
+    .await
+}
+
+async fn repeated_encoding(target: &Target) -> Outcomes {
+    over(&HTTP, |protocol| async move {
+        let once = compress(Encoding::Gzip, &protocol.encode(&traces(1)));
+        let twice = compress(Encoding::Gzip, &once);
+        let mut outcomes = Vec::new();
+        for headers in [
+            &[("content-encoding", "gzip, gzip")][..],
+            &[("content-encoding", "gzip"), ("content-encoding", "gzip")],
+        ] {
+            let answer = target
+                .http(protocol, Method::POST, "/v1/traces", headers, twice.clone())
+                .await;
+            outcomes.push(expect("a 4xx", answer.status.is_client_error(), true));
+        }
+        all(outcomes)
+    })
+    .await
+}
+
+async fn methods(target: &Target) -> Outcomes {
+    over(&HTTP, |protocol| async move {
+        let mut outcomes = Vec::new();
+        for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH] {
+            let answer = target
+                .http(protocol, method.clone(), "/v1/traces", &[], Bytes::new())
+                .await;
+            outcomes.push(expect(method.as_str(), answer.status.as_u16(), 405));
+        }
+        all(outcomes)
     })
     .await
 }

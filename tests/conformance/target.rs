@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::Method;
@@ -100,6 +102,8 @@ impl Protocol {
 pub enum Meaning {
     /// Success; how many spans were rejected, if the answer says.
     Success(Option<i64>),
+    /// Not what an OTLP receiver may say.
+    Nonsense(String),
     /// Refused: HTTP status (gRPC code), and what the status message holds.
     Refused { code: u16, status: Result<Status, String> },
 }
@@ -188,7 +192,7 @@ pub fn meaning(protocol: Protocol, answer: &Answer) -> Meaning {
         Protocol::Grpc => match answer.grpc_status() {
             "0" => match answer.body.get(5..).map(ExportTraceServiceResponse::decode) {
                 Some(Ok(response)) => Meaning::Success(response.partial_success.map(|it| it.rejected_spans)),
-                other => panic!("not a response message: {other:?}"),
+                other => Meaning::Nonsense(format!("not a response message: {other:?}")),
             },
             code => {
                 let details = answer
@@ -199,18 +203,23 @@ pub fn meaning(protocol: Protocol, answer: &Answer) -> Meaning {
                     Some(_) => Ok(answer.grpc_details()),
                     None => Err("no grpc-status-details-bin".to_owned()),
                 };
-                Meaning::Refused {
-                    code: code.parse().unwrap(),
-                    status,
+                match code.parse() {
+                    Ok(code) => Meaning::Refused { code, status },
+                    Err(_) => Meaning::Nonsense(format!("grpc-status is {code:?}")),
                 }
             }
         },
         Protocol::HttpProtobuf if answer.status.is_success() => {
-            let response = ExportTraceServiceResponse::decode(answer.body.clone()).unwrap();
-            Meaning::Success(response.partial_success.map(|it| it.rejected_spans))
+            match ExportTraceServiceResponse::decode(answer.body.clone()) {
+                Ok(response) => Meaning::Success(response.partial_success.map(|it| it.rejected_spans)),
+                Err(error) => Meaning::Nonsense(format!("not a response message: {error}")),
+            }
         }
         Protocol::HttpJson if answer.status.is_success() => {
-            let response: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            let response: serde_json::Value = match serde_json::from_slice(&answer.body) {
+                Ok(response) => response,
+                Err(error) => return Meaning::Nonsense(format!("not JSON: {error}")),
+            };
             let rejected = response.get("partialSuccess").map(|partial| &partial["rejectedSpans"]);
             Meaning::Success(rejected.map(|it| {
                 it.as_str()
@@ -257,7 +266,25 @@ pub fn http_status(protocol: Protocol, answer: &Answer) -> Result<Status, String
 pub async fn over<F: Future<Output = Outcome>>(protocols: &[Protocol], check: impl Fn(Protocol) -> F) -> Outcomes {
     let mut outcomes = Vec::new();
     for protocol in protocols {
-        outcomes.push((protocol.name(), check(*protocol).await));
+        let outcome = met_or_panicked(check(*protocol)).await;
+        outcomes.push((protocol.name(), outcome.unwrap_or_else(Outcome::Deviates)));
     }
     outcomes
+}
+
+/// What comes of a check, or what it panicked with: another receiver may do anything, such as not to answer at all.
+pub async fn met_or_panicked<T>(check: impl Future<Output = T>) -> Result<T, String> {
+    let mut check = std::pin::pin!(check);
+    std::future::poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| check.as_mut().poll(context)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                Poll::Ready(Err(text.unwrap_or_default().replace('\n', " ")))
+            }
+        }
+    })
+    .await
 }

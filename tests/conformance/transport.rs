@@ -36,6 +36,10 @@ requirements! {
         "spans with ids of the wrong length or all zero are rejected singly, with their number and a message" => partial_success;
     every_value_is_taken: "AnyValue", "MUST",
         "empty, bytes, mixed array and nested map values are accepted" => values;
+    string_references_are_absent: "KeyValue, AnyValue", "MUST",
+        "references into the string table of profiles are not fatal in other signals" => string_references;
+    timestamps_need_not_be_in_order: "Span", "MUST",
+        "a span that ends before it starts, has no kind, or no name is accepted" => odd_spans;
     unknown_fields_are_ignored: "Future Versions and Interoperability", "MUST",
         "unknown protobuf fields are ignored" => unknown_fields;
 }
@@ -222,6 +226,36 @@ async fn values(target: &Target) -> Outcomes {
             ..Default::default()
         }));
         let found = target.ask(protocol, &protocol.encode(&traces_of(vec![span]))).await;
+        expect("the answer", found, Meaning::Success(None))
+    })
+    .await
+}
+
+async fn string_references(target: &Target) -> Outcomes {
+    over(&ALL, |protocol| async move {
+        let mut span = span("references", 1);
+        span.attributes.push(KeyValue {
+            key_strindex: 3,
+            value: Some(AnyValue {
+                value: Some(Value::StringValueStrindex(7)),
+            }),
+            ..Default::default()
+        });
+        let found = target.ask(protocol, &protocol.encode(&traces_of(vec![span]))).await;
+        expect("the answer", found, Meaning::Success(None))
+    })
+    .await
+}
+
+async fn odd_spans(target: &Target) -> Outcomes {
+    over(&ALL, |protocol| async move {
+        let mut backwards = span("backwards", 1);
+        backwards.end_time_unix_nano = 1;
+        let mut plain = span("", 2);
+        plain.kind = 0;
+        plain.flags = u32::MAX;
+        let request = traces_of(vec![backwards, plain]);
+        let found = target.ask(protocol, &protocol.encode(&request)).await;
         expect("the answer", found, Meaning::Success(None))
     })
     .await
