@@ -51,8 +51,12 @@ pub fn load(layers: &[Layer], environment: &dyn Environment, notes: &mut Notes) 
 }
 
 fn parse_set(option: &str) -> Result<Node, Mistakes> {
+    // Without the value, which may be a secret.
+    let option_name = option
+        .split_once('=')
+        .map_or("--set".to_owned(), |(path, _)| format!("--set {path}"));
     let at = Location {
-        file: Arc::from(format!("--set {option}")),
+        file: Arc::from(option_name),
         line: 0,
         column: 0,
     };

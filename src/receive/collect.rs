@@ -14,8 +14,12 @@ use super::refusal::{Reason, Refusal};
 /// A frame of at least this size is kept instead of copied.
 const KEEP_FRAME: usize = 64 * 1024;
 
-/// The most that is allocated because of an announced length alone.
-const TRUST_LENGTH: usize = 4 * 1024 * 1024;
+/// Of an announced length, room is made at first for this many times what has come of it: who promises much and sends
+/// little costs little, and who sends is soon believed.
+const TRUST: usize = 16;
+
+/// Bodies grow to double their size up to here, and by a quarter beyond: what is not used is not counted as in flight.
+const DOUBLE_UP_TO: usize = 1024 * 1024;
 
 /// The bytes before each gRPC message: a flag and the length.
 const GRPC_PREFIX: usize = 5;
@@ -171,7 +175,8 @@ impl Collected {
                 *self = Collected::Frame(frame);
             }
             Collected::Nothing { expected } => {
-                let mut bytes = Vec::with_capacity(expected.unwrap_or(0).min(TRUST_LENGTH).max(frame.len()));
+                let trusted = frame.len().saturating_mul(TRUST);
+                let mut bytes = Vec::with_capacity(expected.unwrap_or(0).min(trusted).max(frame.len()));
                 bytes.extend_from_slice(&frame);
                 *self = Collected::Copy(bytes, *expected);
             }
@@ -184,8 +189,9 @@ impl Collected {
             Collected::Copy(bytes, expected) => {
                 let needed = bytes.len() + frame.len();
                 if needed > bytes.capacity() {
-                    // Double, but never beyond what the peer announced.
-                    let target = needed.saturating_mul(2).min(expected.unwrap_or(usize::MAX)).max(needed);
+                    let more = if needed < DOUBLE_UP_TO { needed } else { needed / 4 };
+                    // Never beyond what the peer announced.
+                    let target = (needed + more).min(expected.unwrap_or(usize::MAX)).max(needed);
                     bytes.reserve_exact(target - bytes.len());
                 }
                 bytes.extend_from_slice(&frame);
@@ -292,6 +298,23 @@ mod tests {
             announced: Some(100),
         };
         assert_ne!(http(body).await.unwrap().as_ptr(), small.as_ptr());
+    }
+
+    #[test]
+    fn who_promises_much_and_sends_little_costs_little() {
+        let mut room = room(usize::MAX);
+        let mut collected = Collected::of_length(Some(60 << 20));
+        let capacity = |collected: &Collected| match collected {
+            Collected::Copy(bytes, _) => bytes.capacity(),
+            _ => 0,
+        };
+        collected.push(Bytes::from_static(b"a"), &mut room).unwrap();
+        assert!(capacity(&collected) <= 64, "{}", capacity(&collected));
+        for _ in 0..500 {
+            collected.push(Bytes::from(vec![0; 16 << 10]), &mut room).unwrap();
+        }
+        let (length, capacity) = (collected.length(), capacity(&collected));
+        assert!(capacity <= length + length / 4, "{capacity} for {length}");
     }
 
     #[tokio::test]

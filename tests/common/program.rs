@@ -327,6 +327,11 @@ impl Program {
         true
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attacks;
 mod bad_input;
 mod browser;
 mod context;

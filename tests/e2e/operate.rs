@@ -1,5 +1,6 @@
 //! What an operator does: check a configuration, start, look, stop, try the demo.
 
+use crate::common::http::{Http, whole};
 use crate::common::load::Load;
 use crate::common::program::{Program, Setup, binary, sum};
 use crate::common::prometheus::Expected;
@@ -7,6 +8,7 @@ use crate::common::send::{Outcome, Prepared, ROUTES, Sender};
 use crate::common::sink::{Mode, Sink};
 use crate::common::{eventually, fixed_port, random, rows};
 use crate::end_to_end::delivered_spans;
+use http::Request;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Output;
@@ -428,4 +430,97 @@ async fn the_demo_command_says_when_nobody_listens() {
     let said = text(&output);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains(&url[7..]) || said.contains("--endpoint"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_ever_printed() {
+    const SECRET: &str = "Tr0ub4dor";
+    let sink = Sink::start().await;
+    sink.set(Mode::Unwilling(401, Vec::new()));
+    let setup = Setup::forwarding_to(sink.url())
+        .set(
+            "exporters.otlp.headers",
+            serde_json::json!({"signoz-ingestion-key": SECRET}),
+        )
+        .set("receivers.otlp.auth.bearer_tokens", serde_json::json!([SECRET]))
+        .set("receivers.otlp.auth.basic_users", serde_json::json!({"ann": SECRET}))
+        .set("metrics.auth.basic_users", serde_json::json!({"prometheus": SECRET}))
+        .set("health.auth.bearer_tokens", serde_json::json!([SECRET]))
+        .set(
+            "api.auth.bearer_tokens",
+            serde_json::json!([{"token": SECRET, "organization": "o"}]),
+        )
+        .set("api.auth.basic_users", serde_json::json!({"bob": SECRET}))
+        .set("telemetry.logs.level", "trace");
+    let config = setup.config();
+    let config = config.to_str().unwrap();
+    let hidden = |what: &str, text: &str| assert!(!text.contains(SECRET), "{what} shows the secret:\n{text}");
+    for arguments in [
+        &["print-config", "--config", config][..],
+        &["validate", "--config", config],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "receivers.otlp.auth.bearer_tokens={a: Tr0ub4dor}",
+        ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "receivers.otlp.auth.basic_users=Tr0ub4dor",
+        ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "api.auth.bearer_tokens=[{token: [Tr0ub4dor]}]",
+        ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "exporters.otlp.headers=Tr0ub4dor",
+        ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "database.url=postgres://u:Tr0ub4dor@h:port/d",
+        ],
+    ] {
+        let output = setup.command(arguments);
+        let what = arguments.join(" ");
+        hidden(&what, &String::from_utf8_lossy(&output.stdout));
+        hidden(&what, &String::from_utf8_lossy(&output.stderr));
+    }
+    let program = setup.spawn();
+    let http = program.url("otlp_http", "/v1/traces").await;
+    for authorization in [
+        "Bearer Tr0ub4dor",
+        "Bearer wrong-Tr0ub4dor",
+        "Basic YW5uOlRyMHViNGRvcg==",
+    ] {
+        let request = Request::post(&http)
+            .header("authorization", authorization)
+            .header("content-type", "application/json")
+            .body(whole(one_span()))
+            .unwrap();
+        Http::new().send(request).await.unwrap();
+    }
+    program
+        .output("the refusal of the backend", |line| line.contains("401").then_some(()))
+        .await;
+    let (_, log) = program.terminate().await;
+    hidden("the log", &log);
+}
+
+/// One span, as JSON.
+fn one_span() -> &'static str {
+    r#"{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"x"}]}]}]}"#
 }
