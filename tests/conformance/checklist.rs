@@ -203,7 +203,7 @@ pub fn table() -> String {
                 .map(|name| requirement(name))
                 .collect::<Vec<_>>()
                 .join(", "),
-            There(tests) => tests.iter().map(|test| elsewhere(test)).collect::<Vec<_>>().join(", "),
+            There(tests) => tests.iter().map(elsewhere).collect::<Vec<_>>().join(", "),
             Not(why) => (*why).to_owned(),
         };
         writeln!(
