@@ -4,6 +4,7 @@
 
 pub mod http;
 pub mod load;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod program;
 pub mod prometheus;

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Spans of one test: executions, and the spans around and inside them.
-struct Story {
+pub struct Story {
     base_unix_ms: u64,
     random: fastrand::Rng,
-    executions: Vec<Span>,
-    context: Vec<Span>,
-    rows: Vec<Row>,
+    pub executions: Vec<Span>,
+    pub context: Vec<Span>,
+    pub rows: Vec<Row>,
 }
 
 impl Story {
@@ -108,7 +108,7 @@ impl Story {
     }
 
     /// All that can be known of one another.
-    fn tell(mut random: fastrand::Rng) -> Story {
+    pub fn tell(mut random: fastrand::Rng) -> Story {
         let base_unix_ms = unix_ms_ago(Duration::from_secs(600)) + random.u64(..1_000);
         let mut story = Story {
             base_unix_ms,

@@ -22,3 +22,4 @@ mod pass_through;
 mod real_prometheus;
 mod real_sdks;
 mod sink_python;
+mod two_databases;
