@@ -11,6 +11,7 @@ mod reload;
 mod signals;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,18 +23,17 @@ use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
 use crate::egress::Policy;
-use crate::forward::{Endpoint, ForwardError};
+use crate::forward::ForwardError;
 use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
 use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
-use crate::rules::prices::Prices;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
 use listeners::{Endpoints, Listeners};
 use reload::Reloader;
 use signals::{Signals, Told};
-use stages::Stages;
+use stages::{Plan, Stages};
 
 pub use stages::{METER_STATE, POSITIONS_STATE, REFUSED_STATE, state_directory};
 
@@ -105,15 +105,20 @@ impl Program {
         // First of all: as the first process of a container a signal without a handler is ignored.
         let signals = Signals::watch().map_err(StartError::Signals)?;
         let health = Health::default();
-        let catalogue = settings
-            .metrics
-            .catalogue()?
-            .with_prices(Prices::clone(&settings.prices));
+        // Mistakes in the rules are told before anything is opened.
+        settings.metrics.catalogue()?;
         let journal = open_journal(&settings)?;
         journal.watch(health.stage("journal"));
         let listeners = Listeners::bind(&settings, &journal)?;
-        refuse_loops(&settings, &listeners.addresses())?;
-        let reloader = Reloader::new(records, log.clone(), listeners.tls_reloaders());
+        let own_addresses: Vec<_> = listeners.addresses().iter().filter_map(Address::tcp).collect();
+        let plan = Plan::of(&settings, journal.id(), &own_addresses)?;
+        let reloader = Reloader::new(
+            records,
+            log.clone(),
+            listeners.tls_reloaders(),
+            &settings,
+            own_addresses,
+        );
         let shutdown_timeout = settings.shutdown_timeout;
         let query = QueryOptions {
             url: settings.database.url.clone(),
@@ -121,7 +126,7 @@ impl Program {
             table: settings.database.table.clone(),
             ..settings.api.query.clone()
         };
-        let stages = Stages::start(settings, catalogue, &journal, &health).await?;
+        let stages = Stages::start(plan, &journal, &health).await?;
         Ok(Self {
             signals,
             journal,
@@ -146,10 +151,11 @@ impl Program {
         let journal = self.journal.clone();
         let health = HealthEndpoint::new(self.health.clone(), move || journal.is_writable().err());
         let scrape = ScrapeEndpoint::new(self.stages.meter(), self.own.clone());
+        let query = self.query_api(serving.clone())?;
         let endpoints = Endpoints {
             health: health.clone(),
             scrape,
-            query: self.query_api(serving.clone())?,
+            query: query.clone(),
         };
         let demo = demo.then(|| self.listeners.grpc_address()).flatten().map(demo_to);
         let mut listeners = self
@@ -163,7 +169,7 @@ impl Program {
             tokio::select! {
                 told = self.signals.next() => match told {
                     Told::Stop => break,
-                    Told::Reload => self.reloader.reload(&reread),
+                    Told::Reload => self.reloader.reload(&reread, self.journal.id(), &self.stages, &query),
                 },
                 ended = self.stages.next_end() => report_end(ended),
             }
@@ -189,14 +195,14 @@ impl Program {
         let policies = self.stages.policies();
         QueryApi::new(
             self.query.clone(),
-            move || PipelineReport::of(&health, Some(journal.status()), rules_of(&policies)),
+            move || PipelineReport::of(&health, Some(journal.status()), rules_of(&policies.current())),
             shutdown,
         )
     }
 }
 
 /// What the rules for what leaves did, for the API.
-fn rules_of(policies: &[(String, Arc<Policy>)]) -> Vec<ExporterRules> {
+fn rules_of(policies: &BTreeMap<String, Arc<Policy>>) -> Vec<ExporterRules> {
     let rules = |policy: &Policy| policy.counted().map(|(rule, count)| (rule.clone(), count)).collect();
     let with_rules = policies.iter().filter(|(_, policy)| !policy.is_empty());
     with_rules
@@ -243,24 +249,6 @@ pub fn open_journal(settings: &Settings) -> Result<Journal, StartError> {
         );
     }
     Ok(journal)
-}
-
-/// An exporter that sends to ourselves would feed itself for ever.
-fn refuse_loops(settings: &Settings, own: &[Address]) -> Result<(), StartError> {
-    let own = own.iter().filter_map(Address::tcp).collect::<Vec<_>>();
-    for (name, options) in &settings.exporters {
-        let endpoint =
-            Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure).map_err(|source| {
-                StartError::Exporter {
-                    name: name.clone(),
-                    source,
-                }
-            })?;
-        if endpoint.is_own_listener(&own) {
-            return Err(StartError::Loop(name.clone()));
-        }
-    }
-    Ok(())
 }
 
 /// Demo traffic to our own receiver.

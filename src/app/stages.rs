@@ -1,19 +1,24 @@
 //! The readers of the journal as running tasks.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{LEDGER, METER, StartError};
 use crate::egress::Policy;
-use crate::forward::{self, Forwarder, refused_directory};
-use crate::journal::Journal;
-use crate::ledger::{Ledger, LedgerError};
+use crate::forward::{self, Endpoint, Forwarder, refused_directory};
+use crate::journal::{Journal, JournalId};
+use crate::ledger::{Ledger, LedgerError, LedgerOptions};
 use crate::meter::{Meter, MeterHandle, MeterOptions};
 use crate::rules::Catalogue;
+use crate::rules::prices::Prices;
 use crate::settings::Settings;
 use crate::telemetry::Health;
 
@@ -35,13 +40,99 @@ pub const REFUSED_STATE: &str = "refused";
 /// Directory of the exporters' positions.
 pub const POSITIONS_STATE: &str = "positions";
 
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What the readers of the journal are made of. Understood and checked; nothing is connected or opened yet.
+pub(super) struct Plan {
+    meter: MeterPlan,
+    ledger: LedgerOptions,
+    exporters: BTreeMap<String, forward::Setup>,
+}
+
+#[derive(Clone, PartialEq)]
+struct MeterPlan {
+    options: MeterOptions,
+    catalogue: Catalogue,
+}
+
+impl Plan {
+    /// Checks what the settings say about the readers. Exporters must not lead to one of the addresses that are our `own`.
+    ///
+    /// # Errors
+    ///
+    /// What would keep one of them from starting.
+    pub(super) fn of(settings: &Settings, journal: JournalId, own: &[SocketAddr]) -> Result<Self, StartError> {
+        let meter = MeterPlan {
+            options: MeterOptions {
+                directory: state_directory(settings, METER_STATE),
+                max_series_per_metric: settings.metrics.max_series_per_metric,
+            },
+            catalogue: settings
+                .metrics
+                .catalogue()?
+                .with_prices(Prices::clone(&settings.prices)),
+        };
+        Ledger::new(settings.database.clone())?;
+        let mut exporters = BTreeMap::new();
+        for (name, options) in &settings.exporters {
+            let failed = |source| StartError::Exporter {
+                name: name.clone(),
+                source,
+            };
+            let endpoint =
+                Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure).map_err(failed)?;
+            if endpoint.is_own_listener(own) {
+                return Err(StartError::Loop(name.clone()));
+            }
+            let setup = forward::Setup {
+                name: name.clone(),
+                options: options.clone(),
+                journal,
+                positions: state_directory(settings, POSITIONS_STATE),
+                refused: refused_directory(&state_directory(settings, REFUSED_STATE), name),
+                shutdown_timeout: settings.shutdown_timeout,
+            };
+            setup.check().map_err(failed)?;
+            exporters.insert(name.clone(), setup);
+        }
+        Ok(Self {
+            meter,
+            ledger: settings.database.clone(),
+            exporters,
+        })
+    }
+}
+
 /// The running readers.
 pub(super) struct Stages {
     tasks: JoinSet<String>,
     stop: Stop,
     meter: MeterHandle,
-    /// The rules of each exporter for what leaves.
-    policies: Vec<(String, Arc<Policy>)>,
+    policies: Policies,
+    wanted: Wanted,
+}
+
+/// The rules of each exporter for what leaves, as they are in force; cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Policies(Arc<Mutex<BTreeMap<String, Arc<Policy>>>>);
+
+impl Policies {
+    /// Those in force now, by exporter.
+    pub(super) fn current(&self) -> BTreeMap<String, Arc<Policy>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, exporter: &str, policy: Arc<Policy>) {
+        let mut policies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        policies.insert(exporter.to_owned(), policy);
+    }
+}
+
+/// Where each stage hears of what it shall be made of from now on.
+struct Wanted {
+    meter: watch::Sender<MeterPlan>,
+    ledger: watch::Sender<LedgerOptions>,
+    exporters: BTreeMap<String, watch::Sender<forward::Setup>>,
 }
 
 /// Tells readers to save their positions and end.
@@ -59,60 +150,65 @@ impl Stages {
     /// # Errors
     ///
     /// What keeps one of them from starting; an unreachable database or backend does not.
-    pub(super) async fn start(
-        settings: Settings,
-        catalogue: Catalogue,
-        journal: &Journal,
-        health: &Health,
-    ) -> Result<Self, StartError> {
+    pub(super) async fn start(plan: Plan, journal: &Journal, health: &Health) -> Result<Self, StartError> {
         let stop = Stop::default();
         let mut tasks = JoinSet::new();
 
-        let options = MeterOptions {
-            directory: state_directory(&settings, METER_STATE),
-            max_series_per_metric: settings.metrics.max_series_per_metric,
-        };
+        let MeterPlan { options, catalogue } = plan.meter.clone();
         let (meter, handle) = Meter::open(options, catalogue, journal.reader(METER)?, journal.end_at_open())?;
-        tasks.spawn(ended(
-            METER.to_owned(),
-            meter.run(stop.local.clone(), health.stage(METER)),
-        ));
+        let (meter_wanted, plans) = watch::channel(plan.meter);
+        let run = run_meter(meter, handle.clone(), journal.clone(), health.clone());
+        tasks.spawn(ended(METER.to_owned(), run_anew(plans, stop.local.clone(), run)));
 
-        let ledger = Ledger::new(settings.database.clone())?;
-        refuse_misfit(&ledger).await?;
-        let (reader, heartbeat, stopped) = (journal.reader(LEDGER)?, health.stage(LEDGER), stop.local.clone());
-        let status = heartbeat.status();
-        let run = async move { ledger.run(reader, stopped, heartbeat, status).await };
-        tasks.spawn(ended(LEDGER.to_owned(), run));
+        refuse_misfit(&Ledger::new(plan.ledger.clone())?).await?;
+        let (ledger_wanted, plans) = watch::channel(plan.ledger);
+        let run = run_ledger(journal.clone(), health.clone());
+        tasks.spawn(ended(LEDGER.to_owned(), run_anew(plans, stop.local.clone(), run)));
 
-        let mut policies = Vec::new();
-        for (name, options) in &settings.exporters {
-            let setup = forward::Setup {
-                name: name.clone(),
-                options: options.clone(),
-                journal: journal.id(),
-                positions: state_directory(&settings, POSITIONS_STATE),
-                refused: refused_directory(&state_directory(&settings, REFUSED_STATE), name),
-                shutdown_timeout: settings.shutdown_timeout,
-            };
-            let forwarder = Forwarder::new(setup, journal.reader(name)?).map_err(|source| StartError::Exporter {
-                name: name.clone(),
-                source,
-            })?;
-            policies.push((name.clone(), forwarder.policy()));
-            let heartbeat = health.stage(format!("exporter {name}"));
-            let status = heartbeat.status();
-            tasks.spawn(ended(
-                name.clone(),
-                forwarder.run(stop.exporters.clone(), heartbeat, status),
-            ));
+        let policies = Policies::default();
+        let mut exporters = BTreeMap::new();
+        for (name, setup) in plan.exporters {
+            let (wanted, plans) = watch::channel(setup);
+            let run = run_exporter(journal.clone(), health.clone(), policies.clone());
+            tasks.spawn(ended(name.clone(), run_anew(plans, stop.exporters.clone(), run)));
+            exporters.insert(name, wanted);
         }
         Ok(Self {
             tasks,
             stop,
             meter: handle,
             policies,
+            wanted: Wanted {
+                meter: meter_wanted,
+                ledger: ledger_wanted,
+                exporters,
+            },
         })
+    }
+
+    /// Makes those stages anew that are to be made of something else now. What takes a restart stays as it is: which
+    /// exporters there are, and where the rows go.
+    pub(super) fn replace(&self, plan: Plan) {
+        replace(&self.wanted.meter, plan.meter);
+        let ledger = self.wanted.ledger.borrow().clone();
+        let ledger = LedgerOptions {
+            url: ledger.url,
+            schema: ledger.schema,
+            table: ledger.table,
+            migrate: ledger.migrate,
+            ..plan.ledger
+        };
+        replace(&self.wanted.ledger, ledger);
+        for (name, setup) in plan.exporters {
+            if let Some(wanted) = self.wanted.exporters.get(&name) {
+                replace(wanted, setup);
+            }
+        }
+    }
+
+    /// Whether there is an exporter of this name.
+    pub(super) fn has_exporter(&self, name: &str) -> bool {
+        self.wanted.exporters.contains_key(name)
     }
 
     /// What the scrape asks.
@@ -121,7 +217,7 @@ impl Stages {
     }
 
     /// The rules of each exporter for what leaves, with what they counted.
-    pub(super) fn policies(&self) -> Vec<(String, Arc<Policy>)> {
+    pub(super) fn policies(&self) -> Policies {
         self.policies.clone()
     }
 
@@ -172,6 +268,114 @@ impl Stages {
                 tracing::error!(reason = %error, "a stage died while stopping");
             }
         }
+    }
+}
+
+fn replace<T: PartialEq>(wanted: &watch::Sender<T>, with: T) {
+    wanted.send_if_modified(|current| {
+        let is_other = *current != with;
+        if is_other {
+            *current = with;
+        }
+        is_other
+    });
+}
+
+/// Runs a stage until `stop`, and anew whenever it is to be made of something else. What runs first comes to its end as
+/// at a shutdown: its position is saved, and the next one goes on from there.
+async fn run_anew<T, F>(
+    mut wanted: watch::Receiver<T>,
+    stop: CancellationToken,
+    mut run: impl FnMut(T, CancellationToken) -> F,
+) where
+    T: Clone,
+    F: Future<Output = ()>,
+{
+    loop {
+        let made_of = wanted.borrow_and_update().clone();
+        let end = stop.child_token();
+        let mut running = pin!(run(made_of, end.clone()));
+        tokio::select! {
+            () = &mut running => return,
+            Ok(()) = wanted.changed() => {
+                end.cancel();
+                running.await;
+            }
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// The first meter is open already, since its start may fail; later ones take its place behind `handle`.
+fn run_meter(
+    first: Meter,
+    handle: MeterHandle,
+    journal: Journal,
+    health: Health,
+) -> impl FnMut(MeterPlan, CancellationToken) -> BoxFuture {
+    let mut first = Some(first);
+    move |plan, end| {
+        let heartbeat = health.stage(METER);
+        let meter = match first.take() {
+            Some(meter) => Ok(meter),
+            None => reopen(plan, &handle, &journal),
+        };
+        Box::pin(async move {
+            match meter {
+                Ok(meter) => meter.run(end, heartbeat).await,
+                // The heartbeat ends unfinished: the process is no longer alive.
+                Err(error) => tracing::error!(%error, "metrics are no longer derived"),
+            }
+        })
+    }
+}
+
+fn reopen(plan: MeterPlan, handle: &MeterHandle, journal: &Journal) -> Result<Meter, StartError> {
+    let (meter, next) = Meter::open(plan.options, plan.catalogue, journal.reader(METER)?, journal.end())?;
+    handle.replace(&next);
+    Ok(meter)
+}
+
+fn run_ledger(journal: Journal, health: Health) -> impl FnMut(LedgerOptions, CancellationToken) -> BoxFuture {
+    move |options, end| {
+        let heartbeat = health.stage(LEDGER);
+        let made = || -> Result<_, StartError> { Ok((Ledger::new(options)?, journal.reader(LEDGER)?)) };
+        let made = made();
+        Box::pin(async move {
+            let status = heartbeat.status();
+            match made {
+                Ok((ledger, reader)) => ledger.run(reader, end, heartbeat, status).await,
+                Err(error) => tracing::error!(%error, "rows are no longer written"),
+            }
+        })
+    }
+}
+
+fn run_exporter(
+    journal: Journal,
+    health: Health,
+    policies: Policies,
+) -> impl FnMut(forward::Setup, CancellationToken) -> BoxFuture {
+    move |setup, end| {
+        let name = setup.name.clone();
+        let heartbeat = health.stage(format!("exporter {name}"));
+        let made = || -> Result<_, StartError> {
+            let reader = journal.reader(&name)?;
+            Forwarder::new(setup, reader).map_err(|source| StartError::Exporter {
+                name: name.clone(),
+                source,
+            })
+        };
+        let made = made().inspect(|forwarder| policies.set(&name, forwarder.policy()));
+        Box::pin(async move {
+            let status = heartbeat.status();
+            match made {
+                Ok(forwarder) => forwarder.run(end, heartbeat, status).await,
+                Err(error) => tracing::error!(%error, "nothing more is forwarded there"),
+            }
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use tokio::runtime::Runtime;
@@ -13,12 +13,13 @@ use super::args::{
 };
 use super::demo_guard::{self, DemoEnvironment};
 use super::{dashboards, explain, healthcheck, journal_report, refused};
-use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, open_journal, state_directory};
+use crate::app::{LEDGER, METER_STATE, Program, REFUSED_STATE, StartError, open_journal, state_directory};
 use crate::config::expand::{Environment, ProcessEnvironment};
 use crate::config::{Layer, Mistakes, render};
 use crate::demo::{self, DemoOptions};
+use crate::journal::JournalError;
 use crate::ledger::{self, Ledger};
-use crate::meter;
+use crate::meter::{self, ResetRequest};
 use crate::settings::{self, Loaded};
 use crate::telemetry::{LogOptions, OwnMetrics, logs};
 
@@ -183,12 +184,36 @@ fn check_health(args: &ConfigArgs, endpoint: Option<String>) -> anyhow::Result<E
 
 fn reset_metric(args: &ConfigArgs, name: &str) -> anyhow::Result<ExitCode> {
     let settings = load(args, &ProcessEnvironment)?.settings;
-    // Opening the journal takes its lock: a running program would write its own state over the change.
-    let journal = open_journal(&settings)?;
-    meter::reset(&state_directory(&settings, METER_STATE), name)?;
-    journal.close();
+    let directory = state_directory(&settings, METER_STATE);
+    // A running program would write its own state over a change of the file; it holds the journal's lock.
+    match open_journal(&settings) {
+        Ok(journal) => {
+            meter::reset(&directory, name)?;
+            journal.close();
+        }
+        Err(StartError::Journal(JournalError::Locked { .. })) => {
+            let request = meter::request_reset(&directory, &settings.metrics.catalogue()?, name)?;
+            wait_for_reset(request, name)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
     say(&format!("{name} starts anew"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the running program has reset a metric.
+fn wait_for_reset(request: ResetRequest, name: &str) -> anyhow::Result<()> {
+    /// It looks every few seconds.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let asked = Instant::now();
+    while !request.is_done() {
+        if asked.elapsed() > PATIENCE {
+            request.withdraw();
+            bail!("the running program did not reset {name} within {PATIENCE:?}; its log may say why");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn refused_requests(command: &RefusedCommand) -> anyhow::Result<ExitCode> {

@@ -45,7 +45,7 @@ const BATCH: usize = 1024;
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// What a [`Forwarder`] is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
     /// `otlp` or `otlp/<name>`: the key below `exporters`, and the name of the journal reader.
     pub name: String,
@@ -67,6 +67,14 @@ pub struct Forwarder {
     reader: Reader,
     client: Arc<Client>,
     policy: Arc<Policy>,
+}
+
+impl Setup {
+    /// Whether a [`Forwarder`] can be made of it. Reads the certificates, connects to nothing.
+    pub fn check(&self) -> Result<(), ForwardError> {
+        Policy::compile(&self.options.egress)?;
+        Client::new(&self.options, &self.journal.to_string()).map(drop)
+    }
 }
 
 impl Forwarder {

@@ -60,7 +60,7 @@ pub use store::StoreError;
 pub use table::Quarantined;
 
 /// The settings under `database`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LedgerOptions {
     /// `sqlite:PATH` or `postgres://...`.
     pub url: String,

@@ -1,15 +1,21 @@
 //! Who may send requests: bearer tokens, or users with passwords, compared in constant time.
 
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use subtle::ConstantTimeEq;
 
-/// The callers that a listener admits. Without tokens and users it admits everybody.
+/// The callers that a listener admits. Without tokens and users it admits everybody. Clones share what they know.
 #[derive(Clone, Default)]
 pub struct Auth {
+    known: Arc<RwLock<Known>>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
     bearer_tokens: Vec<String>,
     /// `user:password`, as HTTP's basic authentication joins them.
     users: Vec<String>,
@@ -40,36 +46,54 @@ pub enum Unauthorized {
 impl Auth {
     /// Admits requests with one of these tokens.
     pub fn bearer(tokens: impl IntoIterator<Item = impl Into<String>>) -> Auth {
-        Auth {
+        Auth::of(Known {
             bearer_tokens: tokens.into_iter().map(Into::into).collect(),
             users: Vec::new(),
-        }
+        })
     }
 
     /// Admits these users with their passwords, too. A name has no colon.
     #[must_use]
-    pub fn and_users<'a>(mut self, users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Auth {
+    pub fn and_users<'a>(self, users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Auth {
         let joined = users.into_iter().map(|(user, password)| format!("{user}:{password}"));
-        self.users.extend(joined);
-        self
+        let mut known = self.known().clone();
+        known.users.extend(joined);
+        Auth::of(known)
+    }
+
+    /// From the next request on admits whom `other` admits, wherever a clone of this one is in use.
+    pub fn replace(&self, other: &Auth) {
+        let known = other.known().clone();
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    fn of(known: Known) -> Auth {
+        Auth {
+            known: Arc::new(RwLock::new(known)),
+        }
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether credentials are asked for at all.
     pub fn is_required(&self) -> bool {
-        !self.bearer_tokens.is_empty() || !self.users.is_empty()
+        self.known().is_required()
     }
 
     /// Admits the request, saying whose it is, or refuses it.
     pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<Option<Caller>, Unauthorized> {
-        if !self.is_required() || is_cors_preflight(request) {
+        let known = self.known();
+        if !known.is_required() || is_cors_preflight(request) {
             return Ok(None);
         }
         let (scheme, credentials) = credentials(request.headers()).ok_or(Unauthorized::Missing)?;
-        let found = if scheme.eq_ignore_ascii_case(b"bearer") && !self.bearer_tokens.is_empty() {
-            position(&self.bearer_tokens, credentials).map(Caller::Token)
-        } else if scheme.eq_ignore_ascii_case(b"basic") && !self.users.is_empty() {
+        let found = if scheme.eq_ignore_ascii_case(b"bearer") && !known.bearer_tokens.is_empty() {
+            position(&known.bearer_tokens, credentials).map(Caller::Token)
+        } else if scheme.eq_ignore_ascii_case(b"basic") && !known.users.is_empty() {
             let presented = STANDARD.decode(credentials).map_err(|_| Unauthorized::Unknown)?;
-            position(&self.users, &presented).map(Caller::User)
+            position(&known.users, &presented).map(Caller::User)
         } else {
             return Err(Unauthorized::Missing);
         };
@@ -83,7 +107,8 @@ impl Auth {
         if response.status() != StatusCode::UNAUTHORIZED {
             return;
         }
-        for (asked_for, challenge) in [(&self.bearer_tokens, BEARER), (&self.users, BASIC)] {
+        let known = self.known();
+        for (asked_for, challenge) in [(&known.bearer_tokens, BEARER), (&known.users, BASIC)] {
             if !asked_for.is_empty() {
                 response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
             }
@@ -91,13 +116,20 @@ impl Auth {
     }
 }
 
+impl Known {
+    fn is_required(&self) -> bool {
+        !self.bearer_tokens.is_empty() || !self.users.is_empty()
+    }
+}
+
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = self.known();
         write!(
             f,
             "Auth({} tokens, {} users)",
-            self.bearer_tokens.len(),
-            self.users.len()
+            known.bearer_tokens.len(),
+            known.users.len()
         )
     }
 }
@@ -193,6 +225,17 @@ mod tests {
         let bearer = "Bearer realm=\"spanledger\"";
         assert_eq!(challenges(Auth::bearer(["a"]).and_users([("u", "p")])), [bearer, basic]);
         assert_eq!(challenges(Auth::default().and_users([("u", "p")])), [basic]);
+    }
+
+    #[test]
+    fn tokens_that_are_replaced_no_longer_count_and_the_new_ones_do_in_every_clone() {
+        let auth = Auth::bearer(["old"]);
+        let in_use = auth.clone();
+        auth.replace(&Auth::bearer(["new"]));
+        assert_eq!(in_use.admit(&with("Bearer old")), Err(Unauthorized::Unknown));
+        assert_eq!(in_use.admit(&with("Bearer new")), Ok(Some(Caller::Token(0))));
+        auth.replace(&Auth::default());
+        assert_eq!(in_use.admit(&Request::new(())), Ok(None));
     }
 
     #[test]

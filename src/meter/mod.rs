@@ -5,6 +5,7 @@
 //!
 //! * `store` and `index`: the series; sans-io.
 //! * `checkpoint` and `resume`: what is saved, and what a restart makes of it.
+//! * `reset`: a metric that starts anew on demand.
 //! * `exposition`: the text of a scrape.
 //! * [`Tally`]: the same without a journal.
 //! * [`stage`]: the running meter; `shared`, `meters`: its store behind a lock, and its own metrics.
@@ -13,6 +14,7 @@ mod checkpoint;
 mod exposition;
 mod index;
 mod meters;
+mod reset;
 mod resume;
 mod shared;
 pub mod stage;
@@ -20,7 +22,8 @@ mod store;
 mod tally;
 
 pub use exposition::ExpositionFormat;
-pub use stage::{Meter, MeterError, MeterHandle, MeterOptions, reset};
+pub use reset::{ResetRequest, request_reset, reset};
+pub use stage::{Meter, MeterError, MeterHandle, MeterOptions};
 pub use tally::Tally;
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! # Operations
 //!
 //! * *Counting*: records in order, each under a short lock of its own, so that a scrape waits for one record at most.
+//! * *Reset*: a metric that is asked for (see [`super::reset`]) starts anew, and the request is taken away once that is
+//!   saved.
 //! * *Checkpoint*: at the latest [`BUSY`] after a record was counted; while nothing comes in, [`IDLE`] after; and at the
 //!   end. Only then has the reader passed the records. A checkpoint that fails is tried again; meanwhile the journal
 //!   keeps the records.
@@ -16,8 +18,8 @@
 //!   the journal holds.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,7 @@ use crate::telemetry::Heartbeat;
 use super::checkpoint::{self, Damage};
 use super::exposition::{ExpositionFormat, append_own, render};
 use super::meters::Meters;
+use super::reset;
 use super::resume::{Restored, restore};
 use super::shared::SharedStore;
 use super::store::{RecordTime, Store};
@@ -58,7 +61,7 @@ const UNLIMITED: usize = usize::MAX / 2;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a meter is opened with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterOptions {
     /// Where the checkpoint lies.
     pub directory: PathBuf,
@@ -106,6 +109,8 @@ pub struct Meter {
     /// Position of the last durable checkpoint; `None` before the first.
     saved: Option<Position>,
     saved_at: Instant,
+    /// When it was last looked whether metrics are to be reset.
+    obeyed_at: Instant,
     /// Names of metrics that count from the oldest record, until it was read and can be told.
     backfilled: Vec<String>,
 }
@@ -119,10 +124,10 @@ struct Shared {
     is_changed: AtomicBool,
 }
 
-/// What the scrape and the commands ask of a meter; cheap to clone.
+/// What the scrape asks of a meter; cheap to clone. It outlives the meter: another one may take its place.
 #[derive(Clone)]
 pub struct MeterHandle {
-    shared: Arc<Shared>,
+    shared: Arc<RwLock<Arc<Shared>>>,
 }
 
 impl Meter {
@@ -168,15 +173,20 @@ impl Meter {
             meters,
             saved: None,
             saved_at: Instant::now(),
+            obeyed_at: Instant::now(),
             backfilled: restored.added,
         };
         meter.notice_progress();
-        Ok((meter, MeterHandle { shared }))
+        let handle = MeterHandle {
+            shared: Arc::new(RwLock::new(shared)),
+        };
+        Ok((meter, handle))
     }
 
     /// Counts until `shutdown`, or until the journal is closed and counted; then saves.
     pub async fn run(mut self, shutdown: CancellationToken, heartbeat: Heartbeat) {
         loop {
+            self.obey(&heartbeat).await;
             let patience = self.patience();
             let waiting = tokio::time::timeout(patience, self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS));
             let batch = tokio::select! {
@@ -298,6 +308,42 @@ impl Meter {
         }
     }
 
+    /// Lets the metrics start anew for which that was asked.
+    async fn obey(&mut self, heartbeat: &Heartbeat) {
+        if self.obeyed_at.elapsed() < APART {
+            return;
+        }
+        self.obeyed_at = Instant::now();
+        let names = reset::requested(&self.options.directory);
+        if names.is_empty() {
+            return;
+        }
+        for name in &names {
+            match self.reset(name) {
+                Ok(()) => tracing::info!(metric = name, "the metric starts anew, as it was asked for"),
+                Err(error) => tracing::warn!(%error, "cannot reset a metric"),
+            }
+        }
+        self.save(heartbeat).await;
+        if self.is_saved() {
+            reset::done(&self.options.directory, &names);
+        }
+    }
+
+    /// Lets a metric start anew.
+    pub(super) fn reset(&self, name: &str) -> Result<(), MeterError> {
+        let mut store = self.shared.store.lock();
+        match store.families.iter_mut().find(|family| family.description.name == name) {
+            Some(family) => family.reset(unix_nano()),
+            None => {
+                let known = store.families.iter().map(|family| &family.description.name);
+                return Err(reset::unknown_metric(name, known));
+            }
+        }
+        self.shared.is_changed.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// Saves what was counted, if anything was; then the reader has passed it.
     pub(super) async fn save(&mut self, heartbeat: &Heartbeat) {
         if self.is_saved() {
@@ -332,17 +378,27 @@ impl Meter {
 }
 
 impl MeterHandle {
+    /// Shows what `other` does from now on, in every clone: its meter takes the place of the present one.
+    pub fn replace(&self, other: &MeterHandle) {
+        let shared = other.shared();
+        *self.shared.write().unwrap_or_else(PoisonError::into_inner) = shared;
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether everything that was in the journal at the start has been counted. Before that, a scrape would show series
     /// that are behind what was scraped earlier.
     pub fn is_caught_up(&self) -> bool {
-        self.shared.caught_up.load(Ordering::Acquire)
+        self.shared().caught_up.load(Ordering::Acquire)
     }
 
     /// The whole answer to a scrape: the derived metrics, then `own`, which is the program's own metrics in the
     /// Prometheus format 0.0.4.
     pub fn exposition(&self, format: ExpositionFormat, own: &str) -> String {
         let families = self
-            .shared
+            .shared()
             .store
             .lock()
             .snapshot(format == ExpositionFormat::OpenMetrics);
@@ -353,59 +409,6 @@ impl MeterHandle {
             text.push_str("# EOF\n");
         }
         text
-    }
-
-    /// Lets a metric start anew.
-    ///
-    /// # Errors
-    ///
-    /// There is no such metric.
-    pub fn reset(&self, name: &str) -> Result<(), MeterError> {
-        let mut store = self.shared.store.lock();
-        match store.families.iter_mut().find(|family| family.description.name == name) {
-            Some(family) => family.reset(unix_nano()),
-            None => {
-                return Err(unknown_metric(
-                    name,
-                    store.families.iter().map(|family| &family.description.name),
-                ));
-            }
-        }
-        self.shared.is_changed.store(true, Ordering::Release);
-        Ok(())
-    }
-}
-
-/// Lets a metric start anew while the program does not run: takes its series out of the checkpoint in `directory`. The
-/// caller makes sure that no meter is running, by the lock of the journal.
-///
-/// # Errors
-///
-/// The checkpoint cannot be read or written, or does not have the metric.
-pub fn reset(directory: &Path, name: &str) -> Result<(), MeterError> {
-    let failed = |damage: Damage| MeterError::Checkpoint {
-        directory: directory.to_owned(),
-        reason: damage.to_string(),
-    };
-    let mut checkpoint = match checkpoint::load(directory).map_err(failed)? {
-        Some(checkpoint) => checkpoint,
-        None => return Err(unknown_metric(name, std::iter::empty())),
-    };
-    let Some(family) = checkpoint.families.iter_mut().find(|family| family.name == name) else {
-        return Err(unknown_metric(
-            name,
-            checkpoint.families.iter().map(|family| &family.name),
-        ));
-    };
-    family.forget(unix_nano());
-    checkpoint::save(directory, &checkpoint.encode()).map_err(|error| failed(error.into()))
-}
-
-fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> MeterError {
-    let known: Vec<String> = known.cloned().collect();
-    MeterError::UnknownMetric {
-        name: name.to_owned(),
-        nearest: crate::config::section::nearest(name, &known).map(str::to_owned),
     }
 }
 
@@ -448,7 +451,7 @@ fn random() -> u64 {
     getrandom::u64().unwrap_or_default()
 }
 
-fn unix_nano() -> u64 {
+pub(super) fn unix_nano() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::stage::{Meter, MeterHandle, MeterOptions, reset};
+use super::reset::reset;
+use super::stage::{Meter, MeterHandle, MeterOptions};
 use super::{ExpositionFormat, MeterError};
 use crate::journal::{Entry, Journal, Options};
 use crate::otlp::{Encoding, Signal, TraceRequest, compress};
@@ -462,7 +463,13 @@ fn a_metric_can_be_reset_while_the_program_runs_and_while_it_does_not() {
         bench.count();
         let created = "runtime_tool_timeouts_created{tool_id=\"a\"}";
         let before = bench.value(created).unwrap();
-        bench.handle().reset("runtime_tool_timeouts_total").unwrap();
+        bench
+            .meter
+            .as_ref()
+            .unwrap()
+            .0
+            .reset("runtime_tool_timeouts_total")
+            .unwrap();
         assert_eq!(bench.value(TIMEOUTS), None);
         bench.save().await;
         bench.restart();

@@ -52,6 +52,27 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
 }
 
+/// What takes effect on SIGHUP: a key, or everything below it. So does everything of an exporter that is there.
+pub const LIVE: [&str; 14] = [
+    "receivers.otlp.auth",
+    "database.retention",
+    "database.assembly_window",
+    "database.max_pending",
+    "database.standalone",
+    "database.redact",
+    "metrics.auth",
+    "metrics.max_series_per_metric",
+    "metrics.resource_labels",
+    "metrics.const_labels",
+    "metrics.rules",
+    "prices",
+    "health.auth",
+    "telemetry.logs.level",
+];
+
+/// These do as long as there are some before and after; whether the API is open at all is decided at the start.
+pub const LIVE_API_CREDENTIALS: [&str; 2] = ["api.auth.bearer_tokens", "api.auth.basic_users"];
+
 /// Settings that were read, with the record of every key.
 pub struct Loaded {
     /// The settings.
@@ -151,7 +172,18 @@ impl Reference {
             `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` are substituted in values, `$$` is a dollar.\n\
             An unknown key is a mistake. `spanledger validate --config FILE` names every mistake with its line;\n\
             `spanledger print-config` shows the values in force. Exporters are named `otlp` or `otlp/<name>`.\n";
-        format!("{header}{}", render::reference(&self.records))
+        let keys = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        let live = format!(
+            "\n## Changing a running program\n\n\
+            SIGHUP (`systemctl reload`) reads files, rules and certificates again. These settings take effect at once: {},\n\
+            everything of an exporter that is there, and {} as long as there are credentials before and after.\n\
+            An exporter, the rows and the metrics go on from where they were; nothing is lost, sent twice or counted twice.\n\
+            All others take a restart; the log names those that were changed. With any mistake in files, rules or\n\
+            certificates of exporters everything stays as it was, and the log names the mistake.\n",
+            keys(&LIVE),
+            keys(&LIVE_API_CREDENTIALS)
+        );
+        format!("{header}{live}{}", render::reference(&self.records))
     }
 }
 

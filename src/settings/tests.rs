@@ -96,6 +96,17 @@ fn the_reference_holds_every_key() {
 }
 
 #[test]
+fn what_takes_effect_while_the_program_runs_are_keys_that_exist() {
+    let keys = crate::config::render::values(&Reference::new(&Empty).records);
+    for live in LIVE.iter().chain(&LIVE_API_CREDENTIALS) {
+        let exists = keys
+            .keys()
+            .any(|key| key == live || key.starts_with(&format!("{live}.")));
+        assert!(exists, "{live}");
+    }
+}
+
+#[test]
 fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
     let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    headers: {signoz-ingestion-key: s3cr3t}\n\
         database: {url: 'postgres://u:s3cr3t@db/x'}\n\

@@ -50,18 +50,26 @@ pub struct StageReport {
 }
 
 impl Health {
-    /// Registers a stage that is alive as of now.
+    /// Registers a stage that is alive as of now. It takes the place of a finished one of the same name.
     pub fn stage(&self, name: impl Into<String>) -> Heartbeat {
-        let mut stages = self.lock();
-        stages.push(Stage {
+        let stage = Stage {
             name: name.into(),
             last_beat: Instant::now(),
             ended: Ended::Running,
             degraded: None,
-        });
+        };
+        let mut stages = self.lock();
+        let before = stages
+            .iter()
+            .position(|before| before.name == stage.name && before.ended == Ended::Finished);
+        let index = before.unwrap_or(stages.len());
+        match stages.get_mut(index) {
+            Some(before) => *before = stage,
+            None => stages.push(stage),
+        }
         Heartbeat {
             health: self.clone(),
-            index: stages.len() - 1,
+            index,
         }
     }
 
@@ -196,6 +204,18 @@ mod tests {
         .join();
         assert!(outcome.is_err());
         assert!(!health.is_alive(Instant::now()));
+    }
+
+    #[test]
+    fn a_stage_that_is_made_anew_takes_the_place_of_the_one_before_and_its_troubles() {
+        let health = Health::default();
+        let heartbeat = health.stage("exporter otlp");
+        heartbeat.status().set_degraded("401");
+        heartbeat.finish();
+        let _again = health.stage("exporter otlp");
+        let report = health.report(Instant::now());
+        assert_eq!(report.len(), 1);
+        assert_eq!(report[0].degraded, None);
     }
 
     #[test]

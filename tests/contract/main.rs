@@ -27,3 +27,5 @@ mod story;
 mod surprises;
 mod values;
 mod world;
+
+use common::postgres;

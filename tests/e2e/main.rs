@@ -21,5 +21,6 @@ mod operate;
 mod pass_through;
 mod real_prometheus;
 mod real_sdks;
+mod reload;
 mod sink_python;
 mod two_databases;

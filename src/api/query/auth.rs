@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::{PoisonError, RwLock};
 
 use http::{Request, Response, header};
 
@@ -29,25 +30,36 @@ impl fmt::Debug for ApiToken {
 /// Decides who may ask.
 #[derive(Debug)]
 pub(super) struct Access {
+    known: RwLock<Known>,
+    any_host: bool,
+}
+
+#[derive(Debug)]
+struct Known {
     auth: Auth,
     /// What each token is confined to.
     organizations: Vec<Option<String>>,
-    any_host: bool,
 }
 
 impl Access {
     pub(super) fn new(tokens: Vec<ApiToken>, users: &[(String, String)], insecure: bool) -> Access {
-        let (tokens, organizations): (Vec<_>, Vec<_>) = tokens
-            .into_iter()
-            .map(|token| (token.token, token.organization))
-            .unzip();
-        let users = users.iter().map(|(user, password)| (user.as_str(), password.as_str()));
-        let auth = Auth::bearer(tokens).and_users(users);
+        let known = Known::of(tokens, users);
         Access {
-            any_host: insecure || auth.is_required(),
-            auth,
-            organizations,
+            any_host: insecure || known.auth.is_required(),
+            known: RwLock::new(known),
         }
+    }
+
+    /// Asks for these credentials from now on. False if there were none, or would be none: whether the listener is open
+    /// at all was decided with that in mind.
+    pub(super) fn replace(&self, tokens: Vec<ApiToken>, users: &[(String, String)]) -> bool {
+        let wanted = Known::of(tokens, users);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let is_possible = known.auth.is_required() && wanted.auth.is_required();
+        if is_possible {
+            *known = wanted;
+        }
+        is_possible
     }
 
     /// The organization that the caller is confined to, if any.
@@ -55,16 +67,32 @@ impl Access {
         if !self.any_host && !is_this_machine(request) {
             return Err(QueryError::Misdirected);
         }
-        let caller = self.auth.admit(request)?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let caller = known.auth.admit(request)?;
         Ok(match caller {
-            Some(Caller::Token(index)) => self.organizations.get(index).cloned().flatten(),
+            Some(Caller::Token(index)) => known.organizations.get(index).cloned().flatten(),
             Some(Caller::User(_)) | None => None,
         })
     }
 
     /// Says in an answer of status 401 which credentials are asked for.
     pub(super) fn challenge<B>(&self, response: &mut Response<B>) {
-        self.auth.challenge(response);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.auth.challenge(response);
+    }
+}
+
+impl Known {
+    fn of(tokens: Vec<ApiToken>, users: &[(String, String)]) -> Known {
+        let (tokens, organizations): (Vec<_>, Vec<_>) = tokens
+            .into_iter()
+            .map(|token| (token.token, token.organization))
+            .unzip();
+        let users = users.iter().map(|(user, password)| (user.as_str(), password.as_str()));
+        Known {
+            auth: Auth::bearer(tokens).and_users(users),
+            organizations,
+        }
     }
 }
 
