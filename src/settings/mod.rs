@@ -175,7 +175,7 @@ impl Reference {
         let keys = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let live = format!(
             "\n## Changing a running program\n\n\
-            SIGHUP (`systemctl reload`) reads files, rules and certificates again. These settings take effect at once: {},\n\
+            SIGHUP (`systemctl reload`) reads files, rules and certificates again. These settings take effect as soon as what is in work is done: {},\n\
             everything of an exporter that is there, and {} as long as there are credentials before and after.\n\
             An exporter, the rows and the metrics go on from where they were; nothing is lost, sent twice or counted twice.\n\
             All others take a restart; the log names those that were changed. With any mistake in files, rules or\n\

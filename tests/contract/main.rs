@@ -27,5 +27,3 @@ mod story;
 mod surprises;
 mod values;
 mod world;
-
-use common::postgres;

@@ -116,6 +116,14 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
         .set("exporters.otlp/new.endpoint", other_sink.url());
     setup.config();
     reloaded(&program, READ_AGAIN, 1).await;
+    // What was in work comes to its end first.
+    for started_again in ["writing rows", "\"forwarding\""] {
+        eventually(started_again, || async {
+            let times = program.log().matches(started_again).count();
+            if times == 2 { Ok(()) } else { Err(format!("{times} times")) }
+        })
+        .await;
+    }
     let log = program.log();
     for key in ["journal.retain", "exporters.otlp/new.endpoint"] {
         let named = log
