@@ -120,7 +120,11 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
     for started_again in ["writing rows", "\"forwarding\""] {
         eventually(started_again, || async {
             let times = program.log().matches(started_again).count();
-            if times == 2 { Ok(()) } else { Err(format!("{times} times")) }
+            if times == 2 {
+                Ok(())
+            } else {
+                Err(format!("{times} times"))
+            }
         })
         .await;
     }
