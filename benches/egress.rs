@@ -39,8 +39,8 @@ fn main() {
         "thousand spans per processor second", "median", "slowest", "fastest"
     );
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-    let none = |_: &mut EgressOptions| {};
-    measure("no rule: pass-through", &clean, none);
+    // Without a rule the bytes are not looked at: this is what the question costs.
+    measure("no rule: pass-through", &clean, |_| {});
     measure("remove_attributes, absent", &clean, |options| {
         options.remove_attributes = texts(&["no.such.key", "password", "user.email"]);
     });

@@ -300,7 +300,8 @@ impl Run {
     // ----- from the journal
 
     async fn read_the_rest(&mut self) {
-        while self.has_room() {
+        // What is to be decided first makes room for the traces that are read next.
+        while self.has_room() && !self.leaving.is_due(None, false) {
             match self.reader.try_next_batch(self.options.max_request_size, BATCH) {
                 Ok(records) if records.is_empty() => return,
                 Ok(records) => self.load(records).await,

@@ -68,11 +68,17 @@ async fn sampling_and_dropping_change_neither_metrics_nor_rows_and_two_sidecars_
         .collect();
     let drop = json!([{"name": tool_names.iter().collect::<Vec<_>>()}]);
 
-    for _ in 0..2 {
+    // The second one decides over whole traces, none of which has a reason to be kept.
+    for decides_over_traces in [false, true] {
         let sink = Sink::start().await;
-        let setup = Setup::forwarding_to(sink.url())
+        let mut setup = Setup::forwarding_to(sink.url())
             .set("exporters.otlp.sample.ratio", 0.3)
             .set("exporters.otlp.drop_spans", drop.clone());
+        if decides_over_traces {
+            setup = setup
+                .set("exporters.otlp.sample.keep", json!([{"name": "no such span"}]))
+                .set("exporters.otlp.sample.wait", "1s");
+        }
         let program = setup.start().await;
         let sender = Sender::to(&program).await;
         for (each, route) in planned.iter().zip(PLAIN_AND_PACKED.into_iter().cycle()) {
