@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
@@ -18,6 +19,9 @@ use crate::fixture::{self, Answer, Fixture, GRPC_TRACES, JSON, PROTOBUF, Status}
 
 /// The outcome of one requirement over each protocol that it applies to.
 pub type Outcomes = Vec<(&'static str, Outcome)>;
+
+/// No receiver needs that long for a check.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A check of one requirement.
 pub type Check = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = Outcomes> + 'a>>;
@@ -275,7 +279,7 @@ pub async fn over<F: Future<Output = Outcome>>(protocols: &[Protocol], check: im
 /// What comes of a check, or what it panicked with: another receiver may do anything, such as not to answer at all.
 pub async fn met_or_panicked<T>(check: impl Future<Output = T>) -> Result<T, String> {
     let mut check = std::pin::pin!(check);
-    std::future::poll_fn(|context| {
+    let outcome = std::future::poll_fn(|context| {
         let polled = catch_unwind(AssertUnwindSafe(|| check.as_mut().poll(context)));
         match polled {
             Ok(polled) => polled.map(Ok),
@@ -285,6 +289,7 @@ pub async fn met_or_panicked<T>(check: impl Future<Output = T>) -> Result<T, Str
                 Poll::Ready(Err(text.unwrap_or_default().replace('\n', " ")))
             }
         }
-    })
-    .await
+    });
+    let outcome = tokio::time::timeout(PATIENCE, outcome).await;
+    outcome.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
 }
