@@ -7,6 +7,9 @@ CREATE TABLE {own:positions} (
     PRIMARY KEY (journal_id, reader)
 ) WITHOUT ROWID;
 
+-- The two tables that grow with each execution have a rowid: their keys are random, and only a narrow index should be
+-- written to all over, not the wide rows themselves.
+
 -- One beside each row this program wrote: what the columns of the row have no place for. The rows of one trace are a
 -- range of ids, since an id begins with the trace.
 CREATE TABLE {own:executions} (
@@ -24,7 +27,7 @@ CREATE TABLE {own:executions} (
     sources text NOT NULL,
     -- The row of this execution where it is not the one with this id: it took over a row that stood for its runtime.
     row_id text
-) WITHOUT ROWID;
+);
 CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
 -- For the query API: the few rows whose time-out or cost it needs to know, so that it need not look up all of them.
 CREATE INDEX {index:own:executions:noteworthy} ON {own:executions} (created_at, reported_outcome, cost_usd)
@@ -42,7 +45,7 @@ CREATE TABLE {own:context} (
     -- When it becomes a row if no execution is found around it.
     due_ns bigint,
     PRIMARY KEY (trace_id, span_id)
-) WITHOUT ROWID;
+);
 CREATE INDEX {index:own:context:node_hash} ON {own:context} (node_hash) WHERE node_hash IS NOT NULL;
 CREATE INDEX {index:own:context:received_at_ns} ON {own:context} (received_at_ns);
 CREATE INDEX {index:own:context:due_ns} ON {own:context} (due_ns) WHERE due_ns IS NOT NULL;

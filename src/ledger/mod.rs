@@ -21,7 +21,7 @@
 //! # Memory
 //!
 //! At most [`stage::BATCH_BYTES`] of request bodies and the facts of their spans, and 20,000 waiting spans that were
-//! loaded for them: 64 MiB in the worst case, 10 MiB with the traffic that executors send.
+//! loaded for them: 80 MiB in the worst case, 20 MiB with the traffic that executors send.
 
 pub mod assemble;
 mod commit;

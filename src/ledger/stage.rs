@@ -21,8 +21,9 @@ use crate::journal::{JournalId, Position, ReadError, Reader, Record};
 use crate::otlp::{Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
 
-/// Bytes of requests in one batch: some 7,000 spans as executors send them.
-pub(super) const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of requests in one batch: some 14,000 spans as executors send them. A larger batch writes each page of an index
+/// for more rows.
+pub(super) const BATCH_BYTES: usize = 8 << 20;
 const BATCH_RECORDS: usize = 2_048;
 
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
