@@ -184,7 +184,7 @@ pub fn all() -> Vec<Scenario> {
         rare(grpc(
             "series-20000",
             "the first with 20,000 series",
-            shape(512, Form::Protobuf, Content::NoRows, 7_000),
+            shape(512, Form::Protobuf, Content::NoRows, 1_000),
         )),
     ]
 }
@@ -340,7 +340,7 @@ fn run(
         database,
         // Small enough for segments to be written over already in the warm-up.
         journal_max_size: Some("1GiB"),
-        max_series: (scenario.shape.tools > 1_000).then_some(20_000),
+        max_series: (scenario.shape.tools >= 1_000).then_some(20_000),
     };
     let program_path = program.to_owned();
     let program = Spanledger::start(program, directory, &settings);
