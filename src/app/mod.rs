@@ -6,6 +6,7 @@
 //! Stop: not ready, receivers stop accepting and answer what they took, readers get `shutdown_timeout` to catch up,
 //! each saves its position, the journal is closed. What is left waits in the journal.
 
+mod bounds;
 mod listeners;
 mod reload;
 mod signals;
@@ -30,6 +31,7 @@ use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
+use bounds::MemoryBounds;
 use listeners::{Endpoints, Listeners};
 use reload::Reloader;
 use signals::{Signals, Told};
@@ -106,7 +108,7 @@ impl Program {
         let signals = Signals::watch().map_err(StartError::Signals)?;
         let health = Health::default();
         // Mistakes in the rules are told before anything is opened.
-        settings.metrics.catalogue()?;
+        MemoryBounds::of(&settings, &settings.metrics.catalogue()?).log();
         let journal = open_journal(&settings)?;
         journal.watch(health.stage("journal"));
         let listeners = Listeners::bind(&settings, &journal)?;

@@ -18,9 +18,12 @@ pub(super) fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
         let saved = load_position(&directory, name).with_context(|| format!("cannot read {}", directory.display()))?;
         positions.extend(saved.map(|position| (name.clone(), position)));
     }
-    let inspection = told_when_running(inspect(&journal_options(settings), &positions))?;
+    let inspection = inspect(&journal_options(settings), &positions)?;
     let status = inspection.status;
     say(&format!("journal {}", status.journal));
+    if inspection.is_in_use {
+        say("in use by a running program; this is what its files say (more at /api/v1/pipeline of its API)");
+    }
     say(&format!(
         "{} records in {} segments, {} of {} bytes",
         status.records, status.segments, status.bytes, status.max_bytes
@@ -63,7 +66,9 @@ fn told_when_running<T>(looked: Result<T, JournalError>) -> anyhow::Result<T> {
     let is_running = matches!(looked, Err(JournalError::Locked { .. }));
     let looked = looked.map_err(anyhow::Error::from);
     if is_running {
-        return looked.context("a running program tells the same at /api/v1/pipeline of its API");
+        return looked.context(
+            "only the journal of a stopped program can be verified; `spanledger journal status` looks at a running one",
+        );
     }
     looked
 }

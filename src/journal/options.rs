@@ -9,6 +9,12 @@ use super::record::span_of;
 use super::segment::DATA_START;
 
 const MIB: u64 = 1 << 20;
+
+/// Requests that arrive while a segment is being changed wait in memory, at most this much, or one that is larger.
+const PARKED_BYTES: u64 = 16 * MIB;
+
+/// Of a remembered request: its entry in a table that may be half empty, and in the order of arrival.
+const REMEMBERED_BYTES: usize = 128;
 /// Below this a journal could not hold a few segments.
 const SMALLEST: u64 = 4 * MIB;
 
@@ -106,6 +112,14 @@ pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+impl Options {
+    /// The most memory that the journal takes: the newest records, requests that wait for a segment, and what is
+    /// remembered of others. (A segment's index is a few kilobytes.)
+    pub fn memory_bound(&self) -> usize {
+        self.tail_bytes + PARKED_BYTES as usize + self.dedup_max_entries * REMEMBERED_BYTES
+    }
+}
+
 impl Settings {
     pub(super) fn new(options: &Options) -> Result<Self, JournalError> {
         if options.segment_size.is_none() && options.max_size < SMALLEST {
@@ -134,7 +148,7 @@ impl Settings {
                 .min(u64::from(u32::MAX))
                 .max(segment_size / 2)
                 .max(span_of(0)),
-            parked_bytes: segment_size.max(16 * MIB),
+            parked_bytes: PARKED_BYTES,
             retain: nanos(options.retain),
             interval: match options.fsync {
                 Fsync::Always => None,

@@ -34,6 +34,7 @@ impl Core {
             drop(state);
             failpoint::hit(Point::BeforeSync);
             let outcome = job.segment.file.sync_data();
+            failpoint::hit(Point::AfterSync);
             let later = clock();
             self.meters.sync_seconds.record(later.saturating_sub(now) as f64 / 1e9);
             self.finish_sync(job, outcome, later);
@@ -83,7 +84,6 @@ impl Core {
             let state = &mut *guard;
             match outcome {
                 Ok(()) => {
-                    failpoint::hit(Point::AfterSync);
                     let mut bytes = 0;
                     if let Some(active) = state.active.as_mut() {
                         let count = state.pending.partition_point(|slot| slot.sequence <= job.through);

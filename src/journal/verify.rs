@@ -22,6 +22,8 @@ pub struct Inspection {
     pub status: Status,
     /// What opening it would find.
     pub recovery: Recovery,
+    /// A program is using it.
+    pub is_in_use: bool,
 }
 
 /// The state of every record.
@@ -63,9 +65,14 @@ impl Verification {
     }
 }
 
-/// Looks at a journal that no process uses. `positions` are those of its readers, as far as the caller knows them.
+/// Looks at a journal, also at one that a program is using: then it is seen as its files were at some moment, and
+/// nothing is said of damage. `positions` are those of its readers, as far as the caller knows them.
 pub fn inspect(options: &Options, positions: &[(String, Position)]) -> Result<Inspection, JournalError> {
-    let (core, recovery) = look(options)?;
+    let (core, mut recovery, is_in_use) = look(options)?;
+    if is_in_use {
+        // What is being written just now looks like damage.
+        recovery.notes.clear();
+    }
     {
         let mut state = lock(&core.state);
         for (name, position) in positions
@@ -80,19 +87,26 @@ pub fn inspect(options: &Options, positions: &[(String, Position)]) -> Result<In
     Ok(Inspection {
         status: core.status(super::now()),
         recovery,
+        is_in_use,
     })
 }
 
 /// Checks every record of a journal that no process uses.
 pub fn verify(options: &Options) -> Result<Verification, JournalError> {
-    let (core, recovery) = look(options)?;
+    let (core, recovery, is_in_use) = look(options)?;
+    if is_in_use {
+        return Err(JournalError::Locked {
+            directory: options.directory.clone(),
+        });
+    }
     Ok(Verification {
         recovery,
         ..core.verify()
     })
 }
 
-fn look(options: &Options) -> Result<(Core, Recovery), JournalError> {
+/// And whether a program is using it.
+fn look(options: &Options) -> Result<(Core, Recovery, bool), JournalError> {
     let settings = Settings::new(options)?;
     let directory: &Path = &options.directory;
     let failed = |action: &str, source| JournalError::Io {
@@ -101,19 +115,20 @@ fn look(options: &Options) -> Result<(Core, Recovery), JournalError> {
         source,
     };
     let disk = OsDisk::read_only(directory).map_err(|error| failed("look into the directory", error))?;
+    let mut is_in_use = false;
     let locked: Box<dyn Send + Sync> = match disk.lock(LOCK_FILE) {
         Ok(Some(locked)) => locked,
         Ok(None) => {
-            return Err(JournalError::Locked {
-                directory: directory.to_owned(),
-            });
+            is_in_use = true;
+            Box::new(())
         }
         // It was never opened, or only copied here.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(()),
         Err(error) => return Err(failed("lock the directory", error)),
     };
     let recovered = recover(&disk, &settings, super::now(), &[0; 48], false)?;
-    Ok(Core::assemble(Arc::new(disk), locked, settings, recovered))
+    let (core, recovery) = Core::assemble(Arc::new(disk), locked, settings, recovered);
+    Ok((core, recovery, is_in_use))
 }
 
 impl Core {

@@ -59,6 +59,9 @@ use store::{Names, Settings, Store};
 pub use store::StoreError;
 pub use table::Quarantined;
 
+/// The most memory that the ledger takes; see the module.
+pub const MEMORY_BOUND: usize = 64 << 20;
+
 /// The settings under `database`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LedgerOptions {

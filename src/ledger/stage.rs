@@ -32,6 +32,10 @@ const DECODED_LIMIT: usize = 1 << 30;
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
 
+/// How long the database may take to answer, to a connection or a batch: longer than any of its own time-outs. A machine
+/// that has vanished does not even refuse.
+const ANSWER_WAIT: Duration = Duration::from_secs(120);
+
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
@@ -100,10 +104,12 @@ impl Stage<'_> {
     /// Connects and writes until the shutdown, or until something fails.
     async fn follow<S: Store>(&mut self) -> Result<(), StoreError> {
         let heartbeat = self.heartbeat;
-        let mut store = heartbeat.while_waiting(S::connect(&self.ledger.settings)).await?;
+        let mut store = heartbeat
+            .while_waiting(in_time(S::connect(&self.ledger.settings)))
+            .await?;
         let journal = self.reader.position().journal;
         let saved = heartbeat
-            .while_waiting(saved_position(&mut store, self.reader.name(), journal))
+            .while_waiting(in_time(saved_position(&mut store, self.reader.name(), journal)))
             .await?;
         self.was_connected = true;
         let resume = self.reader.resume(saved);
@@ -114,14 +120,14 @@ impl Stage<'_> {
             if Instant::now() >= upkeep_due {
                 let limits = &self.ledger.limits;
                 heartbeat
-                    .while_waiting(upkeep::turn(
+                    .while_waiting(in_time(upkeep::turn(
                         &mut store,
                         limits,
                         &self.ledger.settings.destinations,
                         self.ledger.standalone.then_some(&*self.ledger.prices),
                         now(),
                         &self.meters,
-                    ))
+                    )))
                     .await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
@@ -167,7 +173,7 @@ impl Stage<'_> {
                 now: at,
                 prices: &self.ledger.prices,
             };
-            let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
+            let applied = heartbeat.while_waiting(in_time(apply(&mut store, &batch))).await?;
             self.reader.passed(position);
             self.unsaved_since = None;
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
@@ -191,6 +197,16 @@ impl Stage<'_> {
             () = self.shutdown.cancelled() => Ok(None),
         }
     }
+}
+
+/// The answer, or that there is none: then the connection is given up, as after any other failure.
+async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or_else(|_| {
+        let seconds = ANSWER_WAIT.as_secs();
+        Err(StoreError::Unavailable(format!(
+            "the database has not answered for {seconds} s"
+        )))
+    })
 }
 
 /// Writes anew what is in the journal, from its oldest record on; when that was received, and how many rows there are.

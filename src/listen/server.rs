@@ -40,8 +40,8 @@ const HTTP1_BUFFER: usize = 128 * 1024;
 
 /// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what a
 /// connection can make us hold before the service reads it.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
 
 /// The largest frame of HTTP/2: what comes in one frame is not put together from pieces, which saves a copy.
 const MAX_FRAME: u32 = STREAM_WINDOW;

@@ -26,6 +26,14 @@ pub use reset::{ResetRequest, request_reset, reset};
 pub use stage::{Meter, MeterError, MeterHandle, MeterOptions};
 pub use tally::Tally;
 
+use crate::rules::Catalogue;
+
+/// The most memory that the series take, when every metric has as many as it may, once more while they are saved or
+/// scraped.
+pub fn memory_bound(catalogue: &Catalogue, max_series_per_metric: usize) -> usize {
+    2 * store::Store::new(catalogue, max_series_per_metric).memory_bound()
+}
+
 #[cfg(test)]
 mod contract_tests;
 #[cfg(test)]

@@ -358,7 +358,10 @@ impl Meter {
             let bytes = checkpoint::encode(position.journal, unix_nano(), &families);
             checkpoint::save(&directory, &bytes)
         });
-        let outcome = heartbeat.while_waiting(saving).await;
+        // No beat meanwhile: a disk that does not answer is no progress.
+        heartbeat.beat();
+        let outcome = saving.await;
+        heartbeat.beat();
         self.saved_at = Instant::now();
         match outcome.map_err(std::io::Error::other).and_then(|outcome| outcome) {
             Ok(()) => {

@@ -124,6 +124,21 @@ impl Store {
         }
     }
 
+    /// The most memory that the series take.
+    pub(super) fn memory_bound(&self) -> usize {
+        // A key of some labels, its place in the index, when the series began, its place in the order.
+        const KEY: usize = 256;
+        let of_series = |family: &Family| {
+            let stride = family.description.stride();
+            KEY + stride * size_of::<u64>() + stride.max(1) * size_of::<Exemplar>()
+        };
+        let series = self.max_series.saturating_add(1);
+        self.families
+            .iter()
+            .map(|family| series.saturating_mul(of_series(family)))
+            .sum()
+    }
+
     /// Counts a trace record.
     pub(super) fn count(
         &mut self,

@@ -2,11 +2,17 @@
 //!
 //! Bytes are counted as they arrive, not as they are announced, so that a peer that promises 64 MiB and sends nothing
 //! takes nothing from the others. What does not fit is refused at once: the sender has a retry policy, and a request
-//! waiting for memory would hold the memory it already has. One peer gets at most three quarters, so that there is
-//! always room for another one's requests.
+//! waiting for memory would hold the memory it already has.
+//!
+//! # Invariants
+//!
+//! * Requests share `limit` bytes. One of them gets at most a quarter, and one peer three quarters, so that there is
+//!   always room for another one's requests.
+//! * A request that is larger than its quarter goes alone: beside the others, one at a time, whoever sends it. The
+//!   receivers' size limits bound it. So the usual limit can be small, and the largest request still fits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use metrics::Gauge;
 
@@ -16,27 +22,25 @@ use crate::listen::Peer;
 pub(super) struct Admission {
     limit: usize,
     of_one_peer: usize,
-    used: AtomicUsize,
+    of_one_request: usize,
+    shared: AtomicUsize,
+    /// Whether a request goes alone now.
+    is_one_alone: AtomicBool,
+    /// What it holds.
+    alone: AtomicUsize,
     gauge: Gauge,
 }
 
-/// Why further bytes are not admitted.
+/// There is no room for further bytes now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// There is no room now.
-    NoRoom,
-    /// There is not enough room for this request even when nothing else is there.
-    NeverFits {
-        /// The bytes that one request may hold.
-        limit: usize,
-    },
-}
+pub(super) struct NoRoom;
 
 /// The bytes that one request holds, given back when dropped.
 pub(super) struct Reservation {
     admission: Arc<Admission>,
     peer: Peer,
     bytes: usize,
+    is_alone: bool,
 }
 
 impl Admission {
@@ -44,7 +48,10 @@ impl Admission {
         Arc::new(Admission {
             limit,
             of_one_peer: limit - limit / 4,
-            used: AtomicUsize::new(0),
+            of_one_request: limit / 4,
+            shared: AtomicUsize::new(0),
+            is_one_alone: AtomicBool::new(false),
+            alone: AtomicUsize::new(0),
             gauge,
         })
     }
@@ -55,11 +62,13 @@ impl Admission {
             admission: self.clone(),
             peer,
             bytes: 0,
+            is_alone: false,
         }
     }
 
-    fn moved(&self, used: usize) {
-        self.gauge.set(used as f64);
+    fn publish(&self) {
+        let held = self.shared.load(Ordering::Relaxed) + self.alone.load(Ordering::Relaxed);
+        self.gauge.set(held as f64);
     }
 }
 
@@ -70,38 +79,70 @@ impl Reservation {
     }
 
     /// Takes room for further bytes.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refused> {
-        let admission = &self.admission;
-        let limit = admission.of_one_peer;
-        if self.bytes.saturating_add(bytes) > limit {
-            return Err(Refused::NeverFits { limit });
-        }
-        take(self.peer.held(), bytes, limit)?;
-        match take(&admission.used, bytes, admission.limit) {
-            Ok(used) => admission.moved(used),
-            Err(refused) => {
-                self.peer.held().fetch_sub(bytes, Ordering::Relaxed);
-                return Err(refused);
-            }
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        if self.is_alone {
+            self.admission.alone.fetch_add(bytes, Ordering::Relaxed);
+        } else if self.bytes.saturating_add(bytes) <= self.admission.of_one_request {
+            self.share(bytes)?;
+        } else {
+            self.go_alone(bytes)?;
         }
         self.bytes += bytes;
+        self.admission.publish();
         Ok(())
+    }
+
+    /// What it may still hold beside the others.
+    pub(super) fn shareable(&self) -> usize {
+        self.admission.of_one_request.saturating_sub(self.bytes)
+    }
+
+    /// Goes alone from now on, before it is known how many bytes it takes.
+    pub(super) fn alone(&mut self) -> Result<(), NoRoom> {
+        if self.is_alone { Ok(()) } else { self.go_alone(0) }
+    }
+
+    fn share(&self, bytes: usize) -> Result<(), NoRoom> {
+        let admission = &self.admission;
+        take(self.peer.held(), bytes, admission.of_one_peer)?;
+        take(&admission.shared, bytes, admission.limit).inspect_err(|NoRoom| {
+            self.peer.held().fetch_sub(bytes, Ordering::Relaxed);
+        })
+    }
+
+    fn go_alone(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        if self.admission.is_one_alone.swap(true, Ordering::Acquire) {
+            return Err(NoRoom);
+        }
+        self.give_back();
+        self.is_alone = true;
+        self.admission.alone.store(self.bytes + bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn give_back(&self) {
+        if self.is_alone {
+            self.admission.alone.store(0, Ordering::Relaxed);
+            self.admission.is_one_alone.store(false, Ordering::Release);
+        } else {
+            self.peer.held().fetch_sub(self.bytes, Ordering::Relaxed);
+            self.admission.shared.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 
 /// Adds to a counter unless it would be more than `limit` then.
-fn take(counter: &AtomicUsize, bytes: usize, limit: usize) -> Result<usize, Refused> {
+fn take(counter: &AtomicUsize, bytes: usize, limit: usize) -> Result<(), NoRoom> {
     let fits = |held: usize| held.checked_add(bytes).filter(|&held| held <= limit);
     let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
-    before.map(|before| before + bytes).map_err(|_| Refused::NoRoom)
+    before.map(|_| ()).map_err(|_| NoRoom)
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.peer.held().fetch_sub(self.bytes, Ordering::Relaxed);
-            let before = self.admission.used.fetch_sub(self.bytes, Ordering::Relaxed);
-            self.admission.moved(before - self.bytes);
+        if self.bytes > 0 || self.is_alone {
+            self.give_back();
+            self.admission.publish();
         }
     }
 }
@@ -113,36 +154,60 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_and_dropped_reservations_make_room() {
         let admission = Admission::new(100, Gauge::noop());
-        let mut first = admission.begin(Peer::new(None));
-        let mut second = admission.begin(Peer::new(None));
-        assert_eq!(first.grow(60), Ok(()));
-        assert_eq!(second.grow(41), Err(Refused::NoRoom));
-        assert_eq!(second.grow(40), Ok(()));
-        assert_eq!(second.grow(usize::MAX), Err(Refused::NeverFits { limit: 75 }));
-        drop(first);
-        assert_eq!(second.grow(35), Ok(()));
-        drop(second);
-        assert_eq!(admission.used.load(Ordering::Relaxed), 0);
+        let mut held: Vec<Reservation> = (0..4).map(|_| admission.begin(Peer::new(None))).collect();
+        for reservation in &mut held {
+            assert_eq!(reservation.grow(24), Ok(()));
+        }
+        let mut another = admission.begin(Peer::new(None));
+        assert_eq!(another.grow(5), Err(NoRoom));
+        assert_eq!(another.grow(4), Ok(()));
+        held.pop();
+        assert_eq!(another.grow(20), Ok(()));
+        drop((held, another));
+        assert_eq!(admission.shared.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn all_requests_of_one_peer_together_leave_a_quarter_to_the_others() {
         let admission = Admission::new(100, Gauge::noop());
         let greedy = Peer::new(None);
-        let mut first = admission.begin(greedy.clone());
-        let mut second = admission.begin(greedy.clone());
-        assert_eq!(first.grow(70), Ok(()));
-        assert_eq!(second.grow(6), Err(Refused::NoRoom));
-        assert_eq!(second.grow(5), Ok(()));
+        let mut held: Vec<Reservation> = (0..3).map(|_| admission.begin(greedy.clone())).collect();
+        for reservation in &mut held {
+            assert_eq!(reservation.grow(24), Ok(()));
+        }
+        let mut further = admission.begin(greedy.clone());
+        assert_eq!(further.grow(4), Err(NoRoom));
+        assert_eq!(further.grow(3), Ok(()));
         let mut modest = admission.begin(Peer::new(None));
         assert_eq!(modest.grow(25), Ok(()));
-        assert_eq!(modest.grow(1), Err(Refused::NoRoom));
         assert_eq!(
-            modest.peer.held().load(Ordering::Relaxed),
-            25,
+            (
+                modest.peer.held().load(Ordering::Relaxed),
+                greedy.held().load(Ordering::Relaxed)
+            ),
+            (25, 75),
             "a refusal leaves the counts as they were"
         );
-        drop((first, second));
+        drop((held, further));
         assert_eq!(greedy.held().load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_request_beyond_a_quarter_goes_alone_and_takes_nothing_from_the_others() {
+        let admission = Admission::new(100, Gauge::noop());
+        let mut large = admission.begin(Peer::new(None));
+        assert_eq!(large.grow(20), Ok(()));
+        assert_eq!(large.grow(500), Ok(()));
+        assert_eq!(admission.shared.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.alone.load(Ordering::Relaxed), 520);
+        let mut second = admission.begin(Peer::new(None));
+        assert_eq!(second.grow(26), Err(NoRoom), "one at a time");
+        assert_eq!(second.grow(25), Ok(()));
+        drop(large);
+        assert_eq!(second.grow(1), Ok(()));
+        assert_eq!(admission.shared.load(Ordering::Relaxed), 0);
+        drop(second);
+        assert_eq!(admission.alone.load(Ordering::Relaxed), 0);
+        assert!(!admission.is_one_alone.load(Ordering::Relaxed));
     }
 }

@@ -192,7 +192,7 @@ impl Intake {
         let of_all = self.shared.heavy.clone().acquire_owned().await.ok();
         let shared = self.shared.clone();
         let work = move || {
-            let stored = shared.store(&mut received, usize::MAX);
+            let stored = shared.store_heavy(&mut received);
             drop((of_peer, of_all));
             (stored, received.room)
         };
@@ -212,6 +212,19 @@ fn is_heavy(received: &Received) -> bool {
 }
 
 impl Shared {
+    /// Decompresses only what the request may hold beside the others; one that becomes larger goes alone first, so that
+    /// no more than one at a time does.
+    fn store_heavy(&self, received: &mut Received) -> Result<Stored, Stop> {
+        let shareable = received.room.shareable().max(INLINE_INFLATED + 1);
+        match self.store(received, shareable) {
+            Err(Stop::Heavy) => {
+                received.room.alone().map_err(Refusal::from)?;
+                self.store(received, usize::MAX)
+            }
+            settled => settled,
+        }
+    }
+
     /// Everything up to the sync. `inflated` bounds the work of decompression.
     fn store(&self, received: &mut Received, inflated: usize) -> Result<Stored, Stop> {
         let Received { signal, encoding, .. } = *received;

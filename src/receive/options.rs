@@ -18,8 +18,8 @@ pub struct ReceiveOptions {
     /// What one peer may cost a listener, for both.
     pub limits: Limits,
     /// `max_in_flight_size`: bytes of requests that may be in memory at once, as received and decompressed. Beyond it
-    /// senders are told to try again. One peer gets three quarters of it, and so does one request: less than about three
-    /// times the size limits makes the largest compressed requests impossible.
+    /// senders are told to try again. One peer gets three quarters of it, one request a quarter; a larger one goes beside
+    /// the others, one at a time, up to the size limits of the protocols.
     pub max_in_flight_bytes: usize,
     /// How long the body of one request may take to arrive.
     pub read_timeout: Duration,
@@ -61,6 +61,15 @@ pub struct CorsOptions {
     pub max_age: Duration,
 }
 
+impl ReceiveOptions {
+    /// The most memory that requests take until they are on the disk: what was admitted, and on each core what is being
+    /// decompressed before it can be.
+    pub fn memory_bound(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4)
+    }
+}
+
 impl Default for ReceiveOptions {
     fn default() -> ReceiveOptions {
         ReceiveOptions {
@@ -68,7 +77,7 @@ impl Default for ReceiveOptions {
             http: Some(HttpOptions::default()),
             auth: Auth::default(),
             limits: Limits::default(),
-            max_in_flight_bytes: 256 * MEBIBYTE,
+            max_in_flight_bytes: 32 * MEBIBYTE,
             read_timeout: Duration::from_secs(60),
         }
     }

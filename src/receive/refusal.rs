@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::admission::Refused;
+use super::admission::NoRoom;
 use crate::journal::AppendError;
 use crate::listen::Unauthorized;
 use crate::otlp::status::{Code, Rejection};
@@ -171,17 +171,10 @@ impl Refusal {
     }
 }
 
-impl From<Refused> for Refusal {
-    fn from(refused: Refused) -> Refusal {
-        match refused {
-            Refused::NoRoom => {
-                let message = "too many bytes of requests are being received; try again";
-                Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
-            }
-            Refused::NeverFits { limit } => {
-                Refusal::too_large(limit, "three quarters of receivers.otlp.max_in_flight_size")
-            }
-        }
+impl From<NoRoom> for Refusal {
+    fn from(NoRoom: NoRoom) -> Refusal {
+        let message = "too many bytes of requests are being received (receivers.otlp.max_in_flight_size); try again";
+        Refusal::retryable(Reason::Overloaded, message, OVERLOAD_PAUSE)
     }
 }
 

@@ -68,8 +68,8 @@ pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
             max_in_flight_bytes: size(
                 otlp,
                 "max_in_flight_size",
-                "256MiB",
-                "Requests in memory at once; beyond it senders are told to try again.",
+                "32MiB",
+                "Requests in memory at once; beyond it senders are told to try again. One that is larger than a quarter of it goes beside the others, one at a time.",
             ),
             ..ReceiveOptions::default()
         }

@@ -106,9 +106,14 @@ impl Setup {
 
     /// The same with a commit point armed: the program kills itself there (see `spanledger::failpoint`).
     pub fn spawn_armed(&self, failpoint: &str) -> Program {
+        self.spawn_with(&[("SPANLEDGER_FAILPOINT", failpoint)])
+    }
+
+    /// The same with variables in its environment.
+    pub fn spawn_with(&self, variables: &[(&str, &str)]) -> Program {
         let config = self.config();
         let arguments = ["run", "--config", config.to_str().unwrap()];
-        Program::start(binary(&arguments, self.directory.path()).env("SPANLEDGER_FAILPOINT", failpoint))
+        Program::start(binary(&arguments, self.directory.path()).envs(variables.iter().copied()))
     }
 
     /// Starts `run` with this configuration and waits until it is ready for traffic and for being scraped.
@@ -330,6 +335,17 @@ impl Program {
     /// The number of the process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The most memory that the process has had resident, and what of it is its own now (not the binary), in bytes.
+    pub fn resident(&self) -> (u64, u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            let kibibytes = line.split_whitespace().nth(1).unwrap();
+            kibibytes.parse::<u64>().unwrap() * 1024
+        };
+        (field("VmHWM:"), field("RssAnon:"))
     }
 
     /// SIGKILL, and waits for the end.

@@ -125,6 +125,41 @@ pub async fn read_postgres(url: &str) -> Result<Vec<Row>, sqlx::Error> {
     rows.iter().map(row).collect()
 }
 
+/// Reported runtime, language, outcome; how many executions, and the sum of their durations.
+pub type Aggregate = ((String, String, String), (i64, i64));
+
+const AGGREGATES: &str = "SELECT e.reported_runtime AS runtime, r.language, e.reported_outcome AS outcome, \
+     count(*) AS executions, CAST(sum(r.duration_ms) AS BIGINT) AS duration_ms \
+     FROM code_exec_logs r JOIN spanledger_executions e ON e.id = r.id GROUP BY 1, 2, 3";
+
+/// Over the rows and their side table.
+pub async fn aggregates(database: &Path) -> Result<Vec<Aggregate>, sqlx::Error> {
+    let rows = sqlx::query(AGGREGATES).fetch_all(&mut open(database).await?).await?;
+    rows.iter().map(aggregate).collect()
+}
+
+/// The same in PostgreSQL.
+pub async fn aggregates_postgres(url: &str) -> Result<Vec<Aggregate>, sqlx::Error> {
+    let mut connection = sqlx::PgConnection::connect(url).await?;
+    let rows = sqlx::query(AGGREGATES).fetch_all(&mut connection).await?;
+    rows.iter().map(aggregate).collect()
+}
+
+fn aggregate<'r, R>(row: &'r R) -> Result<Aggregate, sqlx::Error>
+where
+    R: sqlx::Row,
+    &'static str: sqlx::ColumnIndex<R>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
+    let labels = (
+        row.try_get("runtime")?,
+        row.try_get("language")?,
+        row.try_get("outcome")?,
+    );
+    Ok((labels, (row.try_get("executions")?, row.try_get("duration_ms")?)))
+}
+
 /// Waits until there are as many rows as expected, and returns them.
 pub async fn wait(database: &Path, count: usize) -> Vec<Row> {
     eventually(&format!("{count} rows"), || async {

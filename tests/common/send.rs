@@ -60,7 +60,7 @@ impl Outcome {
 #[derive(Debug, Clone)]
 pub struct Prepared {
     route: Route,
-    body: Bytes,
+    pub body: Bytes,
 }
 
 impl Prepared {

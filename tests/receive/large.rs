@@ -156,20 +156,28 @@ async fn large_requests_of_every_form_are_taken_whole() {
 #[tokio::test]
 async fn beyond_the_bytes_in_flight_senders_are_told_to_try_again_and_then_succeed() {
     let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 120_000);
-    let mut slow = TcpStream::connect(fixture.http).await.unwrap();
-    let large = large_traces(80_000).encode_to_vec();
+    // Three peers hold 29,000 each; 30,000 is a request's share.
+    let large = large_traces(28_000).encode_to_vec();
+    assert!(large.len() < 30_000);
     let head = format!(
         "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {}\r\n\r\n",
         large.len()
     );
-    slow.write_all(head.as_bytes()).await.unwrap();
-    slow.write_all(&large[..79_000]).await.unwrap();
+    let mut held = Vec::new();
+    for peer in 2..6 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("127.0.0.{peer}:0").parse().unwrap()).unwrap();
+        let mut slow = socket.connect(fixture.http).await.unwrap();
+        slow.write_all(head.as_bytes()).await.unwrap();
+        slow.write_all(&large[..28_000]).await.unwrap();
+        held.push(slow);
+    }
 
-    let other = large_traces(50_000).encode_to_vec();
-    // Until the slow one's bytes have arrived there is room for both; each repetition is a duplicate then.
+    let other = large_traces(20_000).encode_to_vec();
+    // Until the slow ones' bytes have arrived there is room; each repetition is a duplicate then.
     let refused = loop {
         let answer = fixture
-            .post("/v1/traces", &[("content-type", JSON)], " ".repeat(50_000))
+            .post("/v1/traces", &[("content-type", JSON)], " ".repeat(20_000))
             .await;
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
             break answer;
@@ -183,16 +191,18 @@ async fn beyond_the_bytes_in_flight_senders_are_told_to_try_again_and_then_succe
     assert_eq!(refused.grpc_status(), "14");
     assert_eq!(refused.grpc_details().detail_types(), ["RetryInfo"]);
 
-    slow.write_all(&large[79_000..]).await.unwrap();
-    let mut answer = [0; 12];
-    slow.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 200");
+    for mut slow in held {
+        slow.write_all(&large[28_000..]).await.unwrap();
+        let mut answer = [0; 12];
+        slow.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
     assert_eq!(fixture.call(GRPC_TRACES, &[], 0, &other).await.grpc_status(), "0");
 }
 
 #[tokio::test]
 async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
-    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 130_000);
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 400_000);
     let mut promising = Vec::new();
     for _ in 0..10 {
         let mut stream = TcpStream::connect(fixture.http).await.unwrap();
@@ -213,9 +223,9 @@ async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
 
 #[tokio::test]
 async fn one_peer_that_takes_all_the_room_it_gets_leaves_others_theirs() {
-    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 200_000);
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 400_000);
     let mut held = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..4 {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         let mut stream = socket.connect(fixture.http).await.unwrap();
@@ -253,12 +263,37 @@ async fn one_peer_that_takes_all_the_room_it_gets_leaves_others_theirs() {
 }
 
 #[tokio::test]
-async fn a_request_that_can_never_fit_is_too_large_instead_of_asked_to_come_again() {
+async fn a_request_beyond_its_share_of_the_bytes_in_flight_goes_alone() {
     let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 40_000);
-    let body = large_traces(35_000).encode_to_vec();
-    let refused = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], body).await;
-    assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
-    assert!(refused.protobuf_status().message.contains("max_in_flight_size"));
+    let head = |length: usize| {
+        format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {length}\r\n\r\n")
+    };
+    let large = large_traces(90_000).encode_to_vec();
+    let mut first = TcpStream::connect(fixture.http).await.unwrap();
+    first.write_all(head(large.len()).as_bytes()).await.unwrap();
+    first.write_all(&large[..80_000]).await.unwrap();
+
+    // As soon as that has arrived, a second large one is asked to come again; a small one is taken beside it.
+    let second = large_traces(60_000).encode_to_vec();
+    let small = large_traces(5_000).encode_to_vec();
+    loop {
+        let answer = fixture
+            .post("/v1/traces", &[("content-type", PROTOBUF)], second.clone())
+            .await;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            assert!(answer.protobuf_status().message.contains("max_in_flight_size"));
+            break;
+        }
+    }
+    let answer = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], small).await;
+    assert_eq!(answer.status, StatusCode::OK);
+
+    first.write_all(&large[80_000..]).await.unwrap();
+    let mut answer = [0; 12];
+    first.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let answer = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], second).await;
+    assert_eq!(answer.status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -469,7 +469,7 @@ async fn positions_behind_lost_segments_continue_and_count_what_is_missing() {
 }
 
 #[tokio::test]
-async fn a_journal_in_use_can_be_checked_only_by_its_process() {
+async fn a_journal_in_use_can_be_looked_at_by_anybody_and_checked_only_by_its_process() {
     let directory = tempfile::tempdir().unwrap();
     filled(directory.path()).await;
     let (journal, _) = Journal::open(small(directory.path())).unwrap();
@@ -479,6 +479,9 @@ async fn a_journal_in_use_can_be_checked_only_by_its_process() {
     ));
     let verification = journal.verify();
     assert_eq!((verification.records(), verification.is_sound()), (COUNT as u64, true));
+    let looked = inspect(&small(directory.path()), &[]).unwrap();
+    assert_eq!((looked.is_in_use, looked.status.records), (true, COUNT as u64));
+    assert_eq!(looked.recovery.notes, [""; 0]);
     drop(journal);
     let before: Vec<_> = segments(directory.path())
         .iter()
