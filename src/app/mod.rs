@@ -8,6 +8,7 @@
 
 mod bounds;
 mod listeners;
+mod push;
 mod reload;
 mod signals;
 mod stages;
@@ -24,11 +25,12 @@ use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
 use crate::egress::Policy;
-use crate::forward::ForwardError;
+use crate::forward::{ExporterOptions, ForwardError};
 use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
 use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
+use crate::otlp::Signal;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
 use bounds::MemoryBounds;
@@ -93,6 +95,7 @@ pub struct Program {
     query: QueryOptions,
     reloader: Reloader,
     shutdown_timeout: Duration,
+    push_interval: Option<Duration>,
 }
 
 impl Program {
@@ -122,6 +125,13 @@ impl Program {
             own_addresses,
         );
         let shutdown_timeout = settings.shutdown_timeout;
+        let takes_metrics = |(_, options): &(_, ExporterOptions)| options.signals.contains(&Signal::Metrics);
+        let push_interval = settings.metrics.push_interval;
+        let is_taken = settings.exporters.iter().any(takes_metrics);
+        if push_interval.is_some() && !is_taken {
+            tracing::warn!("metrics.push_interval has no effect: no exporter takes metrics");
+        }
+        let push_interval = push_interval.filter(|_| is_taken);
         let query = QueryOptions {
             url: settings.database.url.clone(),
             schema: settings.database.schema.clone(),
@@ -140,6 +150,7 @@ impl Program {
             query,
             reloader,
             shutdown_timeout,
+            push_interval,
         })
     }
 
@@ -166,6 +177,11 @@ impl Program {
         health.set_serving(true);
         tracing::info!("ready");
         let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone()));
+        let stop_push = CancellationToken::new();
+        let push = self.push_interval.map(|interval| {
+            let push = push::run(self.stages.meter(), self.journal.clone(), interval, stop_push.clone());
+            tokio::spawn(push)
+        });
         let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
         loop {
             tokio::select! {
@@ -183,6 +199,12 @@ impl Program {
         }
         receiving.cancel();
         listeners.receivers_drained().await;
+        stop_push.cancel();
+        if let Some(push) = push
+            && let Err(error) = push.await
+        {
+            tracing::error!(reason = %error, "the derived metrics are no longer pushed");
+        }
         self.stages.drain(&self.journal, self.shutdown_timeout).await;
         self.journal.close();
         serving.cancel();

@@ -6,7 +6,7 @@
 //! * `store` and `index`: the series; sans-io.
 //! * `checkpoint` and `resume`: what is saved, and what a restart makes of it.
 //! * `reset`: a metric that starts anew on demand.
-//! * `exposition`: the text of a scrape.
+//! * `exposition`: the text of a scrape; `push`: the same as OTLP.
 //! * [`Tally`]: the same without a journal.
 //! * [`stage`]: the running meter; `shared`, `meters`: its store behind a lock, and its own metrics.
 
@@ -14,6 +14,7 @@ mod checkpoint;
 mod exposition;
 mod index;
 mod meters;
+mod push;
 mod reset;
 mod resume;
 mod shared;

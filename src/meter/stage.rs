@@ -22,10 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::{Position, ReadError, Reader, Record};
-use crate::otlp::{Signal, TraceRequest, decompress};
+use crate::journal::{Entry, Position, ReadError, Reader, Record};
+use crate::otlp::{Encoding, Signal, TraceRequest, decompress};
 use crate::rules::Catalogue;
 use crate::rules::matcher::{Matcher, Workspace};
 use crate::telemetry::Heartbeat;
@@ -33,6 +34,7 @@ use crate::telemetry::Heartbeat;
 use super::checkpoint::{self, Damage};
 use super::exposition::{ExpositionFormat, append_own, render};
 use super::meters::Meters;
+use super::push;
 use super::reset;
 use super::resume::{Restored, restore};
 use super::shared::SharedStore;
@@ -412,6 +414,29 @@ impl MeterHandle {
             text.push_str("# EOF\n");
         }
         text
+    }
+
+    /// The derived metrics as OTLP requests for the journal; see [`super::push`]. `instance` tells this program from
+    /// others that send to the same backend.
+    pub fn otlp(&self, instance: &str) -> Vec<Entry> {
+        let now = unix_nano();
+        let families = self.shared().store.lock().snapshot(true);
+        let requests = push::encode(&families, instance, now).into_iter();
+        requests
+            .map(|request| {
+                let body = Bytes::from(request.body);
+                Entry {
+                    signal: Signal::Metrics,
+                    encoding: Encoding::Identity,
+                    received_at: now,
+                    items: request.points,
+                    rejected: 0,
+                    digest: None,
+                    decoded: body.clone(),
+                    body,
+                }
+            })
+            .collect()
     }
 }
 

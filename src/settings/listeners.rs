@@ -1,6 +1,7 @@
 //! `receivers`, `metrics`, `api`, `health`: everything that listens.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::exporters::size;
 use crate::api::query::{ApiToken, QueryOptions, RowsShown};
@@ -25,6 +26,8 @@ pub struct MetricsSettings {
     pub const_labels: Vec<(String, String)>,
     /// Files of further rules.
     pub rules: Vec<PathBuf>,
+    /// How often the derived metrics are sent by OTLP as well.
+    pub push_interval: Option<Duration>,
 }
 
 impl MetricsSettings {
@@ -119,7 +122,16 @@ fn http(protocols: &Section<'_>) -> HttpOptions {
 }
 
 pub(super) fn metrics(section: &Section<'_>) -> MetricsSettings {
+    let push_interval: Option<Duration> = section.get(
+        "push_interval",
+        "",
+        "Send the derived metrics this often to each exporter that takes metrics; unset: never.",
+    );
+    if push_interval.is_some_and(|interval| interval < Duration::from_secs(1)) {
+        section.mistake("push_interval", "expected 1s or more");
+    }
     MetricsSettings {
+        push_interval,
         listen: listen(section, "metrics", "${env:SPANLEDGER_LISTEN_HOST:-127.0.0.1}:8889"),
         max_series_per_metric: section.get(
             "max_series_per_metric",

@@ -21,6 +21,7 @@ mod leaving;
 mod operate;
 mod overload;
 mod pass_through;
+mod push;
 mod real_prometheus;
 mod real_sdks;
 mod reload;
