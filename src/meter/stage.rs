@@ -3,7 +3,7 @@
 //! # Operations
 //!
 //! * *Counting*: records in order, each under a short lock of its own, so that a scrape waits for one record at most.
-//! * *Reset*: a metric that is asked for (see [`super::reset`]) starts anew, and the request is taken away once that is
+//! * *Reset*: a metric that is asked for (see [`mod@super::reset`]) starts anew, and the request is taken away once that is
 //!   saved.
 //! * *Checkpoint*: at the latest [`BUSY`] after a record was counted; while nothing comes in, [`IDLE`] after; and at the
 //!   end. Only then has the reader passed the records. A checkpoint that fails is tried again; meanwhile the journal
