@@ -196,6 +196,8 @@ impl Stages {
             schema: ledger.schema,
             table: ledger.table,
             migrate: ledger.migrate,
+            tables: ledger.tables,
+            statement_timeout: ledger.statement_timeout,
             ..plan.ledger
         };
         replace(&self.wanted.ledger, ledger);

@@ -7,6 +7,7 @@
 //! everything: a batch that was committed is not read again, one that was not is. A database that was restored to an
 //! older state names an older position, and what follows it is written again.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -26,13 +27,18 @@ use crate::telemetry::{Heartbeat, StageStatus};
 pub(super) const BATCH_BYTES: usize = 8 << 20;
 const BATCH_RECORDS: usize = 2_048;
 
+/// What one transaction takes of a batch: bytes of decoded requests, which may be many times the bytes as received, and
+/// facts. One request is always taken whole.
+const DECODED_BYTES: usize = 2 * BATCH_BYTES;
+const FACTS: usize = 20_000;
+
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
 const DECODED_LIMIT: usize = 1 << 30;
 
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
 
-/// How long the database may take to answer, to a connection or a batch: longer than any of its own time-outs. A machine
+/// How long the database may take to answer, to a connection or a batch, where `database.statement_timeout` asks for no more. A machine
 /// that has vanished does not even refuse.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
@@ -116,6 +122,8 @@ impl Stage<'_> {
         tracing::info!(?resume, "writing rows");
         self.status.clear();
         let mut upkeep_due = Instant::now();
+        // What was read and is not in a transaction yet.
+        let mut waiting = VecDeque::new();
         loop {
             if Instant::now() >= upkeep_due {
                 let limits = &self.ledger.limits;
@@ -132,23 +140,24 @@ impl Stage<'_> {
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
             let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);
-            let (records, is_over) = match self
-                .records(save_due.map_or(upkeep_due, |due| due.min(upkeep_due)))
-                .await
-            {
-                Ok(Some(records)) => {
-                    let is_over = records.is_empty();
-                    (records, is_over)
+            let mut is_over = false;
+            if waiting.is_empty() {
+                let due = save_due.map_or(upkeep_due, |due| due.min(upkeep_due));
+                match self.records(due).await {
+                    Ok(Some(records)) => {
+                        is_over = records.is_empty();
+                        waiting.extend(records);
+                    }
+                    // Time for upkeep, or for the position.
+                    Ok(None) => {}
+                    Err(ReadError::Closed) => is_over = true,
+                    Err(error) => return Err(StoreError::Unavailable(error.to_string())),
                 }
-                // Time for upkeep, or for the position.
-                Ok(None) => (Vec::new(), false),
-                Err(ReadError::Closed) => (Vec::new(), true),
-                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
-            };
-            let facts = extract(&mut self.extractor, &self.meters, &records);
-            if !records.is_empty() {
+            }
+            if !waiting.is_empty() {
                 self.unsaved_since.get_or_insert_with(Instant::now);
             }
+            let (facts, position) = extract(&mut self.extractor, &self.meters, &mut waiting, &self.reader);
             let is_due = self
                 .unsaved_since
                 .is_some_and(|since| is_over || since.elapsed() >= SAVE_EVERY);
@@ -158,7 +167,6 @@ impl Stage<'_> {
                 }
                 continue;
             }
-            let position = self.reader.position();
             let began = Instant::now();
             let journal = position.journal.to_string();
             let at = now();
@@ -216,14 +224,16 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
+    let mut waiting = VecDeque::new();
     loop {
-        let records = reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?;
-        let Some(first) = records.first() else {
+        if waiting.is_empty() {
+            waiting.extend(reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?);
+        }
+        let Some(first) = waiting.front() else {
             return Ok(rebuilt);
         };
         rebuilt.since.get_or_insert(first.received_at);
-        let facts = extract(&mut extractor, &meters, &records);
-        let position = reader.position();
+        let (facts, position) = extract(&mut extractor, &meters, &mut waiting, &reader);
         let journal = position.journal.to_string();
         let at = now();
         let batch = Batch {
@@ -244,9 +254,24 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     }
 }
 
-fn extract(extractor: &mut Extractor, meters: &Meters, records: &[Record]) -> Vec<Facts> {
+/// Takes as many of `waiting` as one transaction may have: their facts, and the position behind them.
+fn extract(
+    extractor: &mut Extractor,
+    meters: &Meters,
+    waiting: &mut VecDeque<Record>,
+    reader: &Reader,
+) -> (Vec<Facts>, Position) {
     let mut facts = Vec::new();
-    for record in records.iter().filter(|record| record.signal == Signal::Traces) {
+    let mut decoded = 0;
+    // What was read is behind the reader; what is still waiting is before the position.
+    let mut position = reader.position();
+    while decoded < DECODED_BYTES && facts.len() < FACTS {
+        let Some(record) = waiting.pop_front() else {
+            break;
+        };
+        if record.signal != Signal::Traces {
+            continue;
+        }
         let body = match record.decoded() {
             Some(body) => body.clone(),
             None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
@@ -258,10 +283,14 @@ fn extract(extractor: &mut Extractor, meters: &Meters, records: &[Record]) -> Ve
                 }
             },
         };
+        decoded += body.len();
         extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut facts);
     }
+    if let Some(next) = waiting.front() {
+        position.next = next.sequence;
+    }
     meters.bent(std::mem::take(&mut extractor.oddities));
-    facts
+    (facts, position)
 }
 
 async fn saved_position<S: Store>(

@@ -244,7 +244,13 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result
     loop {
         let written = out.len();
         let mut output = OutBuffer::around_pos(&mut out, written);
-        let expected = context.decompress_stream(&mut output, &mut input).map_err(broken)?;
+        let expected = context.decompress_stream(&mut output, &mut input).map_err(|code| {
+            match zstd_safe::get_error_name(code) {
+                // The window is bounded by the limit: within a larger one the frame may fit.
+                "Frame requires too much memory for decoding" => Failure::TooLarge,
+                _ => broken(code),
+            }
+        })?;
         let frame_is_done = expected == 0;
         if out.len() > limit {
             return Err(Failure::TooLarge);
@@ -307,6 +313,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_zstd_window_that_only_a_larger_limit_allows_is_too_large_and_not_broken() {
+        use std::io::Write as _;
+
+        let body = text(1_000_000);
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(25).unwrap();
+        encoder.write_all(&body).unwrap();
+        let packed = Bytes::from(encoder.finish().unwrap());
+        let refused = decompress(Encoding::Zstd, &packed, 8 << 20);
+        assert!(matches!(refused, Err(DecodeError::TooLarge { .. })), "{refused:?}");
+        assert_eq!(decompress(Encoding::Zstd, &packed, 64 << 20).unwrap(), body);
     }
 
     #[test]

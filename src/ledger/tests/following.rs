@@ -10,13 +10,14 @@ use super::postgres;
 use super::support::{EPOCH, S, failure, node, request, success};
 use crate::journal::{Entry, Journal, Options};
 use crate::ledger::{Ledger, LedgerOptions};
-use crate::otlp::{Encoding, Signal};
+use crate::otlp::{Encoding, Signal, compress};
 use crate::telemetry::Health;
 
 on_both! {
     a_restart_goes_on_behind_the_last_row_and_writes_nothing_twice
     an_older_position_is_written_again_and_changes_nothing
     a_wiped_journal_with_an_old_database_begins_anew
+    what_is_too_much_for_one_transaction_is_several_and_every_row_is_there_once
     a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row
 }
 
@@ -38,16 +39,24 @@ pub(super) fn journal(directory: &Path) -> Journal {
 }
 
 pub(super) async fn append(journal: &Journal, spans: &[S]) {
-    let body = request(spans).bytes().clone();
+    append_as(journal, spans, Encoding::Identity).await;
+}
+
+async fn append_compressed(journal: &Journal, spans: &[S]) {
+    append_as(journal, spans, Encoding::Zstd).await;
+}
+
+async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
+    let decoded = request(spans).bytes().clone();
     let entry = Entry {
         signal: Signal::Traces,
-        encoding: Encoding::Identity,
+        encoding,
         received_at: EPOCH + 1_000_000_000,
         items: spans.len() as u32,
         rejected: 0,
         digest: None,
-        decoded: body.clone(),
-        body,
+        body: compress(encoding, &decoded).into(),
+        decoded,
     };
     journal.append(entry).unwrap().durable.await.unwrap();
 }
@@ -72,6 +81,22 @@ pub(super) async fn drain(journal: &Journal, database: &Database) {
 
 pub(super) fn executions(from: u16, to: u16) -> Vec<S> {
     (from..to).map(|id| success(1, id, 100, 150)).collect()
+}
+
+async fn what_is_too_much_for_one_transaction_is_several_and_every_row_is_there_once(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    // Compressed they are one batch; decoded they are more than one transaction takes.
+    for request in 0..3 {
+        append_compressed(&journal, &executions(request * 10_000, (request + 1) * 10_000)).await;
+    }
+    append(&journal, &executions(29_990, 30_010)).await;
+    drain(&journal, &database).await;
+    assert_eq!(database.rows().await.len(), 30_010);
+    let position = database
+        .number("SELECT max(next_sequence) FROM spanledger_positions")
+        .await;
+    assert_eq!(position.cast_unsigned(), journal.end().next);
 }
 
 async fn a_restart_goes_on_behind_the_last_row_and_writes_nothing_twice(database: Database) {
