@@ -15,6 +15,7 @@
 //!   the same trace id, so that they are decided alike; unless a late span is itself one to be kept.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use super::sampling::{Sampled, decide, stamp};
 use super::spans::{Slots, SpanRules};
 use crate::otlp::Span;
 use crate::otlp::value::Attributes;
-use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_bytes, put_header, varint_len};
+use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_bytes, put_header};
 
 /// How long a record that was received in time may take until it can be read: it is on disk first.
 const GRACE: Duration = Duration::from_secs(1);
@@ -113,10 +114,27 @@ impl TailRules {
 }
 
 /// What stands around spans: all of a resource but its scopes, all of a scope but its spans.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 struct Envelope {
-    resource: Box<[u8]>,
+    /// One of [`Tail::resources`]: those of the same bytes are one.
+    resource: Arc<[u8]>,
     scope: Box<[u8]>,
+}
+
+impl PartialEq for Envelope {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.resource, &other.resource) && self.scope == other.scope
+    }
+}
+
+impl Eq for Envelope {}
+
+impl Hash for Envelope {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Not the bytes of the resource: many scopes may share a large one.
+        Arc::as_ptr(&self.resource).cast::<u8>().hash(state);
+        self.scope.hash(state);
+    }
 }
 
 /// Spans of one trace in one scope of one record.
@@ -169,6 +187,7 @@ pub struct Tail {
     traces: HashMap<TraceId, Trace>,
     cohorts: VecDeque<Cohort>,
     envelopes: HashSet<Arc<Envelope>>,
+    resources: HashSet<Arc<[u8]>>,
     /// When so many envelopes are known, those that nothing uses are looked for.
     purge_at: usize,
     bytes: usize,
@@ -189,6 +208,7 @@ impl Tail {
             traces: HashMap::new(),
             cohorts: VecDeque::new(),
             envelopes: HashSet::new(),
+            resources: HashSet::new(),
             purge_at: 64,
             bytes: 0,
             remembered: HashMap::new(),
@@ -221,12 +241,16 @@ impl Tail {
             due: self.seen.saturating_add(nanos(self.rules.wait + GRACE)),
             traces: Vec::new(),
         };
-        for scope in outline {
-            let attributes = Attributes::nested(scope.resource_contents, 1, 1);
+        for resource in outline {
+            let attributes = Attributes::nested(resource.contents, 1, 1);
             self.rules.spans.enter_resource(attributes, &mut of_resource);
             policy.drop.enter_resource(attributes, &mut of_resource_drop);
-            let envelope = self.intern(scope.resource, scope.scope);
-            for (whole, contents) in scope.spans {
+            let shared = self.intern_resource(resource.others);
+            let spans = resource.scopes.into_iter().flat_map(|(scope, spans)| {
+                let envelope = self.intern(&shared, scope);
+                spans.into_iter().map(move |span| (Arc::clone(&envelope), span))
+            });
+            for (envelope, (whole, contents)) in spans.collect::<Vec<_>>() {
                 let span = Span::decode(contents);
                 if !policy.drop.is_empty() {
                     policy.drop.enter_span(&span, &mut slots_drop, &of_resource_drop);
@@ -248,6 +272,9 @@ impl Tail {
         let begins = !cohort.traces.is_empty();
         if begins {
             self.cohorts.push_back(cohort);
+        }
+        if self.has_unused() {
+            self.purge();
         }
         Ok(begins)
     }
@@ -307,9 +334,19 @@ impl Tail {
         });
     }
 
-    fn intern(&mut self, resource: Vec<u8>, scope: Vec<u8>) -> Arc<Envelope> {
+    fn intern_resource(&mut self, resource: Vec<u8>) -> Arc<[u8]> {
+        if let Some(known) = self.resources.get(resource.as_slice()) {
+            return Arc::clone(known);
+        }
+        let resource: Arc<[u8]> = resource.into();
+        self.bytes += resource.len() + PIECE_OVERHEAD;
+        self.resources.insert(Arc::clone(&resource));
+        resource
+    }
+
+    fn intern(&mut self, resource: &Arc<[u8]>, scope: Vec<u8>) -> Arc<Envelope> {
         let envelope = Envelope {
-            resource: resource.into(),
+            resource: Arc::clone(resource),
             scope: scope.into(),
         };
         if let Some(known) = self.envelopes.get(&envelope) {
@@ -321,12 +358,22 @@ impl Tail {
         envelope
     }
 
+    /// Whether there may be envelopes that nothing uses, and it is time to look for them.
+    fn has_unused(&self) -> bool {
+        self.envelopes.len() > self.purge_at || self.bytes > self.rules.memory || self.cohorts.is_empty()
+    }
+
     /// Forgets envelopes that no trace uses.
     fn purge(&mut self) {
         let mut freed = 0;
         self.envelopes.retain(|envelope| {
             let is_used = Arc::strong_count(envelope) > 1;
             freed += if is_used { 0 } else { envelope.size() };
+            is_used
+        });
+        self.resources.retain(|resource| {
+            let is_used = Arc::strong_count(resource) > 1;
+            freed += if is_used { 0 } else { resource.len() + PIECE_OVERHEAD };
             is_used
         });
         self.bytes -= freed;
@@ -382,6 +429,7 @@ impl Tail {
         let cohort = self.cohorts.pop_front()?;
         workspace.grow(self.policy.rules().len());
         let mut kept: Vec<(Arc<Envelope>, Vec<u8>)> = Vec::new();
+        let mut places: HashMap<*const Envelope, usize> = HashMap::new();
         let mut spans = 0;
         for id in &cohort.traces {
             let Some(trace) = self.traces.remove(id) else { continue };
@@ -394,10 +442,7 @@ impl Tail {
                 _ => {}
             }
             for piece in trace.pieces {
-                let position = kept
-                    .iter()
-                    .position(|(envelope, _)| Arc::ptr_eq(envelope, &piece.envelope));
-                let place = position.unwrap_or_else(|| {
+                let place = *places.entry(Arc::as_ptr(&piece.envelope)).or_insert_with(|| {
                     kept.push((Arc::clone(&piece.envelope), Vec::new()));
                     kept.len() - 1
                 });
@@ -414,7 +459,7 @@ impl Tail {
         kept.retain(|(_, spans)| !spans.is_empty());
         let body = write(&kept);
         drop(kept);
-        if self.envelopes.len() > self.purge_at || self.bytes > self.rules.memory || self.cohorts.is_empty() {
+        if self.has_unused() {
             self.purge();
         }
         Some(Decided {
@@ -439,7 +484,7 @@ impl Tail {
 
 impl Envelope {
     fn size(&self) -> usize {
-        self.resource.len() + self.scope.len() + PIECE_OVERHEAD
+        self.scope.len() + PIECE_OVERHEAD
     }
 }
 
@@ -484,17 +529,17 @@ fn count(spans: &[u8]) -> u32 {
     count
 }
 
-/// A scope of a request with all that stands around its spans.
+/// One resource of a request, taken apart.
 struct Outline<'a> {
-    resource_contents: &'a [u8],
-    resource: Vec<u8>,
-    scope: Vec<u8>,
-    /// Each with its key and length, and without.
-    spans: Vec<(&'a [u8], &'a [u8])>,
+    contents: &'a [u8],
+    /// All but the scopes.
+    others: Vec<u8>,
+    /// Each scope that has spans, without them, and its spans with their key and length, and without.
+    scopes: Vec<Parts<'a>>,
 }
 
 fn outline(body: &Bytes) -> Result<Vec<Outline<'_>>, Broken> {
-    let mut scopes = Vec::new();
+    let mut resources = Vec::new();
     let mut cursor = Cursor::new(body);
     while !cursor.is_done() {
         let key = cursor.key()?;
@@ -503,18 +548,21 @@ fn outline(body: &Bytes) -> Result<Vec<Outline<'_>>, Broken> {
             continue;
         }
         let contents = cursor.slice()?;
-        let (resource, inner) = take_apart(contents, SCOPES)?;
+        let (others, inner) = take_apart(contents, SCOPES)?;
+        let mut scopes = Vec::new();
         for (_, scope) in inner {
             let (scope, spans) = take_apart(scope, SPANS)?;
-            scopes.push(Outline {
-                resource_contents: contents,
-                resource: resource.clone(),
-                scope,
-                spans,
-            });
+            if !spans.is_empty() {
+                scopes.push((scope, spans));
+            }
         }
+        resources.push(Outline {
+            contents,
+            others,
+            scopes,
+        });
     }
-    Ok(scopes)
+    Ok(resources)
 }
 
 type Parts<'a> = (Vec<u8>, Vec<(&'a [u8], &'a [u8])>);
@@ -537,17 +585,25 @@ fn take_apart(message: &[u8], number: u32) -> Result<Parts<'_>, Broken> {
     Ok((others, wanted))
 }
 
-/// A trace request with these spans.
+/// A trace request with these spans: each resource once, with its scopes.
 fn write(scopes: &[(Arc<Envelope>, Vec<u8>)]) -> Bytes {
-    let mut out = Vec::new();
+    let mut resources: Vec<(&[u8], Vec<u8>)> = Vec::new();
+    let mut places: HashMap<*const u8, usize> = HashMap::new();
     for (envelope, spans) in scopes {
-        let scope = envelope.scope.len() + spans.len();
-        let resource = envelope.resource.len() + 1 + varint_len(scope as u64) + scope;
-        put_header(&mut out, RESOURCES, resource);
-        out.extend_from_slice(&envelope.resource);
-        put_header(&mut out, SCOPES, scope);
+        let place = *places.entry(Arc::as_ptr(&envelope.resource).cast()).or_insert_with(|| {
+            resources.push((&*envelope.resource, Vec::new()));
+            resources.len() - 1
+        });
+        let out = &mut resources[place].1;
+        put_header(out, SCOPES, envelope.scope.len() + spans.len());
         out.extend_from_slice(&envelope.scope);
         out.extend_from_slice(spans);
+    }
+    let mut out = Vec::new();
+    for (resource, scopes) in resources {
+        put_header(&mut out, RESOURCES, resource.len() + scopes.len());
+        out.extend_from_slice(resource);
+        out.extend_from_slice(&scopes);
     }
     Bytes::from(out)
 }
