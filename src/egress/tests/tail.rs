@@ -352,3 +352,39 @@ fn what_is_read_again_after_a_crash_loses_no_kept_trace_wherever_the_position_st
         }
     }
 }
+
+#[test]
+fn a_large_resource_with_many_scopes_is_held_and_sent_once() {
+    use prost::Message as _;
+
+    const SCOPES: usize = 2_000;
+    let mut rig = Rig::new(&policy(|_| ()));
+    let mut sent =
+        opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest::decode(request(vec![failed(
+            1, "run",
+        )]))
+        .unwrap();
+    let resource = &mut sent.resource_spans[0];
+    let large = opentelemetry_proto::tonic::common::v1::EntityRef {
+        r#type: "x".repeat(1 << 20),
+        ..Default::default()
+    };
+    resource.resource.get_or_insert_default().entity_refs.push(large);
+    let scope = resource.scope_spans[0].clone();
+    resource.scope_spans.clear();
+    for number in 0..SCOPES {
+        let mut scope = scope.clone();
+        scope.schema_url = number.to_string();
+        resource.scope_spans.push(scope.clone());
+        // One without spans stands for nothing.
+        scope.spans.clear();
+        resource.scope_spans.push(scope);
+    }
+    let body = sent.encode_to_vec().into();
+    assert!(rig.tail.add(1, 1_000 * SECOND, &body, &mut rig.workspace).unwrap());
+    assert!(rig.tail.held() < 4 << 20, "{}", rig.tail.held());
+    let decided = rig.tail.next_due(Some(2_000 * SECOND), &mut rig.workspace).unwrap();
+    assert_eq!(decided.spans as usize, SCOPES);
+    assert!(decided.body.len() < 2 << 20, "{}", decided.body.len());
+    assert_eq!(rig.tail.held(), 0);
+}
