@@ -55,7 +55,7 @@ async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
         items: spans.len() as u32,
         rejected: 0,
         digest: None,
-        body: compress(encoding, &decoded).into(),
+        body: compress(encoding, &decoded),
         decoded,
     };
     journal.append(entry).unwrap().durable.await.unwrap();
