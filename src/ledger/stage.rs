@@ -38,8 +38,8 @@ const DECODED_LIMIT: usize = 1 << 30;
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
 
-/// How long the database may take to answer, to a connection or a batch, where `database.statement_timeout` asks for no more. A machine
-/// that has vanished does not even refuse.
+/// How long the database may take to answer, to a connection or a whole batch, whatever `database.statement_timeout` allows
+/// each statement. A machine that has vanished does not even refuse.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
