@@ -39,8 +39,11 @@ volume=$(instruction VOLUME)
 [ "$volume" = /var/lib/spanledger ] || fail "the Dockerfile's volume is $volume"
 final_stage | grep -q '^HEALTHCHECK .* CMD \["/spanledger", "healthcheck"\]$' || fail "no HEALTHCHECK by the binary"
 [ "$(instruction ENTRYPOINT) $(instruction CMD)" = '["/spanledger"] ["run"]' ] || fail "another command"
-mapfile -t environment < <(final_stage | grep -oE '\b(SPANLEDGER|SQLITE)_[A-Z_]+=[^ ]+')
-[ ${#environment[@]} -eq 3 ] || fail "the Dockerfile's environment: ${environment[*]}"
+# ENV with its continuation lines: all of NAME=value.
+mapfile -t environment < <(final_stage | sed -n '/^ENV /,/[^\\]$/p' | grep -oE '\b[A-Z][A-Z_]*=[^ ]+')
+for name in SPANLEDGER_LISTEN_HOST SPANLEDGER_DATA SQLITE_TMPDIR; do
+    [[ " ${environment[*]}" = *" $name="* ]] || fail "the Dockerfile sets no $name: ${environment[*]}"
+done
 
 if readelf -lW "$binary" | grep -q INTERP; then
     fail "$binary is not static: it would not start on an empty root"

@@ -145,8 +145,7 @@ fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn validate(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
-    let loaded = load(args, &ProcessEnvironment)?;
-    loaded.settings.metrics.catalogue()?;
+    load(args, &ProcessEnvironment)?.check()?;
     say("the configuration is valid");
     Ok(ExitCode::SUCCESS)
 }

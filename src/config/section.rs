@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use super::expand::{Environment, Notes, expand};
 use super::setting::Setting;
-use super::yaml::{Location, Node, Value, parse};
+use super::yaml::{Entry, Location, Node, Value, parse};
 use super::{Mistake, Mistakes};
 
 /// One key that was read.
@@ -73,6 +73,7 @@ impl<'a> Reader<'a> {
         let section = Section {
             reader: self,
             node: Some(root),
+            at: Some(root.at.clone()),
             path: Vec::new(),
             known: RefCell::default(),
         };
@@ -106,6 +107,8 @@ impl<'a> Reader<'a> {
 pub struct Section<'r> {
     reader: &'r Reader<'r>,
     node: Option<&'r Node>,
+    /// Where its key stands.
+    at: Option<Location>,
     path: Vec<String>,
     known: RefCell<Vec<String>>,
 }
@@ -167,7 +170,7 @@ impl Section<'_> {
     /// A group of settings.
     pub fn section<T>(&self, key: &'static str, meaning: &'static str, read: impl FnOnce(&Section<'_>) -> T) -> T {
         self.known.borrow_mut().push(key.to_owned());
-        self.nested(key, self.node.and_then(|node| node.get(key)), meaning, read)
+        self.nested(key, self.node.and_then(|node| node.entry(key)), meaning, read)
     }
 
     /// A group of groups under names that the user chooses, such as `exporters`. `example` is the name under which the
@@ -190,7 +193,7 @@ impl Section<'_> {
             group.known.borrow_mut().extend(names);
             entries
                 .iter()
-                .map(|entry| group.nested(&entry.key, Some(&entry.value), "", |section| read(&entry.key, section)))
+                .map(|entry| group.nested(&entry.key, Some(entry), "", |section| read(&entry.key, section)))
                 .collect()
         })
     }
@@ -202,10 +205,15 @@ impl Section<'_> {
             .is_some_and(|node| !node.is_null())
     }
 
-    /// Adds a mistake about `key`, found by a check across settings.
+    /// Adds a mistake about `key`, found by a check across settings. Where the key is not given, the section is named.
     pub fn mistake(&self, key: &str, message: impl Into<String>) {
-        let at = self.node.and_then(|node| node.get(key)).map(|node| node.at.clone());
-        self.report(at, Some(key), message.into());
+        let given = self.node.and_then(|node| node.get(key)).map(|node| node.at.clone());
+        self.report(given.or_else(|| self.at.clone()), Some(key), message.into());
+    }
+
+    /// Adds a mistake about the section itself, such as its name.
+    pub fn mistake_of_section(&self, message: impl Into<String>) {
+        self.report(self.at.clone(), None, message.into());
     }
 
     fn setting<T: Default>(
@@ -255,7 +263,7 @@ impl Section<'_> {
     fn nested<T>(
         &self,
         key: &str,
-        node: Option<&Node>,
+        entry: Option<&Entry>,
         meaning: &'static str,
         read: impl FnOnce(&Section<'_>) -> T,
     ) -> T {
@@ -267,7 +275,8 @@ impl Section<'_> {
         });
         let section = Section {
             reader: self.reader,
-            node,
+            node: entry.map(|entry| &entry.value),
+            at: entry.map(|entry| entry.key_at.clone()),
             path,
             known: RefCell::default(),
         };

@@ -87,8 +87,13 @@ impl Node {
 
     /// The value of `key`, if this is a map that has it.
     pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entry(key).map(|entry| &entry.value)
+    }
+
+    /// `key` with its value, if this is a map that has it.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
         match &self.value {
-            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value),
+            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key),
             _ => None,
         }
     }

@@ -40,7 +40,7 @@ pub use auth::{Auth, Caller, Unauthorized};
 pub(crate) use body::discard;
 pub use body::{Body, BoxError};
 pub use peer::Peer;
-pub use socket::{Address, ListenError};
+pub use socket::{Address, ListenError, address_of};
 pub use tls::{TlsError, TlsOptions, TlsReloader};
 
 use socket::Socket;

@@ -163,28 +163,28 @@ impl Drop for Socket {
     }
 }
 
+/// The address that an endpoint other than a Unix socket is bound to, or why it is none.
+pub fn address_of(endpoint: &str) -> Result<SocketAddr, String> {
+    if endpoint.contains("://") {
+        return Err("it has a scheme other than unix://".to_owned());
+    }
+    let host_and_port = match endpoint.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => endpoint.to_owned(),
+    };
+    let addresses = host_and_port.to_socket_addrs().map_err(|error| error.to_string())?;
+    // `localhost` may resolve to ::1 first, while clients that are told 127.0.0.1 are the common case.
+    let preferred = addresses.min_by_key(SocketAddr::is_ipv6);
+    preferred.ok_or_else(|| "the name has no address".to_owned())
+}
+
 fn bind_tcp(endpoint: &str, key: &'static str) -> Result<(Socket, Address), ListenError> {
     let wrong = |reason: String| ListenError::Endpoint {
         key,
         endpoint: endpoint.to_owned(),
         reason,
     };
-    if endpoint.contains("://") {
-        return Err(wrong("it has a scheme other than unix://".to_owned()));
-    }
-    let host_and_port = match endpoint.strip_prefix(':') {
-        Some(port) => format!("0.0.0.0:{port}"),
-        None => endpoint.to_owned(),
-    };
-    // `localhost` may resolve to ::1 first, while clients that are told 127.0.0.1 are the common case.
-    let mut addresses: Vec<SocketAddr> = host_and_port
-        .to_socket_addrs()
-        .map_err(|error| wrong(error.to_string()))?
-        .collect();
-    addresses.sort_by_key(SocketAddr::is_ipv6);
-    let Some(&address) = addresses.first() else {
-        return Err(wrong("the name has no address".to_owned()));
-    };
+    let address = address_of(endpoint).map_err(wrong)?;
     let listen = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()?

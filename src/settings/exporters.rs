@@ -10,7 +10,7 @@ pub(super) fn bind(root: &Section<'_>) -> Vec<(String, ExporterOptions)> {
     let meaning = "OTLP backends, as `otlp` or `otlp/<name>`. None: nothing is forwarded.";
     root.named_sections("exporters", "otlp", meaning, |name, section| {
         if name != "otlp" && !name.starts_with("otlp/") {
-            section.mistake("", "an exporter is called otlp or otlp/<name>");
+            section.mistake_of_section("an exporter is called otlp or otlp/<name>");
         }
         (name.to_owned(), exporter(section))
     })

@@ -10,6 +10,7 @@ mod journal;
 mod listeners;
 mod prices;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +18,11 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::expand::{Environment, Notes};
-use crate::config::section::KeyRecord;
+use crate::config::section::{KeyRecord, RecordOf};
 use crate::config::{Layer, Location, Mistake, Mistakes, Node, Reader, Section, load, render};
-use crate::forward::ExporterOptions;
+use crate::forward::{Endpoint, ExporterOptions};
 use crate::ledger::LedgerOptions;
-use crate::listen::ListenOptions;
+use crate::listen::{self, ListenOptions};
 use crate::receive::ReceiveOptions;
 use crate::rules::prices::Prices;
 use crate::telemetry::{LogFormat, LogOptions};
@@ -127,11 +128,79 @@ pub fn read(
     let root = load(&layers, environment, &mut notes)?;
     let reader = Reader::new(environment);
     let settings = reader.read(&root, bind);
+    let records = reader.finish().map_err(|mut mistakes| {
+        // Those in files of rules are told in the same run.
+        if let Err(Mistakes(more)) = settings.metrics.catalogue() {
+            mistakes.0.extend(more);
+        }
+        mistakes
+    })?;
     Ok(Loaded {
         settings,
-        records: reader.finish()?,
+        records,
         unset_variables: notes.unset,
     })
+}
+
+impl Loaded {
+    /// Everything that can be found wrong without starting, of settings that were read without a mistake.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes in files of rules, and exporters that lead to a listener of this very program.
+    pub fn check(&self) -> Result<(), Mistakes> {
+        let mut mistakes = match self.settings.metrics.catalogue() {
+            Ok(_) => Vec::new(),
+            Err(Mistakes(mistakes)) => mistakes,
+        };
+        mistakes.extend(self.loops());
+        if mistakes.is_empty() {
+            Ok(())
+        } else {
+            Err(Mistakes(mistakes))
+        }
+    }
+
+    /// Resolves names, so it may wait for DNS. A running program knows the addresses that it listens on; here a port 0
+    /// is nobody's.
+    fn loops(&self) -> impl Iterator<Item = Mistake> {
+        let own = self.settings.own_addresses();
+        let leads_back = move |options: &ExporterOptions| {
+            Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure)
+                .is_ok_and(|endpoint| endpoint.is_own_listener(&own))
+        };
+        let exporters = self.settings.exporters.iter();
+        exporters.filter(move |(_, options)| leads_back(options)).map(|(name, _)| {
+            let path = ["exporters", name.as_str(), "endpoint"];
+            Mistake {
+                at: self.given_at(&path),
+                path: path.join("."),
+                message: "is one of our own listeners; what is forwarded would go round for ever".to_owned(),
+            }
+        })
+    }
+
+    /// Where a key is given a value.
+    fn given_at(&self, path: &[&str]) -> Option<Location> {
+        let record = self.records.iter().find(|record| record.path == path)?;
+        match &record.of {
+            RecordOf::Setting { value, .. } => Some(value.at.clone()),
+            RecordOf::Section => None,
+        }
+    }
+}
+
+impl Settings {
+    /// The addresses that the listeners are configured to have.
+    fn own_addresses(&self) -> Vec<SocketAddr> {
+        let grpc = self.receivers.grpc.as_ref().map(|grpc| &grpc.endpoint);
+        let http = self.receivers.http.as_ref().map(|http| &http.endpoint);
+        let others = [&self.metrics.listen, &self.api.listen, &self.health];
+        let endpoints = grpc.into_iter().chain(http).chain(others.map(|listen| &listen.endpoint));
+        endpoints
+            .filter_map(|endpoint| listen::address_of(endpoint).ok())
+            .collect()
+    }
 }
 
 /// The built-in files: what a user would write to get the defaults.

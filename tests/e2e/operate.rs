@@ -38,22 +38,38 @@ fn validate_accepts_a_good_configuration_and_the_example() {
 fn validate_names_file_line_key_and_nearest_key_of_every_mistake_and_exits_with_2() {
     let setup = Setup::new();
     let yaml = "journal:\n  directory: ./journal\n  retian: 1h\n  max_size: soon\nmetrics:\n  endpoint: 127.0.0.1:0\n  max_serie_per_metric: 10\nreciever: {}\n";
+    let rules = setup.write("rules.yaml", "metrics:\n  - name: my_total\n    type: countr\n");
+    let rules = format!("metrics.rules=[{}]", rules.display());
     let config = setup.write("wrong.yaml", yaml);
+    let output = setup.command(&["validate", "--config", config.to_str().unwrap(), "--set", &rules]);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for (place, words) in [
+        ("wrong.yaml:3", ["journal.retian", "retain"]),
+        ("wrong.yaml:4", ["journal.max_size", "soon"]),
+        ("wrong.yaml:7", ["metrics.max_serie_per_metric", "max_series_per_metric"]),
+        ("wrong.yaml:8", ["reciever", "receivers"]),
+        ("rules.yaml:3", ["type", "countr"]),
+    ] {
+        let found = text
+            .lines()
+            .any(|said| said.contains(place) && words.iter().all(|word| said.contains(word)));
+        assert!(found, "no line with {place} and {words:?}:\n{text}");
+    }
+}
+
+#[test]
+fn validate_finds_an_exporter_that_leads_back_to_one_of_our_own_listeners() {
+    let setup = Setup::new();
+    let yaml = "exporters:\n  otlp:\n    endpoint: http://localhost:4318\n";
+    let config = setup.write("loop.yaml", yaml);
     let output = setup.command(&["validate", "--config", config.to_str().unwrap()]);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
-    for (line, words) in [
-        (3, ["journal.retian", "retain"]),
-        (4, ["journal.max_size", "soon"]),
-        (7, ["metrics.max_serie_per_metric", "max_series_per_metric"]),
-        (8, ["reciever", "receivers"]),
-    ] {
-        let place = format!("wrong.yaml:{line}");
-        let found = text
-            .lines()
-            .any(|said| said.contains(&place) && words.iter().all(|word| said.contains(word)));
-        assert!(found, "no line with {place} and {words:?}:\n{text}");
-    }
+    assert!(
+        text.contains("loop.yaml:3:15: exporters.otlp.endpoint: is one of our own listeners"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -56,14 +56,14 @@ enum In {
 }
 
 /// What receivers take, on both protocols.
-const ENCODINGS: [&str; 4] = ["identity", "gzip", "zstd", "deflate"];
+const ENCODINGS: [&str; 6] = ["identity", "gzip", "zstd", "deflate", "snappy", "lz4"];
 
 /// An exporter's configuration, and the encoding in which it must send what came in each of [`ENCODINGS`].
 struct Out {
     name: &'static str,
     compression: &'static str,
     accepts: &'static [&'static str],
-    sends: [&'static str; 4],
+    sends: [&'static str; ENCODINGS.len()],
 }
 
 const OUT: [Out; 5] = [
@@ -71,31 +71,31 @@ const OUT: [Out; 5] = [
         name: "as_received",
         compression: "as_received",
         accepts: &[],
-        sends: ["identity", "gzip", "gzip", "gzip"],
+        sends: ["identity", "gzip", "gzip", "gzip", "gzip", "gzip"],
     },
     Out {
-        name: "accepting_zstd",
+        name: "accepting_more",
         compression: "as_received",
-        accepts: &["zstd"],
-        sends: ["identity", "gzip", "zstd", "gzip"],
+        accepts: &["zstd", "deflate"],
+        sends: ["identity", "gzip", "zstd", "deflate", "gzip", "gzip"],
     },
     Out {
         name: "none",
         compression: "none",
         accepts: &[],
-        sends: ["identity"; 4],
+        sends: ["identity"; ENCODINGS.len()],
     },
     Out {
         name: "gzip",
         compression: "gzip",
         accepts: &[],
-        sends: ["gzip"; 4],
+        sends: ["gzip"; ENCODINGS.len()],
     },
     Out {
         name: "zstd",
         compression: "zstd",
         accepts: &[],
-        sends: ["zstd"; 4],
+        sends: ["zstd"; ENCODINGS.len()],
     },
 ];
 
@@ -157,6 +157,16 @@ fn encoded(encoding: &str, message: &Bytes) -> Bytes {
         "identity" => message.clone(),
         "gzip" => gzip(message),
         "zstd" => zstd::encode_all(&message[..], 3).unwrap().into(),
+        "snappy" => {
+            let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+            encoder.write_all(message).unwrap();
+            encoder.into_inner().unwrap().into()
+        }
+        "lz4" => {
+            let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
+            encoder.write_all(message).unwrap();
+            encoder.finish().unwrap().into()
+        }
         _ => {
             let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
             encoder.write_all(message).unwrap();
@@ -174,6 +184,11 @@ fn decoded(encoding: &str, body: &Bytes) -> Bytes {
             plain.into()
         }
         "zstd" => zstd::decode_all(&body[..]).unwrap().into(),
+        "deflate" => {
+            let mut plain = Vec::new();
+            flate2::read::ZlibDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+            plain.into()
+        }
         other => panic!("the sink was not told to take {other}"),
     }
 }
@@ -386,7 +401,7 @@ async fn bytes_arrive_unchanged_over_every_pair_of_ways_in_and_out() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 3 * 3 * 4 * 2 * 5);
+    assert_eq!(checked, 3 * 3 * ENCODINGS.len() * 2 * OUT.len());
     let (status, log) = program.terminate().await;
     assert_eq!(status.code(), Some(0), "{log}");
 }
