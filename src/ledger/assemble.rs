@@ -227,18 +227,16 @@ fn error_of_node(world: &World<'_>, facts: &Facts, node: Match<&Facts>, with_fre
     if !same_node(facts) {
         return Answer::Silent;
     }
-    let attempts = world
-        .all_enclosed(span, Kind::Execution, with_fresh)
-        .filter(|execution| same_node(execution));
-    let (mut known, mut last) = (0, facts);
-    for attempt in attempts {
-        known += 1;
-        if (attempt.start, attempt.id) > (last.start, last.id) {
-            last = attempt;
+    // Of two that started together nobody can know which was the last.
+    let mut known = 0;
+    for attempt in world.all_enclosed(span, Kind::Execution, with_fresh) {
+        if !same_node(attempt) {
+            continue;
         }
-    }
-    if last.id != facts.id {
-        return Answer::Denied;
+        known += 1;
+        if attempt.id != facts.id && attempt.start >= facts.start {
+            return Answer::Denied;
+        }
     }
     // The last of those that are known is the last of all if all are known, or if the node ended with it: after a
     // failed attempt that is not the last the node waits and tries again.

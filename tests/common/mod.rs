@@ -40,11 +40,15 @@ where
     }
 }
 
-/// The random numbers of one test. The seed is printed, and taken from `SPANLEDGER_TEST_SEED` to see a failure again.
+/// The random numbers of one test, the same in every run. `SPANLEDGER_TEST_SEED` gives others: a number, or `any` for
+/// ones that nobody has seen; the seed is printed.
 pub fn random(test: &str) -> fastrand::Rng {
     let seed = match std::env::var("SPANLEDGER_TEST_SEED") {
-        Ok(given) => given.parse().expect("SPANLEDGER_TEST_SEED is a number"),
-        Err(_) => fastrand::u64(..),
+        Ok(given) if given == "any" => fastrand::u64(..),
+        Ok(given) => given.parse().expect("SPANLEDGER_TEST_SEED is a number, or `any`"),
+        Err(_) => test
+            .bytes()
+            .fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))),
     };
     println!("{test}: SPANLEDGER_TEST_SEED={seed}");
     fastrand::Rng::with_seed(seed)

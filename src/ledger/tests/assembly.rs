@@ -430,6 +430,18 @@ fn the_error_of_a_node_is_the_error_of_its_last_attempt() {
 }
 
 #[test]
+fn of_attempts_that_started_together_none_is_the_last() {
+    let node = node(2, 9, 0, 300)
+        .ids("wf-1", "we-1", "n-1")
+        .all([("node.status", V::S("failed")), ("node.error", V::S("boom"))]);
+    let attempt = |id, to| failure(1, id, 100, to).ids("wf-1", "we-1", "n-1");
+    for order in permutations(&[attempt(1, 200), attempt(2, 250), node]) {
+        let errors: Vec<_> = rows(&order).into_iter().map(|row| row.error_message).collect();
+        assert_eq!(errors, [None, None]);
+    }
+}
+
+#[test]
 fn the_error_of_a_node_is_not_put_on_a_run_that_succeeded() {
     let run = success(1, 1, 100, 150).ids("wf-1", "we-1", "n-1");
     let around = node(1, 2, 90, 160)
