@@ -32,6 +32,9 @@ const SCOPES: u32 = 2;
 const ITEMS: u32 = 2;
 const ATTRIBUTES: u8 = 1;
 
+/// The value of an attribute.
+const VALUE: u32 = 2;
+
 /// `tracestate` of a span.
 pub(super) const TRACE_STATE: u32 = 3;
 
@@ -455,7 +458,9 @@ impl<'a> Walk<'_, 'a> {
                     self.edits.remove(nested.whole);
                     return Ok(());
                 }
-                Action::Hash(rule) if !entry.value().is_empty() => return self.hash(nested, &entry, rule),
+                Action::Hash(rule) if !entry.value().is_empty() || has_value(nested.inner)? => {
+                    return self.hash(nested, &entry, rule);
+                }
                 Action::Hash(_) | Action::None => {}
             }
             let may_go_deeper = rules.reaches_into_values() && !is_usual_scalar(nested.inner.rest());
@@ -473,7 +478,6 @@ impl<'a> Walk<'_, 'a> {
 
     /// Puts a digest in the place of a value.
     fn hash(&mut self, nested: Nested<'a>, entry: &Entry<'a>, rule: usize) -> Result<(), Broken> {
-        const VALUE: u32 = 2;
         const STRING: u32 = 1;
         let hasher = &self.policy.hasher;
         self.count(rule);
@@ -542,11 +546,32 @@ fn whole_characters(text: &[u8], limit: usize) -> usize {
     (0..=limit).rev().take(4).find(|at| !is_inside(at)).unwrap_or(limit)
 }
 
+/// Whether an attribute has a value somewhere, even if what comes later says that it has none.
+#[cold]
+fn has_value(mut key_value: Cursor<'_>) -> Result<bool, Broken> {
+    while !key_value.is_done() {
+        let key = key_value.key()?;
+        if key.raw() != delimited(VALUE) {
+            key_value.skip(key, MAX_DEPTH)?;
+            continue;
+        }
+        let mut value = key_value.message()?;
+        while !value.is_done() {
+            let key = value.key()?;
+            value.skip(key, MAX_DEPTH)?;
+            // All that a value may be but a place in a dictionary, which a request has none of.
+            if (1..=7).contains(&key.number()) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Whether an attribute is a key and one value that has nothing in it. Saying no is no verdict.
 #[inline]
 fn is_usual_scalar(key_value: &[u8]) -> bool {
     const KEY: u32 = delimited(1);
-    const VALUE: u32 = delimited(2);
     let mut cursor = Cursor::new(key_value);
     if cursor.short_slice(KEY).is_none() {
         return false;
@@ -554,7 +579,7 @@ fn is_usual_scalar(key_value: &[u8]) -> bool {
     let value = cursor
         .key()
         .ok()
-        .filter(|key| key.raw() == VALUE)
+        .filter(|key| key.raw() == delimited(VALUE))
         .and_then(|_| cursor.slice().ok());
     let Some(value) = value.filter(|_| cursor.is_done()) else {
         return false;

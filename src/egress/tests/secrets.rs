@@ -1,6 +1,8 @@
 //! What a rule says must not leave is in no byte of what leaves: planted in every place of random requests.
 
 use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value;
 use prost::Message;
 
 use super::{applied, compiled, texts};
@@ -8,6 +10,7 @@ use crate::egress::{EgressOptions, Policy, Secret};
 use crate::otlp::Signal;
 use crate::otlp::schema::{self, Message as Table};
 use crate::otlp::tests::generate::{Generator, Planted};
+use crate::otlp::wire::put_bytes;
 
 /// Of requests; more by hand.
 const SEEDS: u64 = 100;
@@ -99,6 +102,52 @@ fn a_removed_or_hashed_attribute_never_leaves_at_any_depth() {
         options.set_resource = vec![("service.name".into(), "x".into())];
     };
     never_leaves(&compiled(all), secret, true);
+}
+
+#[test]
+fn a_hashed_value_never_leaves_however_often_and_whatever_else_is_given_for_it() {
+    let secret = "the planted value";
+    let policy = compiled(|options| options.hash_attributes = texts(&["k"]));
+    let wrapped = |number: u32, inner: &[u8]| {
+        let mut out = Vec::new();
+        put_bytes(&mut out, number, inner);
+        out
+    };
+    let text = wrapped(1, secret.as_bytes());
+    // A reference into a dictionary, which nobody can resolve in a trace request: such a value counts as none.
+    let nothing: &[u8] = &[0x40, 7];
+    let both = [&text, nothing].concat();
+    let ways: [&[&[u8]]; 7] = [
+        &[&text],
+        &[&text, b""],
+        &[b"", &text],
+        &[&text, nothing],
+        &[nothing, &text],
+        &[&both],
+        &[b"", &both, b""],
+    ];
+    for values in ways {
+        let mut entry = wrapped(1, b"k");
+        values.iter().for_each(|value| put_bytes(&mut entry, 2, value));
+        // An attribute of a resource.
+        let body = Bytes::from(wrapped(1, &wrapped(1, &wrapped(1, &entry))));
+        let left = applied(&policy, Signal::Traces, &body).unwrap();
+        assert!(!holds(&left, secret), "{values:?}");
+        let left = ExportTraceServiceRequest::decode(left).unwrap();
+        let value = &left.resource_spans[0].resource.as_ref().unwrap().attributes[0].value;
+        let Some(any_value::Value::StringValue(digest)) = value.as_ref().and_then(|value| value.value.as_ref()) else {
+            panic!("{values:?} left {value:?}");
+        };
+        assert_eq!(digest.len(), 64, "{values:?}");
+    }
+    let mut entry = wrapped(1, b"k");
+    [b"", b""].iter().for_each(|value| put_bytes(&mut entry, 2, *value));
+    let body = Bytes::from(wrapped(1, &wrapped(1, &wrapped(1, &entry))));
+    assert_eq!(
+        applied(&policy, Signal::Traces, &body).unwrap(),
+        body,
+        "of nothing there is no digest"
+    );
 }
 
 #[test]
