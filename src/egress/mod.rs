@@ -39,4 +39,4 @@ pub use glob::Glob;
 pub use options::{EgressOptions, KeepRule, Secret, SpanCondition, SpanRule};
 pub use policy::{EgressError, Outcome, Policy, RuleInfo, Workspace};
 pub use sampling::Threshold;
-pub use tail::{Decided, Tail};
+pub use tail::{Decided, Tail, Unreadable};

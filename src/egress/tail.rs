@@ -14,20 +14,27 @@
 //! * A trace that was kept by a rule is remembered for a while: what comes late goes too. All others are decided anew, by
 //!   the same trace id, so that they are decided alike; unless a late span is itself one to be kept.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
+mod envelope;
+mod parts;
+mod rules;
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::options::KeepRule;
+use self::envelope::{Envelope, Envelopes};
+use self::parts::{Gathered, SPANS, outline, take_apart};
+pub(super) use self::rules::TailRules;
+use super::edit::TRACE_STATE;
 use super::policy::{Policy, Workspace};
 use super::sampling::{Sampled, decide, stamp};
-use super::spans::{Slots, SpanRules};
+use super::spans::Slots;
 use crate::otlp::Span;
 use crate::otlp::value::Attributes;
-use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_bytes, put_header};
+use crate::otlp::wire::{Broken, Cursor, put_bytes};
 
 /// How long a record that was received in time may take until it can be read: it is on disk first.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,103 +46,7 @@ const MOST_REMEMBERED: usize = 65_536;
 const TRACE_OVERHEAD: usize = 192;
 const PIECE_OVERHEAD: usize = 96;
 
-const RESOURCES: u32 = 1;
-const SCOPES: u32 = 2;
-const SPANS: u32 = 2;
-const TRACE_STATE: u32 = 3;
-
 type TraceId = [u8; 16];
-
-/// What is compiled of the options.
-#[derive(Debug, Clone)]
-pub(super) struct TailRules {
-    /// The conditions of [`KeepRule::Spans`], in their order.
-    pub(super) spans: SpanRules,
-    /// Of each of them, the rule that counts.
-    pub(super) of_spans: Vec<usize>,
-    /// The rule that counts errors.
-    pub(super) errors: Option<usize>,
-    /// The shortest duration that is kept, in nanoseconds, and the rule that counts.
-    pub(super) slower_than: Option<(u64, usize)>,
-    pub(super) wait: Duration,
-    pub(super) memory: usize,
-    /// The rule that counts traces that were decided early.
-    pub(super) early: usize,
-}
-
-impl TailRules {
-    /// `counts` are the rules of `keep`, in their order.
-    pub(super) fn compile(
-        keep: &[KeepRule],
-        first_rule: usize,
-        wait: Duration,
-        memory: usize,
-        early: usize,
-    ) -> TailRules {
-        let mut rules = TailRules {
-            spans: SpanRules::default(),
-            of_spans: Vec::new(),
-            errors: None,
-            slower_than: None,
-            wait,
-            memory,
-            early,
-        };
-        let mut conditions = Vec::new();
-        for (index, rule) in keep.iter().enumerate() {
-            let counts = first_rule + index;
-            match rule {
-                KeepRule::Errors => rules.errors = rules.errors.or(Some(counts)),
-                KeepRule::SlowerThan(limit) => {
-                    let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-                    if rules.slower_than.is_none_or(|(other, _)| nanos < other) {
-                        rules.slower_than = Some((nanos, counts));
-                    }
-                }
-                KeepRule::Spans(rule) => {
-                    conditions.push(rule);
-                    rules.of_spans.push(counts);
-                }
-            }
-        }
-        rules.spans = SpanRules::compile(conditions, rules.errors.is_some());
-        rules
-    }
-
-    /// The rule that keeps the trace of this span, whatever its other spans are.
-    fn keeps(&self, span: &Span<'_>, slots: &Slots<'_>) -> Option<usize> {
-        if let Some(rule) = self.errors
-            && self.spans.is_failed(span, slots)
-        {
-            return Some(rule);
-        }
-        self.of_spans.get(self.spans.first_match(span, slots)?).copied()
-    }
-}
-
-/// What stands around spans: all of a resource but its scopes, all of a scope but its spans.
-#[derive(Debug)]
-struct Envelope {
-    /// One of [`Tail::resources`]: those of the same bytes are one.
-    resource: Arc<[u8]>,
-    scope: Box<[u8]>,
-}
-
-impl PartialEq for Envelope {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.resource, &other.resource) && self.scope == other.scope
-    }
-}
-
-impl Eq for Envelope {}
-
-impl Hash for Envelope {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // Not the bytes of the resource: many scopes may share a large one.
-        Arc::as_ptr(&self.resource).cast::<u8>().hash(state);
-        self.scope.hash(state);
-    }
-}
 
 /// Spans of one trace in one scope of one record.
 #[derive(Debug)]
@@ -143,6 +54,28 @@ struct Piece {
     envelope: Arc<Envelope>,
     /// With their keys and lengths.
     spans: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl Piece {
+    fn push(&mut self, span: &[u8]) {
+        self.spans.extend_from_slice(span);
+        self.ends.push(self.spans.len());
+    }
+
+    fn size(&self) -> usize {
+        self.spans.capacity() + self.ends.capacity() * size_of::<usize>()
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.ends.len()).unwrap_or(u32::MAX)
+    }
+
+    fn each(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(begin, end)| &self.spans[begin..*end])
+    }
 }
 
 #[derive(Debug)]
@@ -177,6 +110,19 @@ pub struct Decided {
     pub body: Bytes,
     /// The number of spans in it.
     pub spans: u32,
+    /// What cannot be forwarded of them.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Spans that belong to the share that is forwarded, but cannot be told so: they are not what was checked.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// A trace request with them, as they were received.
+    pub body: Bytes,
+    /// The number of spans in it.
+    pub spans: u32,
+    /// What is wrong with the first of them.
+    pub broken: Broken,
 }
 
 /// The undecided traces of one exporter.
@@ -186,10 +132,8 @@ pub struct Tail {
     rules: TailRules,
     traces: HashMap<TraceId, Trace>,
     cohorts: VecDeque<Cohort>,
-    envelopes: HashSet<Arc<Envelope>>,
-    resources: HashSet<Arc<[u8]>>,
-    /// When so many envelopes are known, those that nothing uses are looked for.
-    purge_at: usize,
+    envelopes: Envelopes,
+    /// Memory that they take, without the envelopes.
     bytes: usize,
     /// Traces kept by a rule: the newest, in their order.
     remembered: HashMap<TraceId, usize>,
@@ -207,9 +151,7 @@ impl Tail {
             rules,
             traces: HashMap::new(),
             cohorts: VecDeque::new(),
-            envelopes: HashSet::new(),
-            resources: HashSet::new(),
-            purge_at: 64,
+            envelopes: Envelopes::default(),
             bytes: 0,
             remembered: HashMap::new(),
             remembered_order: VecDeque::new(),
@@ -245,9 +187,9 @@ impl Tail {
             let attributes = Attributes::nested(resource.contents, 1, 1);
             self.rules.spans.enter_resource(attributes, &mut of_resource);
             policy.drop.enter_resource(attributes, &mut of_resource_drop);
-            let shared = self.intern_resource(resource.others);
+            let shared = self.envelopes.resource(resource.others);
             let spans = resource.scopes.into_iter().flat_map(|(scope, spans)| {
-                let envelope = self.intern(&shared, scope);
+                let envelope = self.envelopes.scope(&shared, scope);
                 spans.into_iter().map(move |span| (Arc::clone(&envelope), span))
             });
             for (envelope, (whole, contents)) in spans.collect::<Vec<_>>() {
@@ -273,9 +215,7 @@ impl Tail {
         if begins {
             self.cohorts.push_back(cohort);
         }
-        if self.has_unused() {
-            self.purge();
-        }
+        self.purge();
         Ok(begins)
     }
 
@@ -312,14 +252,15 @@ impl Tail {
             trace.pieces.push(Piece {
                 envelope: Arc::clone(envelope),
                 spans: Vec::new(),
+                ends: Vec::new(),
             });
             trace.bytes += PIECE_OVERHEAD;
             grown += PIECE_OVERHEAD;
         }
         if let Some(piece) = trace.pieces.last_mut() {
-            let before = piece.spans.capacity();
-            piece.spans.extend_from_slice(whole);
-            let more = piece.spans.capacity() - before;
+            let before = piece.size();
+            piece.push(whole);
+            let more = piece.size() - before;
             trace.bytes += more;
             grown += more;
         }
@@ -334,52 +275,6 @@ impl Tail {
         });
     }
 
-    fn intern_resource(&mut self, resource: Vec<u8>) -> Arc<[u8]> {
-        if let Some(known) = self.resources.get(resource.as_slice()) {
-            return Arc::clone(known);
-        }
-        let resource: Arc<[u8]> = resource.into();
-        self.bytes += resource.len() + PIECE_OVERHEAD;
-        self.resources.insert(Arc::clone(&resource));
-        resource
-    }
-
-    fn intern(&mut self, resource: &Arc<[u8]>, scope: Vec<u8>) -> Arc<Envelope> {
-        let envelope = Envelope {
-            resource: Arc::clone(resource),
-            scope: scope.into(),
-        };
-        if let Some(known) = self.envelopes.get(&envelope) {
-            return Arc::clone(known);
-        }
-        let envelope = Arc::new(envelope);
-        self.bytes += envelope.size();
-        self.envelopes.insert(Arc::clone(&envelope));
-        envelope
-    }
-
-    /// Whether there may be envelopes that nothing uses, and it is time to look for them.
-    fn has_unused(&self) -> bool {
-        self.envelopes.len() > self.purge_at || self.bytes > self.rules.memory || self.cohorts.is_empty()
-    }
-
-    /// Forgets envelopes that no trace uses.
-    fn purge(&mut self) {
-        let mut freed = 0;
-        self.envelopes.retain(|envelope| {
-            let is_used = Arc::strong_count(envelope) > 1;
-            freed += if is_used { 0 } else { envelope.size() };
-            is_used
-        });
-        self.resources.retain(|resource| {
-            let is_used = Arc::strong_count(resource) > 1;
-            freed += if is_used { 0 } else { resource.len() + PIECE_OVERHEAD };
-            is_used
-        });
-        self.bytes -= freed;
-        self.purge_at = 64 + 2 * self.envelopes.len();
-    }
-
     /// No trace waits.
     pub fn is_empty(&self) -> bool {
         self.cohorts.is_empty()
@@ -387,7 +282,14 @@ impl Tail {
 
     /// Memory that waiting traces take.
     pub fn held(&self) -> usize {
-        self.bytes
+        self.bytes + self.envelopes.bytes()
+    }
+
+    /// Forgets envelopes that nothing uses, if there may be any and it is time to look for them.
+    fn purge(&mut self) {
+        if self.envelopes.are_many() || self.held() > self.rules.memory || self.cohorts.is_empty() {
+            self.envelopes.purge();
+        }
     }
 
     /// When the next traces are due, in nanoseconds since 1970.
@@ -402,7 +304,7 @@ impl Tail {
 
     /// Whether [`Tail::next_early`] has some.
     pub fn is_early(&self, is_urgent: bool) -> bool {
-        (is_urgent || self.bytes > self.rules.memory) && !self.is_empty()
+        (is_urgent || self.held() > self.rules.memory) && !self.is_empty()
     }
 
     /// The next traces whose time is over. `now` is the time if everything that was received can have been seen, else
@@ -428,9 +330,7 @@ impl Tail {
     fn decide(&mut self, workspace: &mut Workspace) -> Option<Decided> {
         let cohort = self.cohorts.pop_front()?;
         workspace.grow(self.policy.rules().len());
-        let mut kept: Vec<(Arc<Envelope>, Vec<u8>)> = Vec::new();
-        let mut places: HashMap<*const Envelope, usize> = HashMap::new();
-        let mut spans = 0;
+        let (mut kept, mut unreadable, mut broken) = (Gathered::default(), Gathered::default(), None);
         for id in &cohort.traces {
             let Some(trace) = self.traces.remove(id) else { continue };
             self.bytes -= trace.bytes;
@@ -442,32 +342,37 @@ impl Tail {
                 _ => {}
             }
             for piece in trace.pieces {
-                let place = *places.entry(Arc::as_ptr(&piece.envelope)).or_insert_with(|| {
-                    kept.push((Arc::clone(&piece.envelope), Vec::new()));
-                    kept.len() - 1
-                });
-                let out = &mut kept[place].1;
-                spans += match trace.kept_by {
-                    Some(_) => {
-                        out.extend_from_slice(&piece.spans);
-                        count(&piece.spans)
+                if trace.kept_by.is_some() {
+                    kept.add(&piece.envelope, &piece.spans, piece.count());
+                    continue;
+                }
+                for span in piece.each() {
+                    match self.policy.sampled(span, workspace) {
+                        Ok(None) => {}
+                        Ok(Some(span)) => kept.add(&piece.envelope, &span, 1),
+                        Err(error) => {
+                            broken = broken.or(Some(error));
+                            unreadable.add(&piece.envelope, span, 1);
+                        }
                     }
-                    None => self.policy.sampled(&piece.spans, out, workspace),
-                };
+                }
             }
         }
-        kept.retain(|(_, spans)| !spans.is_empty());
-        let body = write(&kept);
-        drop(kept);
-        if self.has_unused() {
-            self.purge();
-        }
-        Some(Decided {
+        let decided = Decided {
             sequence: cohort.sequence,
             received_at: cohort.received_at,
-            body,
-            spans,
-        })
+            body: kept.write(),
+            spans: kept.spans(),
+            unreadable: broken.map(|broken| Unreadable {
+                body: unreadable.write(),
+                spans: unreadable.spans(),
+                broken,
+            }),
+        };
+        // They hold on to envelopes.
+        drop((kept, unreadable));
+        self.purge();
+        Some(decided)
     }
 
     fn remember(&mut self, id: TraceId, rule: usize) {
@@ -482,128 +387,33 @@ impl Tail {
     }
 }
 
-impl Envelope {
-    fn size(&self) -> usize {
-        self.scope.len() + PIECE_OVERHEAD
-    }
-}
-
 impl Policy {
-    /// Appends those of some spans whose trace belongs to the share that is kept; returns how many.
-    fn sampled(&self, spans: &[u8], out: &mut Vec<u8>, workspace: &mut Workspace) -> u32 {
-        let mut kept = 0;
-        Cursor::new(spans).for_each_field(|_, cursor| {
-            let contents = cursor.slice()?;
-            let span = Span::decode(contents);
-            match decide(&span, self.threshold) {
-                Sampled::Out => {
-                    workspace.add(self.ratio_rule, 1);
-                    return Ok(());
-                }
-                Sampled::In => put_bytes(out, SPANS, contents),
-                Sampled::InAt(threshold) => {
-                    let mut state = Vec::new();
-                    stamp(span.trace_state().as_bytes(), threshold, &mut state);
-                    let (mut stamped, _) = take_apart(contents, TRACE_STATE)?;
-                    put_bytes(&mut stamped, TRACE_STATE, &state);
-                    put_bytes(out, SPANS, &stamped);
-                }
+    /// What goes of a span (with its key and length) by the share that is kept: nothing, or it, with the threshold if
+    /// there is one.
+    fn sampled<'s>(&self, whole: &'s [u8], workspace: &mut Workspace) -> Result<Option<Cow<'s, [u8]>>, Broken> {
+        let mut cursor = Cursor::new(whole);
+        cursor.key()?;
+        let contents = cursor.slice()?;
+        let span = Span::decode(contents);
+        match decide(&span, self.threshold) {
+            Sampled::Out => {
+                workspace.add(self.ratio_rule, 1);
+                Ok(None)
             }
-            kept += 1;
-            Ok(())
-        });
-        kept
+            Sampled::In => Ok(Some(Cow::Borrowed(whole))),
+            Sampled::InAt(threshold) => {
+                let mut state = Vec::new();
+                stamp(span.trace_state().as_bytes(), threshold, &mut state);
+                let (mut stamped, _) = take_apart(contents, TRACE_STATE)?;
+                put_bytes(&mut stamped, TRACE_STATE, &state);
+                let mut whole = Vec::with_capacity(stamped.len() + 8);
+                put_bytes(&mut whole, SPANS, &stamped);
+                Ok(Some(Cow::Owned(whole)))
+            }
+        }
     }
 }
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn count(spans: &[u8]) -> u32 {
-    let mut count = 0;
-    Cursor::new(spans).for_each_field(|key, cursor| {
-        count += 1;
-        cursor.skip(key, MAX_DEPTH)
-    });
-    count
-}
-
-/// One resource of a request, taken apart.
-struct Outline<'a> {
-    contents: &'a [u8],
-    /// All but the scopes.
-    others: Vec<u8>,
-    /// Each scope that has spans, without them, and its spans with their key and length, and without.
-    scopes: Vec<Parts<'a>>,
-}
-
-fn outline(body: &Bytes) -> Result<Vec<Outline<'_>>, Broken> {
-    let mut resources = Vec::new();
-    let mut cursor = Cursor::new(body);
-    while !cursor.is_done() {
-        let key = cursor.key()?;
-        if key.raw() != delimited(RESOURCES) {
-            cursor.skip(key, MAX_DEPTH)?;
-            continue;
-        }
-        let contents = cursor.slice()?;
-        let (others, inner) = take_apart(contents, SCOPES)?;
-        let mut scopes = Vec::new();
-        for (_, scope) in inner {
-            let (scope, spans) = take_apart(scope, SPANS)?;
-            if !spans.is_empty() {
-                scopes.push((scope, spans));
-            }
-        }
-        resources.push(Outline {
-            contents,
-            others,
-            scopes,
-        });
-    }
-    Ok(resources)
-}
-
-type Parts<'a> = (Vec<u8>, Vec<(&'a [u8], &'a [u8])>);
-
-/// The fields with this number, each with and without its key and length; and all others.
-fn take_apart(message: &[u8], number: u32) -> Result<Parts<'_>, Broken> {
-    let (mut others, mut wanted) = (Vec::new(), Vec::new());
-    let mut cursor = Cursor::new(message);
-    while !cursor.is_done() {
-        let begin = cursor;
-        let key = cursor.key()?;
-        if key.raw() == delimited(number) {
-            let contents = cursor.slice()?;
-            wanted.push((cursor.since(&begin), contents));
-        } else {
-            cursor.skip(key, MAX_DEPTH)?;
-            others.extend_from_slice(cursor.since(&begin));
-        }
-    }
-    Ok((others, wanted))
-}
-
-/// A trace request with these spans: each resource once, with its scopes.
-fn write(scopes: &[(Arc<Envelope>, Vec<u8>)]) -> Bytes {
-    let mut resources: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    let mut places: HashMap<*const u8, usize> = HashMap::new();
-    for (envelope, spans) in scopes {
-        let place = *places.entry(Arc::as_ptr(&envelope.resource).cast()).or_insert_with(|| {
-            resources.push((&*envelope.resource, Vec::new()));
-            resources.len() - 1
-        });
-        let out = &mut resources[place].1;
-        put_header(out, SCOPES, envelope.scope.len() + spans.len());
-        out.extend_from_slice(&envelope.scope);
-        out.extend_from_slice(spans);
-    }
-    let mut out = Vec::new();
-    for (resource, scopes) in resources {
-        put_header(&mut out, RESOURCES, resource.len() + scopes.len());
-        out.extend_from_slice(resource);
-        out.extend_from_slice(&scopes);
-    }
-    Bytes::from(out)
 }

@@ -25,10 +25,26 @@ pub(super) struct Leaving {
 
 /// What becomes of a record.
 pub(super) enum Loaded {
+    /// Nothing: the exporter does not send its signal.
+    NotSent,
     /// It is sent, as far as it leaves.
     Now(Load),
-    /// Its traces wait to be decided; true if one of them begins in it.
-    Later(bool),
+    /// Its traces wait to be decided.
+    Later {
+        /// One of them begins in it.
+        begins: bool,
+        /// What it decoded to.
+        bytes: usize,
+    },
+}
+
+/// What becomes of the traces that were first seen in one record.
+pub(super) struct Sent {
+    pub(super) sequence: u64,
+    /// It is sent, as far as it leaves.
+    pub(super) load: Option<Load>,
+    /// It is set aside, and why.
+    pub(super) aside: Vec<(Parcel, LoadError)>,
 }
 
 impl Leaving {
@@ -62,12 +78,18 @@ impl Leaving {
         options: &ExporterOptions,
         limit: usize,
     ) -> Result<Loaded, LoadError> {
+        if !options.signals.contains(&record.signal) {
+            return Ok(Loaded::NotSent);
+        }
         match &mut self.tail {
-            Some(tail) if record.signal == Signal::Traces && options.signals.contains(&Signal::Traces) => {
+            Some(tail) if record.signal == Signal::Traces => {
                 let body = decoded(record)?;
                 self.received = record.encoding;
                 tail.add(record.sequence, record.received_at, &body, &mut self.workspace)
-                    .map(Loaded::Later)
+                    .map(|begins| Loaded::Later {
+                        begins,
+                        bytes: body.len(),
+                    })
                     .map_err(LoadError::Unreadable)
             }
             _ => Load::of(record, options, &self.policy, &mut self.workspace, limit).map(Loaded::Now),
@@ -92,30 +114,38 @@ impl Leaving {
     }
 
     /// Decides over traces, as far as about so many bytes are sent because of it. See [`Tail::next_due`].
-    #[allow(
-        clippy::type_complexity,
-        reason = "a record with what is sent, or why it is set aside"
-    )]
     pub(super) fn decide(
         &mut self,
         now: Option<u64>,
         is_urgent: bool,
         bytes: usize,
         options: &ExporterOptions,
-    ) -> Vec<(u64, Result<Load, (Parcel, String)>)> {
-        let mut loads = Vec::new();
+    ) -> Vec<Sent> {
+        let mut all = Vec::new();
         let mut size = 0;
         while size < bytes
-            && let Some(decided) = self.next(now, is_urgent && loads.is_empty())
+            && let Some(decided) = self.next(now, is_urgent && all.is_empty())
         {
             size += decided.body.len();
-            let sequence = decided.sequence;
             let encoding = options.encoding_for(self.received);
-            let load = Load::decided(&decided, encoding, &self.policy, &mut self.workspace);
-            let set_aside = |error: LoadError| (Parcel::decided(&decided), error.to_string());
-            loads.push((sequence, load.map_err(set_aside)));
+            let mut sent = Sent {
+                sequence: decided.sequence,
+                load: None,
+                aside: Vec::new(),
+            };
+            match Load::decided(&decided, encoding, &self.policy, &mut self.workspace) {
+                Ok(load) => sent.load = Some(load),
+                Err(error) => sent
+                    .aside
+                    .push((Parcel::decided(&decided, decided.body.clone(), decided.spans), error)),
+            }
+            if let Some(unreadable) = &decided.unreadable {
+                let parcel = Parcel::decided(&decided, unreadable.body.clone(), unreadable.spans);
+                sent.aside.push((parcel, LoadError::Unreadable(unreadable.broken)));
+            }
+            all.push(sent);
         }
-        loads
+        all
     }
 
     fn next(&mut self, now: Option<u64>, is_urgent: bool) -> Option<Decided> {

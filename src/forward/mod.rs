@@ -17,15 +17,18 @@
 //!
 //! # How it is built
 //!
-//! `leaving` applies the rules for what leaves. The decisions are sans-io and tested as such: `retry` (when), `answer` (what an answer means), `parcel` and
-//! `split` (what goes into a request), `gate` and `lane` (what is sent next), `window` (how far the position may
-//! move). `client` sends one request; `run` connects all of them with the journal.
+//! `intake` takes records from the journal, and `leaving` applies the rules for what leaves. The decisions are sans-io and
+//! tested as such: `retry` (when), `answer` (what an answer means), `parcel` and `split` (what goes into a request), `gate`
+//! and `lane` (what is sent next), `window` (how far the position may move). `client` sends one request, `sending` several
+//! beside each other, `saving` saves the position; `run` connects all of them in one loop, which `forwarder` starts.
 
 mod answer;
 mod client;
 mod counters;
 mod endpoint;
+mod forwarder;
 mod gate;
+mod intake;
 mod lane;
 mod leaving;
 mod options;
@@ -36,6 +39,8 @@ mod report;
 mod resend;
 mod retry;
 mod run;
+mod saving;
+mod sending;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -44,11 +49,11 @@ mod window;
 
 pub use answer::{Answer, Verdict};
 pub use endpoint::Endpoint;
+pub use forwarder::{Forwarder, Setup};
 pub use options::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, TlsOptions};
 pub use refused::{Kept, Refusal, list_refused, read_refused, refused_directory, remove_refused};
 pub use resend::Resender;
 pub use retry::{RetryOptions, parse_retry_after};
-pub use run::{Forwarder, Setup};
 
 use std::time::Duration;
 
@@ -63,6 +68,9 @@ pub const MAX_BYTES_IN_FLIGHT: usize = 8 << 20;
 
 /// Reading pauses while so many requests of `max_request_size` wait.
 const READ_AHEAD: usize = 2;
+
+/// The pause after the exporter's own files or the journal could not be read or written.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// The position is saved at most this often.
 pub const SAVE_EVERY: Duration = Duration::from_millis(100);
@@ -107,5 +115,13 @@ impl ForwardError {
             ForwardError::Egress(error) => error.key(),
             ForwardError::Tls(_) => "tls",
         }
+    }
+}
+
+/// A panic in a task is a panic of the stage: it must not die silently.
+fn rethrow(error: tokio::task::JoinError) -> ! {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(cancelled) => panic!("a task of the exporter was cancelled: {cancelled}"),
     }
 }

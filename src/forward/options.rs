@@ -279,13 +279,13 @@ impl ExporterOptions {
     /// The most memory the exporter takes for bodies, while no single request is larger than all of it.
     pub fn memory_bound(&self) -> usize {
         let under_way = 2 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
-        // What waits, and the batch that was read when there was still room.
+        // What waits, what was taken in when there was still room, and the rest of the batch it was of.
         let waiting = if self.egress.keep.is_empty() {
             0
         } else {
             self.egress.memory
         };
-        under_way + (super::READ_AHEAD + 1) * self.max_request_size + waiting
+        under_way + (super::READ_AHEAD + 2) * self.max_request_size + waiting
     }
 
     /// What to do with a body that came in `received`: the encoding it is sent in.

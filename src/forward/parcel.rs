@@ -180,13 +180,13 @@ impl Parcel {
         }
     }
 
-    /// Traces that waited and could not be understood, to be set aside as they are.
-    pub(super) fn decided(decided: &Decided) -> Parcel {
+    /// Spans of traces that waited and could not be understood, to be set aside as they are.
+    pub(super) fn decided(decided: &Decided, body: Bytes, items: u32) -> Parcel {
         let part = Part {
             sequence: decided.sequence,
             received_at: decided.received_at,
-            items: decided.spans,
-            body: decided.body.clone(),
+            items,
+            body,
         };
         Parcel::single(Signal::Traces, Encoding::Identity, part)
     }
@@ -330,6 +330,11 @@ impl Load {
             });
         }
         Ok(Load::plain(record, options, decoded(record)?, record.items))
+    }
+
+    /// Bytes held in memory.
+    pub(super) fn held(&self) -> usize {
+        self.part.body.len()
     }
 
     /// What is sent of traces that waited.

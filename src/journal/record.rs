@@ -165,4 +165,9 @@ impl Record {
             _ => self.decoded.as_ref(),
         }
     }
+
+    /// Does without the receiver's copy from now on.
+    pub fn forget_decoded(&mut self) {
+        self.decoded = None;
+    }
 }

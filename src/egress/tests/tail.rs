@@ -13,6 +13,7 @@ use prost::Message;
 use crate::egress::{
     Decided, EgressOptions, Glob, KeepRule, Policy, SpanCondition, SpanRule, Tail, Threshold, Workspace,
 };
+use crate::otlp::wire::put_bytes;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -387,4 +388,39 @@ fn a_large_resource_with_many_scopes_is_held_and_sent_once() {
     assert_eq!(decided.spans as usize, SCOPES);
     assert!(decided.body.len() < 2 << 20, "{}", decided.body.len());
     assert_eq!(rig.tail.held(), 0);
+}
+
+#[test]
+fn a_span_that_cannot_be_given_its_threshold_is_handed_out_to_be_set_aside_and_harms_no_other() {
+    let policy = policy(|options| options.ratio = Threshold::from_ratio(0.5).unwrap());
+    let mut rig = Rig::new(&policy);
+    // These ids belong to the kept half. Of the second span a field is longer than the span.
+    let before = request(vec![span(0xf0, "before")]);
+    let mut damaged = span(0xf0, "").encode_to_vec();
+    damaged.extend([0x2a, 0x7f]);
+    let mut broken = Vec::new();
+    put_bytes(&mut broken, 2, &damaged);
+    put_bytes(&mut broken, 2, &span(0xf0, "behind").encode_to_vec());
+    let (mut scope, mut resource) = (Vec::new(), Vec::new());
+    put_bytes(&mut scope, 2, &broken);
+    put_bytes(&mut resource, 1, &scope);
+    let body: Bytes = [before, resource.into()].concat().into();
+    assert!(rig.tail.add(1, SECOND, &body, &mut rig.workspace).unwrap());
+    rig.add(2, 1, vec![failed(0xf1, "another trace")]);
+
+    let decided = rig.tail.next_due(Some(20 * SECOND), &mut rig.workspace).unwrap();
+    let request = ExportTraceServiceRequest::decode(decided.body.clone()).unwrap();
+    let spans = request
+        .resource_spans
+        .iter()
+        .flat_map(|resource| &resource.scope_spans[0].spans);
+    assert_eq!(
+        spans.map(|span| span.name.as_str()).collect::<Vec<_>>(),
+        ["before", "behind"]
+    );
+    assert_eq!(decided.spans, 2);
+    let unreadable = decided.unreadable.unwrap();
+    assert_eq!(unreadable.spans, 1);
+    assert!(unreadable.body.ends_with(&damaged), "as it was received");
+    assert_eq!(rig.due(Some(20)), [(2, texts(&["another trace"]))]);
 }

@@ -3,6 +3,7 @@
 mod failures;
 mod grpc;
 mod http;
+mod intake;
 mod lanes;
 mod loading;
 mod rig;

@@ -1,0 +1,146 @@
+//! The tasks of one exporter that send a request, or set one aside. Each reports back; nothing is shared between them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::answer::Answer;
+use super::client::Client;
+use super::counters::Counters;
+use super::lane::Ticket;
+use super::parcel::Parcel;
+use super::refused::{Refused, RefusedStore};
+use super::{MAX_BYTES_IN_FLIGHT, rethrow};
+
+/// What a task reports.
+pub(super) struct Returned {
+    pub(super) parcel: Parcel,
+    pub(super) ticket: Ticket,
+    pub(super) event: Event,
+}
+
+pub(super) enum Event {
+    /// An answer to so many bytes.
+    Answered(Answer, usize),
+    /// Set aside; so many had to be deleted for it.
+    Kept(std::io::Result<u64>),
+}
+
+/// What is under way.
+pub(super) struct Sending {
+    client: Arc<Client>,
+    counters: Arc<Counters>,
+    refused: Arc<Mutex<RefusedStore>>,
+    under_way: JoinSet<Returned>,
+    bytes: usize,
+}
+
+impl Sending {
+    pub(super) fn new(client: Arc<Client>, counters: Arc<Counters>, refused: RefusedStore) -> Sending {
+        Sending {
+            client,
+            counters,
+            refused: Arc::new(Mutex::new(refused)),
+            under_way: JoinSet::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Whether one more may start, of at most so many at once.
+    pub(super) fn has_room(&self, most: usize) -> bool {
+        self.under_way.len() < most.max(1) && (self.bytes < MAX_BYTES_IN_FLIGHT || self.is_empty())
+    }
+
+    /// Requests and bytes under way.
+    pub(super) fn under_way(&self) -> (usize, usize) {
+        (self.under_way.len(), self.bytes)
+    }
+
+    /// The certificate files may have changed.
+    pub(super) fn reload_certificates(&self) -> Result<(), super::ForwardError> {
+        self.client.reload_certificates()
+    }
+
+    /// Sends a parcel; or sets it aside if it was refused.
+    pub(super) fn start(&mut self, parcel: Parcel, ticket: Ticket) {
+        self.bytes += parcel.held();
+        match parcel.history.refused {
+            None => self.send(parcel, ticket),
+            Some(_) => self.keep(parcel, ticket),
+        }
+    }
+
+    fn send(&mut self, parcel: Parcel, ticket: Ticket) {
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.counters));
+        self.under_way.spawn(async move {
+            let (parcel, body) = if parcel.is_costly_to_encode() {
+                let encoding = tokio::task::spawn_blocking(move || {
+                    let body = parcel.wire_body();
+                    (parcel, body)
+                });
+                encoding.await.unwrap_or_else(|panic| rethrow(panic))
+            } else {
+                let body = parcel.wire_body();
+                (parcel, body)
+            };
+            let (began, length) = (Instant::now(), body.iter().map(Bytes::len).sum());
+            let answer = client.send(parcel.signal, parcel.encoding, body).await;
+            counters.attempted(answer.verdict, began.elapsed());
+            Returned {
+                parcel,
+                ticket,
+                event: Event::Answered(answer, length),
+            }
+        });
+    }
+
+    fn keep(&mut self, parcel: Parcel, ticket: Ticket) {
+        let store = Arc::clone(&self.refused);
+        self.under_way.spawn_blocking(move || {
+            let kept = keep(&store, &parcel);
+            Returned {
+                parcel,
+                ticket,
+                event: Event::Kept(kept),
+            }
+        });
+    }
+
+    /// The next report. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Result<Returned, JoinError>> {
+        let returned = self.under_way.join_next().await?;
+        if let Ok(returned) = &returned {
+            self.bytes -= returned.parcel.held();
+        }
+        Some(returned)
+    }
+
+    /// What is still under way is left: the journal has it.
+    pub(super) fn abort(&mut self) {
+        self.under_way.abort_all();
+    }
+}
+
+fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel) -> std::io::Result<u64> {
+    let refused_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let first = parcel.parts.first();
+    let refused = Refused {
+        signal: parcel.signal,
+        encoding: parcel.held_encoding(),
+        items: parcel.items(),
+        reason: parcel.history.refused.as_deref().unwrap_or_default(),
+        refused_at: u64::try_from(refused_at.as_nanos()).unwrap_or(u64::MAX),
+        received_at: first.map_or(0, |part| part.received_at),
+        sequence: first.map_or(0, |part| part.sequence),
+        body: &parcel.joined(),
+    };
+    store.lock().unwrap_or_else(PoisonError::into_inner).keep(&refused)
+}
