@@ -170,14 +170,16 @@ impl Loaded {
                 .is_ok_and(|endpoint| endpoint.is_own_listener(&own))
         };
         let exporters = self.settings.exporters.iter();
-        exporters.filter(move |(_, options)| leads_back(options)).map(|(name, _)| {
-            let path = ["exporters", name.as_str(), "endpoint"];
-            Mistake {
-                at: self.given_at(&path),
-                path: path.join("."),
-                message: "is one of our own listeners; what is forwarded would go round for ever".to_owned(),
-            }
-        })
+        exporters
+            .filter(move |(_, options)| leads_back(options))
+            .map(|(name, _)| {
+                let path = ["exporters", name.as_str(), "endpoint"];
+                Mistake {
+                    at: self.given_at(&path),
+                    path: path.join("."),
+                    message: "is one of our own listeners; what is forwarded would go round for ever".to_owned(),
+                }
+            })
     }
 
     /// Where a key is given a value.
@@ -196,7 +198,10 @@ impl Settings {
         let grpc = self.receivers.grpc.as_ref().map(|grpc| &grpc.endpoint);
         let http = self.receivers.http.as_ref().map(|http| &http.endpoint);
         let others = [&self.metrics.listen, &self.api.listen, &self.health];
-        let endpoints = grpc.into_iter().chain(http).chain(others.map(|listen| &listen.endpoint));
+        let endpoints = grpc
+            .into_iter()
+            .chain(http)
+            .chain(others.map(|listen| &listen.endpoint));
         endpoints
             .filter_map(|endpoint| listen::address_of(endpoint).ok())
             .collect()

@@ -226,18 +226,25 @@ fn mistakes_across_settings_are_found() {
 
 #[test]
 fn an_exporter_that_leads_back_to_a_listener_is_found_without_starting() {
-    let text = |endpoint: &str| {
-        format!("metrics: {{endpoint: ':9999'}}\nexporters:\n  otlp/a.b:\n    endpoint: {endpoint}\n")
-    };
+    let text =
+        |endpoint: &str| format!("metrics: {{endpoint: ':9999'}}\nexporters:\n  otlp/a.b:\n    endpoint: {endpoint}\n");
     let loop_at = |endpoint| loaded(&text(endpoint)).unwrap().check();
-    for endpoint in ["http://127.0.0.1:4318", "http://localhost:4317", "http://127.0.0.1:9999"] {
+    for endpoint in [
+        "http://127.0.0.1:4318",
+        "http://localhost:4317",
+        "http://127.0.0.1:9999",
+    ] {
         assert_eq!(
             loop_at(endpoint).unwrap_err().to_string(),
             "c.yaml:4:15: exporters.otlp/a.b.endpoint: is one of our own listeners; what is forwarded would go round \
              for ever"
         );
     }
-    for endpoint in ["http://127.0.0.1:4319", "http://192.0.2.7:4318", "http://no-such-host.invalid:4318"] {
+    for endpoint in [
+        "http://127.0.0.1:4319",
+        "http://192.0.2.7:4318",
+        "http://no-such-host.invalid:4318",
+    ] {
         loop_at(endpoint).unwrap();
     }
 }

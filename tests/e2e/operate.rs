@@ -47,7 +47,10 @@ fn validate_names_file_line_key_and_nearest_key_of_every_mistake_and_exits_with_
     for (place, words) in [
         ("wrong.yaml:3", ["journal.retian", "retain"]),
         ("wrong.yaml:4", ["journal.max_size", "soon"]),
-        ("wrong.yaml:7", ["metrics.max_serie_per_metric", "max_series_per_metric"]),
+        (
+            "wrong.yaml:7",
+            ["metrics.max_serie_per_metric", "max_series_per_metric"],
+        ),
         ("wrong.yaml:8", ["reciever", "receivers"]),
         ("rules.yaml:3", ["type", "countr"]),
     ] {

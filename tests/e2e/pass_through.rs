@@ -186,7 +186,9 @@ fn decoded(encoding: &str, body: &Bytes) -> Bytes {
         "zstd" => zstd::decode_all(&body[..]).unwrap().into(),
         "deflate" => {
             let mut plain = Vec::new();
-            flate2::read::ZlibDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+            flate2::read::ZlibDecoder::new(&body[..])
+                .read_to_end(&mut plain)
+                .unwrap();
             plain.into()
         }
         other => panic!("the sink was not told to take {other}"),
