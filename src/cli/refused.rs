@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Context as _;
 
 use super::commands::say;
-use crate::forward::{ExporterOptions, Kept, Resender, Verdict, list_refused, refused_directory};
+use crate::forward::{ExporterOptions, Kept, Resender, Resent, list_refused, refused_directory};
 
 /// Exporters by name, as the settings have them.
 type Exporters = [(String, ExporterOptions)];
@@ -24,22 +24,39 @@ pub(super) fn list(directory: &Path, exporters: &Exporters) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sends every kept request once; what is delivered goes, the rest stays. Failure when something stays.
+/// Sends every kept request once; what is delivered or dropped by today's rules goes, the rest stays. Failure when something
+/// stays.
 pub(super) async fn retry(directory: &Path, exporters: &Exporters) -> anyhow::Result<ExitCode> {
-    let (mut delivered, mut left) = (0, 0);
+    let (mut delivered, mut dropped, mut left) = (0, 0, 0);
     for (name, options) in exporters {
         let resender = Resender::new(options).with_context(|| format!("exporters.{name}"))?;
         for kept in kept_of(directory, name)? {
-            let answer = resender.resend(&kept).await?;
-            if answer.verdict == Verdict::Delivered {
-                delivered += 1;
-            } else {
-                left += 1;
-                say(&format!("{}\n  again: {}", line(&kept), answer.reason));
+            match resender.resend(&kept).await {
+                Ok(Resent::Delivered) => delivered += 1,
+                Ok(Resent::Dropped) => {
+                    dropped += 1;
+                    say(&format!(
+                        "{}\n  not sent: the rules of exporters.{name} drop all of it",
+                        line(&kept)
+                    ));
+                }
+                Ok(Resent::Refused(answer)) => {
+                    left += 1;
+                    say(&format!("{}\n  again: {}", line(&kept), answer.reason));
+                }
+                // It keeps no other from being sent.
+                Err(error) => {
+                    left += 1;
+                    say(&format!("{}\n  not sent: {error}", line(&kept)));
+                }
             }
         }
     }
-    say(&format!("{delivered} delivered, {left} still refused"));
+    let dropped = match dropped {
+        0 => String::new(),
+        dropped => format!("{dropped} dropped by rules, "),
+    };
+    say(&format!("{delivered} delivered, {dropped}{left} still refused"));
     Ok(if left == 0 {
         ExitCode::SUCCESS
     } else {

@@ -36,7 +36,7 @@ mod tail;
 mod tests;
 
 pub use glob::Glob;
-pub use options::{EgressOptions, KeepRule, Secret, SpanCondition, SpanRule};
+pub use options::{EgressOptions, Fingerprint, KeepRule, Secret, SpanCondition, SpanRule};
 pub use policy::{EgressError, Outcome, Policy, RuleInfo, Workspace};
 pub use sampling::Threshold;
 pub use tail::{Decided, Tail, Unreadable};

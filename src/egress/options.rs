@@ -3,9 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::glob::Glob;
+use super::hash::Hasher;
 use super::policy::EgressError;
 use super::sampling::Threshold;
+use crate::otlp::AnyValue;
 
 /// The rules of one exporter. The default has none: everything is forwarded as it was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +175,53 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Tells whether a body went through the same rules. Between versions of the program the same rules may have another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Of all rules.
+    pub rules: String,
+    /// Of those that hash values: a digest that is hashed again would be equal to no other.
+    pub hashing: String,
+}
+
 impl EgressOptions {
+    /// What stands for these rules beside a body that went through them.
+    pub fn fingerprint(&self) -> Fingerprint {
+        // With the key, where there is one, so that it changes with the key and tells no more of it than a hashed value.
+        let hasher = Hasher::new(&self.hash_key);
+        let digest = |text: String| {
+            let mut digest = Vec::new();
+            hasher.digest(&AnyValue::Bytes(text.as_bytes()), b"", &mut digest);
+            digest.truncate(32);
+            digest.into_iter().map(char::from).collect()
+        };
+        Fingerprint {
+            rules: digest(format!("{self:?}")),
+            hashing: digest(format!("{:?}", self.hash_attributes)),
+        }
+    }
+
+    /// The rules for a body that was kept because it could not be delivered, and is sent by itself. What went through is
+    /// told by `before`; `None` if they did not change since.
+    ///
+    /// `sample.keep` is left out: a trace is not judged by what happens to be left of it, and what was kept was chosen
+    /// already.
+    pub fn for_kept(&self, before: Option<&Fingerprint>) -> Option<EgressOptions> {
+        let now = self.fingerprint();
+        if before.is_some_and(|before| before.rules == now.rules) {
+            return None;
+        }
+        let mut options = self.clone();
+        if !options.keep.is_empty() {
+            options.keep.clear();
+            options.ratio = Threshold::ALWAYS;
+        }
+        if before.is_some_and(|before| before.hashing == now.hashing) {
+            options.hash_attributes.clear();
+        }
+        Some(options)
+    }
+
     /// Whether some traces may be left out.
     pub(super) fn samples(&self) -> bool {
         self.ratio != Threshold::ALWAYS

@@ -52,7 +52,7 @@ pub use endpoint::Endpoint;
 pub use forwarder::{Forwarder, Setup};
 pub use options::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, TlsOptions};
 pub use refused::{Kept, Refusal, list_refused, read_refused, refused_directory, remove_refused};
-pub use resend::Resender;
+pub use resend::{Resender, Resent};
 pub use retry::{RetryOptions, parse_retry_after};
 
 use std::time::Duration;

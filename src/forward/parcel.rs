@@ -51,6 +51,8 @@ pub(super) struct Parcel {
     pub(super) encoding: Encoding,
     /// The parts' bodies are in `encoding` already; then there is exactly one.
     pub(super) is_packed: bool,
+    /// It could not be read: no rule for what leaves was applied to it. It is set aside, and never sent.
+    pub(super) is_unruled: bool,
     /// Never empty.
     pub(super) parts: Vec<Part>,
     /// Bytes before compression.
@@ -125,6 +127,7 @@ impl Parcel {
             signal,
             encoding,
             is_packed,
+            is_unruled: self.is_unruled,
             parts: parts.to_vec(),
             size: parts.iter().map(|part| part.body.len()).sum(),
             is_partial: false,
@@ -176,6 +179,7 @@ impl Parcel {
         };
         Parcel {
             is_packed: true,
+            is_unruled: true,
             ..Parcel::single(record.signal, record.encoding, part)
         }
     }
@@ -188,7 +192,10 @@ impl Parcel {
             items,
             body,
         };
-        Parcel::single(Signal::Traces, Encoding::Identity, part)
+        Parcel {
+            is_unruled: true,
+            ..Parcel::single(Signal::Traces, Encoding::Identity, part)
+        }
     }
 
     /// The encoding of the parts' bodies.
@@ -207,6 +214,7 @@ impl Parcel {
             signal,
             encoding,
             is_packed: false,
+            is_unruled: false,
             parts: vec![part],
             size,
             is_partial: false,

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::RefusedLimits;
+use crate::egress::Fingerprint;
 use crate::otlp::{Encoding, Signal};
 
 const SUFFIX: &str = ".refused";
@@ -50,6 +51,10 @@ pub struct Refusal {
     pub body_bytes: u64,
     /// CRC32C of the body.
     pub body_crc32c: u32,
+    /// The rules for what leaves that the body went through; none if it went through none because it could not be read, or
+    /// was kept by a version that did not tell.
+    #[serde(default)]
+    pub went_through: Option<Fingerprint>,
 }
 
 impl Refusal {
@@ -74,6 +79,7 @@ pub(super) struct Refused<'a> {
     pub(super) refused_at: u64,
     pub(super) received_at: u64,
     pub(super) sequence: u64,
+    pub(super) went_through: Option<Fingerprint>,
     pub(super) body: &'a [u8],
 }
 
@@ -134,6 +140,7 @@ impl RefusedStore {
             sequence: refused.sequence,
             body_bytes: refused.body.len() as u64,
             body_crc32c: crc32c::crc32c(refused.body),
+            went_through: refused.went_through.clone(),
         };
         let mut line = serde_json::to_vec(&refusal)?;
         line.push(b'\n');
@@ -273,6 +280,7 @@ mod tests {
             refused_at: 1_700_000_000_000_000_000 + sequence,
             received_at: 5,
             sequence,
+            went_through: None,
             body,
         }
     }

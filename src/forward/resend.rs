@@ -1,6 +1,10 @@
 //! Sends again what a backend refused (`spanledger refused retry`).
+//!
+//! What is kept went through the rules for what leaves as they were then. If they have changed since, today's are applied
+//! to it: what a rule says must not leave does not leave by this door either.
 
 use std::io;
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -8,8 +12,8 @@ use super::answer::{Answer, Verdict};
 use super::client::Client;
 use super::refused::{Kept, read_refused, remove_refused};
 use super::{ExporterOptions, ForwardError};
-use crate::egress::Policy;
-use crate::otlp::{Encoding, Malformed, Signal, TraceRequest, compress, decompress, opaque};
+use crate::egress::{Outcome, Policy, Workspace};
+use crate::otlp::{Encoding, compress, decompress};
 
 /// Stands for no journal in [`super::HOP_HEADER`]: the journal may be in use by the running program.
 const NO_JOURNAL: &str = "00000000000000000000000000000000";
@@ -23,54 +27,93 @@ pub struct Resender {
     options: ExporterOptions,
 }
 
+/// What became of a kept request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resent {
+    /// The backend has it, and its file is removed.
+    Delivered,
+    /// The rules for what leaves drop all of it today. Nothing was sent, and its file is removed.
+    Dropped,
+    /// It stays, because of this answer.
+    Refused(Answer),
+}
+
 impl Resender {
     /// Checks the options and reads the certificates.
     pub fn new(options: &ExporterOptions) -> Result<Resender, ForwardError> {
+        Policy::compile(&options.egress)?;
         Ok(Resender {
             client: Client::new(options, NO_JOURNAL)?,
             options: options.clone(),
         })
     }
 
-    /// Sends one request, once. If it is delivered its file is removed; else it stays, and the answer says why.
-    pub async fn resend(&self, kept: &Kept) -> io::Result<Answer> {
-        let damaged = || {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is damaged", kept.path.display()),
-            )
-        };
-        let signal = kept.refusal.signal().ok_or_else(damaged)?;
-        let held = kept.refusal.encoding().ok_or_else(damaged)?;
-        let body = read_refused(kept)?;
-        // What is kept went through the rules for what leaves, but for what they could not be applied to.
-        if !Policy::compile(&self.options.egress).is_ok_and(|policy| policy.is_empty()) {
-            let decoded = decompress(held, &body, DECODED_LIMIT).map_err(|_| damaged())?;
-            is_readable(signal, decoded).map_err(|_| damaged())?;
-        }
-        let encoding = self.options.encoding_for(held);
-        let body = if encoding == held {
-            body
-        } else {
-            let decoded = decompress(held, &body, DECODED_LIMIT).map_err(|_| damaged())?;
-            if encoding == Encoding::Identity {
-                decoded
-            } else {
-                compress(encoding, &decoded)
+    /// Sends one request, once.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or is damaged, or the rules cannot be applied to what it holds. It stays.
+    pub async fn resend(&self, kept: &Kept) -> io::Result<Resent> {
+        let (encoding, body) = match self.body(kept)? {
+            Some(body) => body,
+            None => {
+                remove_refused(kept)?;
+                return Ok(Resent::Dropped);
             }
         };
+        let signal = kept.refusal.signal().ok_or_else(|| damaged(&kept.path))?;
         let answer = self.client.send(signal, encoding, vec![body]).await;
-        if answer.verdict == Verdict::Delivered {
-            remove_refused(kept)?;
+        if answer.verdict != Verdict::Delivered {
+            return Ok(Resent::Refused(answer));
         }
-        Ok(answer)
+        remove_refused(kept)?;
+        Ok(Resent::Delivered)
+    }
+
+    /// What may leave of a request, in the encoding in which it is sent; `None` if nothing may.
+    fn body(&self, kept: &Kept) -> io::Result<Option<(Encoding, Bytes)>> {
+        let damaged = || damaged(&kept.path);
+        let signal = kept.refusal.signal().ok_or_else(damaged)?;
+        let held = kept.refusal.encoding().ok_or_else(damaged)?;
+        let encoding = self.options.encoding_for(held);
+        let body = read_refused(kept)?;
+        let decode = || decompress(held, &body, DECODED_LIMIT).map_err(|_| damaged());
+        let encode = |decoded: Bytes| match encoding {
+            Encoding::Identity => decoded,
+            _ => compress(encoding, &decoded),
+        };
+        let rules = self.options.egress.for_kept(kept.refusal.went_through.as_ref());
+        let policy = rules.map(|rules| Policy::compile(&rules).map_err(io::Error::other));
+        if let Some(policy) = policy.transpose()?.filter(|policy| policy.is_for(signal)) {
+            let unreadable = |fault| {
+                let path = kept.path.display();
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "{path} cannot be read ({fault:?}), so the rules for what leaves cannot be applied, and it is not \
+                         sent: remove the file, or send it with a configuration whose exporters.{} has no such rules",
+                        kept.refusal.exporter
+                    ),
+                )
+            };
+            let decoded = decode()?;
+            match policy
+                .apply(signal, &decoded, &mut Workspace::default())
+                .map_err(unreadable)?
+            {
+                Outcome::Nothing => return Ok(None),
+                Outcome::Changed { body, .. } => return Ok(Some((encoding, encode(body)))),
+                Outcome::Unchanged => {}
+            }
+        }
+        let body = match encoding == held {
+            true => body.clone(),
+            false => encode(decode()?),
+        };
+        Ok(Some((encoding, body)))
     }
 }
 
-fn is_readable(signal: Signal, body: Bytes) -> Result<(), Malformed> {
-    match signal {
-        Signal::Traces => TraceRequest::parse(body).map(drop),
-        Signal::Metrics => opaque::check_metrics(&body).map(drop),
-        Signal::Logs => opaque::check_logs(&body).map(drop),
-    }
+fn damaged(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()))
 }

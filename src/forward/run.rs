@@ -86,7 +86,12 @@ impl Run {
         Run {
             lanes: Signal::ALL.map(|_| Lane::new(&options)),
             window: Window::new(next),
-            sending: Sending::new(client, Arc::clone(report.counters()), refused),
+            sending: Sending::new(
+                client,
+                Arc::clone(report.counters()),
+                refused,
+                options.egress.fingerprint(),
+            ),
             saver: Saver::new(setup.positions, setup.name, next, now),
             intake: Intake::new(Arc::clone(&options), Arc::clone(&policy), reader),
             shutdown_timeout: setup.shutdown_timeout,

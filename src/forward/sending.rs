@@ -14,6 +14,7 @@ use super::lane::Ticket;
 use super::parcel::Parcel;
 use super::refused::{Refused, RefusedStore};
 use super::{MAX_BYTES_IN_FLIGHT, rethrow};
+use crate::egress::Fingerprint;
 
 /// What a task reports.
 pub(super) struct Returned {
@@ -34,16 +35,24 @@ pub(super) struct Sending {
     client: Arc<Client>,
     counters: Arc<Counters>,
     refused: Arc<Mutex<RefusedStore>>,
+    /// Of the rules for what leaves.
+    rules: Fingerprint,
     under_way: JoinSet<Returned>,
     bytes: usize,
 }
 
 impl Sending {
-    pub(super) fn new(client: Arc<Client>, counters: Arc<Counters>, refused: RefusedStore) -> Sending {
+    pub(super) fn new(
+        client: Arc<Client>,
+        counters: Arc<Counters>,
+        refused: RefusedStore,
+        rules: Fingerprint,
+    ) -> Sending {
         Sending {
             client,
             counters,
             refused: Arc::new(Mutex::new(refused)),
+            rules,
             under_way: JoinSet::new(),
             bytes: 0,
         }
@@ -104,8 +113,9 @@ impl Sending {
 
     fn keep(&mut self, parcel: Parcel, ticket: Ticket) {
         let store = Arc::clone(&self.refused);
+        let went_through = (!parcel.is_unruled).then(|| self.rules.clone());
         self.under_way.spawn_blocking(move || {
-            let kept = keep(&store, &parcel);
+            let kept = keep(&store, &parcel, went_through);
             Returned {
                 parcel,
                 ticket,
@@ -129,7 +139,7 @@ impl Sending {
     }
 }
 
-fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel) -> std::io::Result<u64> {
+fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Fingerprint>) -> std::io::Result<u64> {
     let refused_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let first = parcel.parts.first();
     let refused = Refused {
@@ -140,6 +150,7 @@ fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel) -> std::io::Result<u64> {
         refused_at: u64::try_from(refused_at.as_nanos()).unwrap_or(u64::MAX),
         received_at: first.map_or(0, |part| part.received_at),
         sequence: first.map_or(0, |part| part.sequence),
+        went_through,
         body: &parcel.joined(),
     };
     store.lock().unwrap_or_else(PoisonError::into_inner).keep(&refused)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::rig::{Received, Reply, Rig, Sink, request};
-use crate::forward::{Resender, Verdict, list_refused, read_refused};
+use crate::forward::{list_refused, read_refused};
 use crate::otlp::{Encoding, Signal};
 
 /// Answers `first`, then 200.
@@ -366,26 +366,6 @@ async fn a_keep_alive_connection_that_the_backend_closes_is_no_failure() {
     running.stop().await;
     assert_eq!(rig.degraded(), None);
     assert_eq!(rig.saved(), Some(rig.end()));
-}
-
-#[tokio::test]
-async fn what_was_refused_can_be_sent_again_when_the_backend_takes_it() {
-    let is_healed = Arc::new(AtomicBool::new(false));
-    let healed = Arc::clone(&is_healed);
-    let answers = move |_: usize, _: &Received| Reply::status(if healed.load(Ordering::SeqCst) { 200 } else { 400 });
-    let mut sink = Sink::start(answers).await;
-    let rig = Rig::new(&sink.url());
-    let body = rig.append(Signal::Traces, Encoding::Gzip, request(["a"])).await;
-    rig.start().stop().await;
-    sink.rest();
-    let resender = Resender::new(&rig.options).unwrap();
-    let kept = list_refused(&rig.refused()).unwrap();
-    assert_eq!(resender.resend(&kept[0]).await.unwrap().verdict, Verdict::Refused);
-    assert_eq!(list_refused(&rig.refused()).unwrap(), kept);
-    is_healed.store(true, Ordering::SeqCst);
-    assert_eq!(resender.resend(&kept[0]).await.unwrap().verdict, Verdict::Delivered);
-    assert_eq!(list_refused(&rig.refused()).unwrap(), []);
-    assert!(sink.rest().iter().all(|received| received.body == body));
 }
 
 #[tokio::test]

@@ -9,7 +9,6 @@ use crate::egress::{EgressOptions, KeepRule, Policy, Threshold};
 use crate::forward::intake::{Intake, Taken};
 use crate::forward::leaving::Loaded;
 use crate::forward::{Compression, ExporterOptions, list_refused, read_refused};
-use crate::journal::Entry;
 use crate::otlp::wire::put_bytes;
 use crate::otlp::{Encoding, Signal};
 
@@ -149,17 +148,7 @@ async fn a_span_that_cannot_be_sampled_is_kept_as_refused_and_the_others_of_its_
     put_bytes(&mut resource, 2, &scope);
     put_bytes(&mut damaged, 1, &resource);
     let body: Bytes = [&request(["good"])[..], &damaged].concat().into();
-    let entry = Entry {
-        signal: Signal::Traces,
-        encoding: Encoding::Identity,
-        received_at: 1_700_000_000_000_000_000,
-        items: 2,
-        rejected: 0,
-        digest: None,
-        body: body.clone(),
-        decoded: body,
-    };
-    rig.journal.append(entry).unwrap().durable.await.unwrap();
+    rig.append_unchecked(Signal::Traces, body).await;
     let running = rig.start();
     assert_eq!(sink.next().await.names(), ["good"]);
     running.stop().await;

@@ -6,6 +6,7 @@ mod http;
 mod intake;
 mod lanes;
 mod loading;
+mod resending;
 mod rig;
 mod secure;
 mod tonic;

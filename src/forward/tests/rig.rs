@@ -375,6 +375,21 @@ impl Rig {
         body
     }
 
+    /// Appends one item that may be anything.
+    pub(super) async fn append_unchecked(&self, signal: Signal, body: Bytes) {
+        let entry = Entry {
+            signal,
+            encoding: Encoding::Identity,
+            received_at: 1_700_000_000_000_000_000,
+            items: 1,
+            rejected: 0,
+            digest: None,
+            body: body.clone(),
+            decoded: body,
+        };
+        self.journal.append(entry).unwrap().durable.await.unwrap();
+    }
+
     /// Appends an uncompressed trace request.
     pub(super) async fn spans<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         self.append(Signal::Traces, Encoding::Identity, request(names)).await;
