@@ -78,7 +78,7 @@ async fn it_goes_as_it_came_when_the_backend_takes_it() {
         panic!("it is not healed yet");
     };
     assert_eq!(answer.verdict, Verdict::Refused);
-    assert_eq!(list_refused(&rig.refused()).unwrap(), [kept.clone()]);
+    assert_eq!(list_refused(&rig.refused()).unwrap(), std::slice::from_ref(&kept));
     backend.heal();
     assert_eq!(resend(&rig, none(), &kept).await.unwrap(), Resent::Delivered);
     assert_eq!(list_refused(&rig.refused()).unwrap(), []);
