@@ -194,6 +194,33 @@ const tests = {
     await close(page);
   },
 
+  async "the pipeline shows each rule for what leaves with what it did, also on a narrow screen"() {
+    for (const width of [1440, 380]) {
+      const page = await open(`?${RANGE}&tab=pipeline`, { width });
+      const table = page.getByRole("table", { name: "What leaves by otlp" });
+      await table.waitFor();
+      const shown = async () => {
+        const { data: { exporters: [{ rules }] } } = await api("/pipeline");
+        assert.deepEqual(rules.map(({ rule }) => rule), ["drop_spans[0]", "hash_attributes[0]", "redact[0]", "redact[1]", "set_resource.deployment.environment.name"]);
+        assert.ok(rules[0].count > 0 && rules[1].count > 0 && rules[2].count === 0, JSON.stringify(rules));
+        const cells = (row) => row.locator("td").allTextContents();
+        assert.deepEqual(await Promise.all((await table.locator("tbody tr").all()).map(cells)),
+          rules.map(({ rule, says, count, counts }) => [rule + says, `${count.toLocaleString("en-US")} ${counts}`]));
+      };
+      await eventually(shown);
+      // However long a pattern is, the heading and the counts are in sight.
+      await page.getByRole("heading", { name: "What leaves by otlp" }).waitFor();
+      const count = await table.locator("tbody td.number").first().boundingBox();
+      assert.ok(count.x >= 0 && count.x + count.width <= width, JSON.stringify(count));
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      assert.ok(wide <= 0, `${wide} pixels too wide at ${width}`);
+      await table.scrollIntoViewIfNeeded();
+      await picture(page, `leaving-${width}`);
+      await accessible(page, "what leaves");
+      await close(page);
+    }
+  },
+
   async "a row appears by itself while the page is live, and not in a filter it does not pass"() {
     const page = await open(`?${RANGE}`);
     const filtered = await open(`?${RANGE}&outcome=success`);

@@ -3,6 +3,7 @@
 use crate::common::eventually;
 use crate::common::http::{self, Http};
 use crate::common::program::{Program, Setup};
+use crate::common::sink::Sink;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
@@ -46,7 +47,16 @@ async fn drive(arguments: [String; 4]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_does_in_a_real_browser_what_people_expect_of_it() {
-    let setup = Setup::new()
+    let sink = Sink::start().await;
+    let long = format!("^{}$", "(very|long|pattern)".repeat(12));
+    let setup = Setup::forwarding_to(sink.url())
+        .set("exporters.otlp.drop_spans", json!([{"name": "runtime.execute_tool"}]))
+        .set("exporters.otlp.hash_attributes", json!(["user.id"]))
+        .set("exporters.otlp.redact", json!([long, "builtin"]))
+        .set(
+            "exporters.otlp.set_resource",
+            json!({"deployment.environment.name": "<b>test</b>"}),
+        )
         .set("api.signoz_url", "https://signoz.example")
         .set("prices.runtimes.e2b.execution", 0.002)
         .set("prices.runtimes.vm2.vcpu_second", 0.000_011);

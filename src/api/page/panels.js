@@ -141,9 +141,11 @@ export function Pipeline({ pipeline, refused }) {
     <${Table} caption="Readers of the journal" head=${["Reader", "#Records behind", "#Bytes behind", "#Time behind"]}>
     ${journal.readers.map((reader) => html`<tr key=${reader.name}><td>${reader.name}</td><td class="number">${count(reader.lagRecords)}</td>
       <td class="number">${bytes(reader.lagBytes)}</td><td class="number">${seconds(reader.lagSeconds)}</td></tr>`)}<//></div>` : null}
-    ${(exporters ?? []).map((exporter) => html`<${Table} key=${exporter.name} caption=${`What leaves by ${exporter.name}`} head=${["Rule", "Says", "#Since the start", "Of"]}>
-    ${exporter.rules.map((rule) => html`<tr key=${rule.rule}><td>${rule.rule}</td><td>${rule.says}</td>
-      <td class="number">${count(rule.count)}</td><td>${rule.counts}</td></tr>`)}<//>`)}</div>`;
+    </div>
+    ${(exporters ?? []).map((exporter) => html`<section key=${exporter.name} class="leaving"><h2>What leaves by ${exporter.name}</h2>
+    <${Table} caption=${`What leaves by ${exporter.name}`} head=${["Rule", "#Since the start"]}>
+    ${exporter.rules.map((rule) => html`<tr key=${rule.rule}><td class="wrap">${rule.rule}<br /><code class="soft small">${rule.says}</code></td>
+      <td class="number">${count(rule.count)} <span class="soft">${rule.counts}</span></td></tr>`)}<//></section>`)}`;
 }
 
 /** Shown when there is nothing at all, which is how everybody begins. */
