@@ -60,8 +60,9 @@ impl Server {
         grpc.max_recv_msg_size = LIMIT;
         http.endpoint = "127.0.0.1:0".to_owned();
         http.max_request_body_size = LIMIT;
-        options.limits.header_timeout = Duration::from_secs(2);
-        options.read_timeout = Duration::from_secs(2);
+        let short = Duration::from_secs(2);
+        (grpc.read_timeout, http.read_timeout) = (short, short);
+        (grpc.limits.header_timeout, http.limits.header_timeout) = (short, short);
         let _entered = runtime.enter();
         let receivers = Receivers::bind(&options, journal).unwrap();
         let addresses: Vec<SocketAddr> = receivers

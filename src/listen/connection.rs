@@ -29,6 +29,8 @@ pub(super) struct Activity {
     began: Instant,
     /// Cancelled to have the connection closed when its begun requests are answered.
     pub(super) close: CancellationToken,
+    /// A number in 0..1 that tells connections that began together apart.
+    spread: f64,
     in_flight: AtomicUsize,
     /// When the last request ended, or the connection began.
     quiet_since: AtomicU64,
@@ -66,6 +68,7 @@ impl Activity {
         Arc::new(Activity {
             began: Instant::now(),
             close,
+            spread: fastrand::f64(),
             in_flight: AtomicUsize::new(0),
             quiet_since: AtomicU64::new(0),
             heard_at: AtomicU64::new(0),
@@ -110,8 +113,19 @@ impl Activity {
         if is_unsent && passed(self.sent_at.load(Ordering::Relaxed)) >= limits.write_timeout {
             return Verdict::Cut;
         }
+        if let Some(age) = limits.max_connection_age {
+            let age = age.mul_f64(0.9 + 0.2 * self.spread);
+            let over = Duration::from_millis(now).checked_sub(age);
+            let grace = limits.max_connection_age_grace.unwrap_or(Duration::MAX);
+            if over.is_some_and(|over| over >= grace) {
+                return Verdict::Cut;
+            }
+            if over.is_some() && !self.close.is_cancelled() {
+                return Verdict::Close;
+            }
+        }
         if self.is_busy() {
-            return Verdict::Leave(limits.header_timeout.min(limits.write_timeout));
+            return Verdict::Leave(limits.shortest_wait());
         }
         let http2 = self.http2.load(Ordering::Relaxed);
         let quiet_since = self.quiet_since.load(Ordering::Relaxed);
@@ -133,7 +147,7 @@ impl Activity {
         }
         Verdict::Leave(
             (limits.idle_timeout - idle)
-                .min(limits.header_timeout)
+                .min(limits.shortest_wait())
                 .max(Duration::from_millis(1)),
         )
     }
@@ -258,7 +272,7 @@ pub(super) async fn drive<C: Future>(
     limits: &Limits,
 ) -> Option<C::Output> {
     let mut connection = std::pin::pin!(connection);
-    let mut timer = std::pin::pin!(tokio::time::sleep(limits.header_timeout.min(limits.idle_timeout)));
+    let mut timer = std::pin::pin!(tokio::time::sleep(limits.shortest_wait().min(limits.idle_timeout)));
     let mut closing = false;
     loop {
         tokio::select! {
@@ -338,6 +352,35 @@ mod tests {
         activity.heard(b"a ping");
         assert!(matches!(verdict(&activity, 300), Verdict::Leave(_)));
         assert_eq!(verdict(&activity, 601), Verdict::Close);
+    }
+
+    #[test]
+    fn an_old_connection_is_closed_whatever_it_does_and_cut_after_its_grace() {
+        let activity = activity();
+        let limits = Limits {
+            max_connection_age: Some(Duration::from_secs(100)),
+            max_connection_age_grace: Some(Duration::from_secs(50)),
+            ..limits()
+        };
+        let verdict = |second: u64| activity.judge_at(second * SECOND, &limits);
+        let request = activity.begin();
+        assert!(matches!(verdict(89), Verdict::Leave(_)));
+        assert_eq!(verdict(110), Verdict::Close);
+        activity.close.cancel();
+        assert!(matches!(verdict(110), Verdict::Leave(_)), "it is closing already");
+        assert!(matches!(verdict(139), Verdict::Leave(_)));
+        assert_eq!(verdict(160), Verdict::Cut);
+        drop(request);
+    }
+
+    #[test]
+    fn connections_that_began_together_do_not_grow_old_together() {
+        let limits = Limits {
+            max_connection_age: Some(Duration::from_secs(100)),
+            ..limits()
+        };
+        let old = (0..200).filter(|_| activity().judge_at(100 * SECOND, &limits) == Verdict::Close);
+        assert!((1..200).contains(&old.count()));
     }
 
     #[test]

@@ -90,6 +90,16 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a peer may leave an answer unread.
     pub write_timeout: Duration,
+    /// How old a connection may become, give or take a tenth, before its peer is told to open another one; behind a balancer
+    /// senders are so spread anew. `None`: any age.
+    pub max_connection_age: Option<Duration>,
+    /// How long requests may go on on a connection that is too old. `None`: until they are answered.
+    pub max_connection_age_grace: Option<Duration>,
+    /// How often an HTTP/2 peer is asked whether it is still there. `None`: never, which leaves a peer that vanished to
+    /// `idle_timeout`.
+    pub ping_interval: Option<Duration>,
+    /// How long it may take to answer that.
+    pub ping_timeout: Duration,
     /// Bytes of one request's head.
     pub max_header_bytes: u32,
     /// Header fields of one HTTP/1.1 request.
@@ -109,11 +119,30 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(600),
             write_timeout: Duration::from_secs(30),
+            max_connection_age: None,
+            max_connection_age_grace: None,
+            ping_interval: None,
+            ping_timeout: Duration::from_secs(20),
             max_header_bytes: 32 * 1024,
             max_headers: 100,
             max_streams: 256,
             drain_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl Limits {
+    /// How long a connection may be left to itself before it is looked at again: nothing is to be found out later than twice
+    /// its time.
+    fn shortest_wait(&self) -> Duration {
+        let age = self.max_connection_age.map(|age| age / 10);
+        let grace = self.max_connection_age_grace.filter(|_| age.is_some());
+        [Some(self.header_timeout), Some(self.write_timeout), age, grace]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.header_timeout)
+            .max(Duration::from_millis(1))
     }
 }
 

@@ -296,6 +296,48 @@ async fn when_every_connection_is_busy_a_further_one_is_closed_at_once() {
 }
 
 #[tokio::test]
+async fn an_old_connection_is_told_to_end_and_its_peer_loses_no_request() {
+    let mut aging = options();
+    aging.limits.max_connection_age = Some(Duration::from_millis(30));
+    let served = serve(aging, version);
+    for client in [http1(), http2()] {
+        for _ in 0..3 {
+            let answer = client.get(served.url().parse().unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            text(answer).await;
+            // One that is kept open comes to its end.
+            let mut kept = TcpStream::connect(served.tcp()).await.unwrap();
+            kept.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut said = String::new();
+            kept.read_to_string(&mut said).await.unwrap();
+            assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        }
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_http2_peer_that_vanished_is_found_out_by_a_ping() {
+    let mut asking = options();
+    asking.limits.ping_interval = Some(Duration::from_millis(20));
+    asking.limits.ping_timeout = Duration::from_millis(20);
+    let served = serve(asking, version);
+    let mut silent = TcpStream::connect(served.tcp()).await.unwrap();
+    silent
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    // It reads and says nothing more.
+    let mut said = Vec::new();
+    drop(silent.read_to_end(&mut said).await);
+    assert!(
+        said.windows(9).any(|head| head[..4] == [0, 0, 8, 6]),
+        "no ping: {said:?}"
+    );
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_does_not_read_its_answer_is_cut() {
     let mut impatient = options();
     impatient.limits.write_timeout = Duration::from_millis(20);

@@ -65,33 +65,29 @@ impl Receivers {
         let grpc = options.grpc.clone().unwrap_or_default();
         let http = options.http.clone().unwrap_or_default();
         let service = Arc::new(Service {
-            grpc: GrpcService::new(intake.clone(), &grpc, options.read_timeout),
-            http: HttpService::new(intake, &http, options.read_timeout),
+            grpc: GrpcService::new(intake.clone(), &grpc),
+            http: HttpService::new(intake, &http),
         });
+        let listen = |key, endpoint, tls, limits| ListenOptions {
+            endpoint,
+            key,
+            tls,
+            auth: options.auth.clone(),
+            limits,
+        };
         let wanted = [
-            options
-                .grpc
-                .is_some()
-                .then_some(("otlp_grpc", "receivers.otlp.protocols.grpc", grpc.endpoint, grpc.tls)),
-            options
-                .http
-                .is_some()
-                .then_some(("otlp_http", "receivers.otlp.protocols.http", http.endpoint, http.tls)),
+            options.grpc.is_some().then(|| {
+                let key = "receivers.otlp.protocols.grpc";
+                ("otlp_grpc", listen(key, grpc.endpoint, grpc.tls, grpc.limits))
+            }),
+            options.http.is_some().then(|| {
+                let key = "receivers.otlp.protocols.http";
+                ("otlp_http", listen(key, http.endpoint, http.tls, http.limits))
+            }),
         ];
         let mut listeners = Vec::new();
-        for (name, key, endpoint, tls) in wanted.into_iter().flatten() {
-            let auth = options.auth.clone();
-            let limits = options.limits.clone();
-            let listener = Listener::bind(
-                name,
-                ListenOptions {
-                    endpoint,
-                    key,
-                    tls,
-                    auth,
-                    limits,
-                },
-            )?;
+        for (name, listen) in wanted.into_iter().flatten() {
+            let listener = Listener::bind(name, listen)?;
             let service = service.clone();
             listeners.push(listener.refusing_with(move |request, refusal| service.refuse(request.headers(), refusal)));
         }

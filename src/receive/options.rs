@@ -6,6 +6,8 @@ use crate::listen::{Auth, Limits, TlsOptions};
 
 const MEBIBYTE: usize = 1024 * 1024;
 
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// `receivers.otlp`. Edge values are named at each field.
 #[derive(Debug, Clone)]
 pub struct ReceiveOptions {
@@ -15,14 +17,10 @@ pub struct ReceiveOptions {
     pub http: Option<HttpOptions>,
     /// `auth`, for both.
     pub auth: Auth,
-    /// What one peer may cost a listener, for both.
-    pub limits: Limits,
     /// `max_in_flight_size`: bytes of requests that may be in memory at once, as received and decompressed. Beyond it
     /// senders are told to try again. One peer gets three quarters of it, one request a quarter; a larger one goes beside
     /// the others, one at a time, up to the size limits of the protocols.
     pub max_in_flight_bytes: usize,
-    /// How long the body of one request may take to arrive.
-    pub read_timeout: Duration,
 }
 
 /// `receivers.otlp.protocols.grpc`.
@@ -32,6 +30,10 @@ pub struct GrpcOptions {
     pub endpoint: String,
     /// `max_recv_msg_size_mib`, in bytes: the largest message, before and after decompression.
     pub max_recv_msg_size: usize,
+    /// `read_timeout`: how long the message of one request may take to arrive.
+    pub read_timeout: Duration,
+    /// What one peer may cost the listener.
+    pub limits: Limits,
     /// `tls`; plain text without it.
     pub tls: Option<TlsOptions>,
 }
@@ -43,6 +45,10 @@ pub struct HttpOptions {
     pub endpoint: String,
     /// `max_request_body_size`: the largest body, before and after decompression.
     pub max_request_body_size: usize,
+    /// `read_timeout`: how long the body of one request may take to arrive.
+    pub read_timeout: Duration,
+    /// What one peer may cost the listener.
+    pub limits: Limits,
     /// `cors`: which web pages may send.
     pub cors: CorsOptions,
     /// `tls`; plain text without it.
@@ -76,9 +82,7 @@ impl Default for ReceiveOptions {
             grpc: Some(GrpcOptions::default()),
             http: Some(HttpOptions::default()),
             auth: Auth::default(),
-            limits: Limits::default(),
             max_in_flight_bytes: 32 * MEBIBYTE,
-            read_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -88,6 +92,8 @@ impl Default for GrpcOptions {
         GrpcOptions {
             endpoint: "127.0.0.1:4317".to_owned(),
             max_recv_msg_size: 64 * MEBIBYTE,
+            read_timeout: READ_TIMEOUT,
+            limits: Limits::default(),
             tls: None,
         }
     }
@@ -98,6 +104,8 @@ impl Default for HttpOptions {
         HttpOptions {
             endpoint: "127.0.0.1:4318".to_owned(),
             max_request_body_size: 64 * MEBIBYTE,
+            read_timeout: READ_TIMEOUT,
+            limits: Limits::default(),
             cors: CorsOptions::default(),
             tls: None,
         }

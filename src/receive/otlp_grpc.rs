@@ -62,7 +62,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 impl GrpcService {
-    pub(super) fn new(intake: Intake, options: &GrpcOptions, read_timeout: Duration) -> GrpcService {
+    pub(super) fn new(intake: Intake, options: &GrpcOptions) -> GrpcService {
         let limit = SizeLimit {
             bytes: options.max_recv_msg_size,
             key: "receivers.otlp.protocols.grpc.max_recv_msg_size_mib",
@@ -70,7 +70,7 @@ impl GrpcService {
         GrpcService {
             intake,
             limit,
-            read_timeout,
+            read_timeout: options.read_timeout,
             streams: Streams::new(),
         }
     }

@@ -42,14 +42,14 @@ enum Form {
 }
 
 impl HttpService {
-    pub(super) fn new(intake: Intake, options: &HttpOptions, read_timeout: Duration) -> HttpService {
+    pub(super) fn new(intake: Intake, options: &HttpOptions) -> HttpService {
         HttpService {
             intake,
             limit: SizeLimit {
                 bytes: options.max_request_body_size,
                 key: "receivers.otlp.protocols.http.max_request_body_size",
             },
-            read_timeout,
+            read_timeout: options.read_timeout,
             cors: Cors::new(&options.cors),
         }
     }

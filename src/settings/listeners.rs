@@ -7,7 +7,7 @@ use super::exporters::size;
 use crate::api::query::{ApiToken, QueryOptions, RowsShown};
 use crate::config::yaml::Value;
 use crate::config::{Mistakes, Node, Section};
-use crate::listen::{Auth, ListenOptions, TlsOptions};
+use crate::listen::{Auth, Limits, ListenOptions, TlsOptions};
 use crate::receive::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
 use crate::rules::{Catalogue, RuleFile};
 
@@ -74,7 +74,6 @@ pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
                 "32MiB",
                 "Requests in memory at once; beyond it senders are told to try again. One that is larger than a quarter of it goes beside the others, one at a time.",
             ),
-            ..ReceiveOptions::default()
         }
     })
 }
@@ -90,9 +89,46 @@ fn grpc(protocols: &Section<'_>) -> GrpcOptions {
         if mebibytes == 0 || mebibytes > 1024 {
             section.mistake("max_recv_msg_size_mib", "expected 1 to 1024");
         }
+        let read_timeout = timeout(section, "read_timeout", "60s", "Time for the message of one request to arrive.");
+        let mut limits = limits(section);
+        let streams = count(
+            section,
+            "max_concurrent_streams",
+            "256",
+            "Requests at once on one connection.",
+        );
+        limits.max_streams = u32::try_from(streams).unwrap_or(u32::MAX);
+        section.section("keepalive", "", |keepalive| {
+            keepalive.section("server_parameters", "", |keepalive| {
+                limits.idle_timeout = timeout(
+                    keepalive,
+                    "max_connection_idle",
+                    "10m",
+                    "A connection without requests is closed after this.",
+                );
+                limits.max_connection_age = optional_timeout(
+                    keepalive,
+                    "max_connection_age",
+                    "An older connection, give or take a tenth, is told to end, so that senders spread anew over what is behind a balancer; unset: at any age.",
+                );
+                limits.max_connection_age_grace = optional_timeout(
+                    keepalive,
+                    "max_connection_age_grace",
+                    "Then it is cut off after this; unset: when its requests are answered.",
+                );
+                limits.ping_interval = optional_timeout(
+                    keepalive,
+                    "time",
+                    "How often the peer is asked whether it is still there; unset: never.",
+                );
+                limits.ping_timeout = timeout(keepalive, "timeout", "20s", "How long it may take to answer that.");
+            });
+        });
         GrpcOptions {
             endpoint,
             max_recv_msg_size: mebibytes.clamp(1, 1024) << 20,
+            read_timeout,
+            limits,
             tls: tls(section),
         }
     })
@@ -115,6 +151,13 @@ fn http(protocols: &Section<'_>) -> HttpOptions {
         HttpOptions {
             endpoint,
             max_request_body_size,
+            read_timeout: timeout(
+                section,
+                "read_timeout",
+                "60s",
+                "Time for the body of one request to arrive.",
+            ),
+            limits: limits_with_idle(section),
             cors,
             tls: tls(section),
         }
@@ -204,9 +247,88 @@ fn listen(section: &Section<'_>, key: &'static str, default: &'static str) -> Li
 fn endpoint(section: &Section<'_>, key: &'static str, default: &'static str) -> ListenOptions {
     let endpoint: String = section.get("endpoint", default, ENDPOINT);
     ListenOptions {
+        limits: limits_with_idle(section),
         tls: tls(section),
         ..ListenOptions::new(endpoint, key)
     }
+}
+
+/// What one peer, and all together, may cost a listener, by the names that the Collector has for it where it has one.
+fn limits(section: &Section<'_>) -> Limits {
+    let max_connections = count(
+        section,
+        "max_connections",
+        "1024",
+        "Connections at once; one that is idle gives way to a further one.",
+    );
+    let of_one_peer: Option<usize> = section.get(
+        "max_connections_per_peer",
+        "",
+        "Connections at once of one address; unset: three quarters of max_connections.",
+    );
+    if of_one_peer == Some(0) {
+        section.mistake("max_connections_per_peer", MORE_THAN_NOTHING);
+    }
+    Limits {
+        max_connections,
+        max_connections_of_one_peer: of_one_peer.unwrap_or((max_connections - max_connections / 4).max(1)),
+        header_timeout: timeout(
+            section,
+            "read_header_timeout",
+            "10s",
+            "Time for the head of a request to arrive.",
+        ),
+        write_timeout: timeout(
+            section,
+            "write_timeout",
+            "30s",
+            "How long a peer may leave an answer unread.",
+        ),
+        ..Limits::default()
+    }
+}
+
+/// With the idle time-out as the Collector names it for HTTP.
+fn limits_with_idle(section: &Section<'_>) -> Limits {
+    Limits {
+        idle_timeout: timeout(
+            section,
+            "idle_timeout",
+            "10m",
+            "A connection without requests is closed after this.",
+        ),
+        ..limits(section)
+    }
+}
+
+/// Zero is "no limit" to the Collector. Here every listener has its limits.
+const MORE_THAN_NOTHING: &str = "expected more than 0; there is no way to have no limit, but it may be large";
+
+/// A number that cannot be 0.
+fn count(section: &Section<'_>, key: &'static str, default: &'static str, meaning: &'static str) -> usize {
+    let value: usize = section.get(key, default, meaning);
+    if value == 0 {
+        section.mistake(key, MORE_THAN_NOTHING);
+    }
+    value
+}
+
+/// A time that cannot be 0.
+fn timeout(section: &Section<'_>, key: &'static str, default: &'static str, meaning: &'static str) -> Duration {
+    let value: Duration = section.get(key, default, meaning);
+    if value.is_zero() {
+        section.mistake(key, MORE_THAN_NOTHING);
+    }
+    value
+}
+
+/// A time that cannot be 0, if it is given.
+fn optional_timeout(section: &Section<'_>, key: &'static str, meaning: &'static str) -> Option<Duration> {
+    let value: Option<Duration> = section.get(key, "", meaning);
+    if value.is_some_and(|value| value.is_zero()) {
+        section.mistake(key, "expected more than 0; leave it out to have none");
+    }
+    value
 }
 
 fn tls(section: &Section<'_>) -> Option<TlsOptions> {

@@ -289,3 +289,81 @@ fn prices_are_off_unless_they_are_set_and_every_mistake_in_them_is_named() {
         assert!(mistakes.to_string().contains(at), "{mistakes}");
     }
 }
+
+#[test]
+fn every_listener_takes_limits_by_the_names_of_the_collector_and_none_of_them_may_be_nothing() {
+    let text = "
+receivers:
+  otlp:
+    protocols:
+      grpc:
+        max_concurrent_streams: 100
+        max_connections: 8
+        read_timeout: 7s
+        keepalive:
+          server_parameters: {max_connection_idle: 11s, max_connection_age: 1h, max_connection_age_grace: 5s, time: 30s, timeout: 3s}
+      http: {read_timeout: 1m, read_header_timeout: 2s, write_timeout: 3s, idle_timeout: 4s, max_connections_per_peer: 5}
+metrics: {idle_timeout: 6s}
+api: {max_connections: 10}
+health: {write_timeout: 8s}
+";
+    let settings = loaded(text).unwrap().settings;
+    let grpc = settings.receivers.grpc.unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!((grpc.read_timeout, grpc.limits.max_streams), (seconds(7), 100));
+    assert_eq!(
+        (grpc.limits.max_connections, grpc.limits.max_connections_of_one_peer),
+        (8, 6)
+    );
+    assert_eq!(grpc.limits.idle_timeout, seconds(11));
+    assert_eq!(grpc.limits.max_connection_age, Some(seconds(3600)));
+    assert_eq!(grpc.limits.max_connection_age_grace, Some(seconds(5)));
+    assert_eq!(
+        (grpc.limits.ping_interval, grpc.limits.ping_timeout),
+        (Some(seconds(30)), seconds(3))
+    );
+    let http = settings.receivers.http.unwrap();
+    let limits = &http.limits;
+    assert_eq!(http.read_timeout, seconds(60));
+    assert_eq!(
+        (limits.header_timeout, limits.write_timeout, limits.idle_timeout),
+        (seconds(2), seconds(3), seconds(4))
+    );
+    assert_eq!((limits.max_connections, limits.max_connections_of_one_peer), (1024, 5));
+    assert_eq!(settings.metrics.listen.limits.idle_timeout, seconds(6));
+    assert_eq!(settings.api.listen.limits.max_connections, 10);
+    assert_eq!(settings.health.limits.write_timeout, seconds(8));
+
+    let nothing = "
+receivers:
+  otlp:
+    protocols:
+      grpc: {max_connections: 0, keepalive: {server_parameters: {max_connection_age: 0s}}}
+      http: {read_timeout: 0, max_connections_per_peer: 0}
+";
+    let mistakes = loaded(nothing).err().unwrap().to_string();
+    for key in [
+        "max_connections",
+        "max_connection_age",
+        "read_timeout",
+        "max_connections_per_peer",
+    ] {
+        assert!(mistakes.contains(key), "{key}: {mistakes}");
+    }
+    assert_eq!(loaded(nothing).err().unwrap().0.len(), 4);
+}
+
+#[test]
+fn limits_that_are_not_configured_are_the_built_in_ones() {
+    let settings = loaded("").unwrap().settings;
+    let built_in = format!("{:?}", crate::listen::Limits::default());
+    for limits in [
+        settings.receivers.grpc.unwrap().limits,
+        settings.receivers.http.unwrap().limits,
+        settings.metrics.listen.limits,
+        settings.api.listen.limits,
+        settings.health.limits,
+    ] {
+        assert_eq!(format!("{limits:?}"), built_in);
+    }
+}

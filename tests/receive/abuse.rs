@@ -53,7 +53,7 @@ async fn a_peer_that_opens_and_resets_streams_in_a_row_is_sent_away_and_others_a
 
 #[tokio::test]
 async fn a_peer_with_too_many_unanswered_streams_does_not_get_more_of_them() {
-    let fixture = Fixture::with(|options, _| options.limits.max_streams = 4);
+    let fixture = Fixture::with(|options, _| options.grpc.as_mut().unwrap().limits.max_streams = 4);
     let mut stream = TcpStream::connect(fixture.grpc).await.unwrap();
     let mut attack = HTTP2_PREFACE.to_vec();
     attack.extend(frame(4, 0, 0, b""));

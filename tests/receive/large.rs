@@ -298,7 +298,10 @@ async fn a_request_beyond_its_share_of_the_bytes_in_flight_goes_alone() {
 
 #[tokio::test]
 async fn a_body_that_does_not_arrive_in_time_is_refused() {
-    let fixture = Fixture::with(|options, _| options.read_timeout = Duration::from_millis(20));
+    let fixture = Fixture::with(|options, _| {
+        options.grpc.as_mut().unwrap().read_timeout = Duration::from_millis(20);
+        options.http.as_mut().unwrap().read_timeout = Duration::from_millis(20);
+    });
     let mut stream = TcpStream::connect(fixture.http).await.unwrap();
     let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
