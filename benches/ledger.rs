@@ -24,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 #[path = "../tests/common/postgres.rs"]
 mod postgres;
 
+// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROWS: u64 = 60_000;
 const SPANS_PER_REQUEST: usize = 512;
 const START: u64 = 1_767_225_600_000_000_000;

@@ -1,0 +1,316 @@
+//! One connection on a thread of its own: SQLite blocks, and the threads that serve sockets must not.
+//!
+//! What is to be done goes to the thread as one piece of work with all of its values, so that a statement that runs for
+//! thousands of rows costs one trip and not thousands. Dropping the session ends the thread after what it is doing.
+
+use std::str::FromStr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags, Row, Statement};
+use sqlx::sqlite::SqliteConnectOptions;
+use tokio::sync::oneshot;
+
+use crate::ledger::store::StoreError;
+use crate::ledger::table::{Table, Value, nanos};
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// See the module.
+pub(super) struct Session {
+    jobs: SyncSender<Job>,
+}
+
+impl Session {
+    /// Opens the database on a new thread.
+    pub(super) async fn open(place: Place, set_up: String) -> Result<Session, StoreError> {
+        // One job at a time: the next one is only made when this one has answered.
+        let (jobs, work) = sync_channel::<Job>(1);
+        let (opened, answer) = oneshot::channel();
+        let serve = move || {
+            let connection = place.open().and_then(|connection| {
+                connection.execute_batch(&set_up)?;
+                connection.set_prepared_statement_cache_capacity(STATEMENTS);
+                Ok(connection)
+            });
+            let mut connection = match connection {
+                Ok(connection) => connection,
+                // Whoever asked may be gone.
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            if opened.send(Ok(())).is_ok() {
+                work.into_iter().for_each(|job| job(&mut connection));
+            }
+        };
+        thread::Builder::new()
+            .name("spanledger-sqlite".to_owned())
+            .spawn(serve)
+            .map_err(|error| StoreError::Unavailable(format!("a thread for SQLite: {error}")))?;
+        answer.await.map_err(|_| gone())?.map_err(error)?;
+        Ok(Session { jobs })
+    }
+
+    /// Does `work` on the session's thread.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (done, answer) = oneshot::channel();
+        // Whoever asked may be gone.
+        let job: Job = Box::new(move |connection| drop(done.send(work(connection))));
+        self.jobs.try_send(job).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?.map_err(error)
+    }
+}
+
+/// Prepared statements that are kept: about twice as many as a batch uses.
+const STATEMENTS: usize = 64;
+
+fn gone() -> StoreError {
+    StoreError::Unavailable("the thread of SQLite is busy or gone".to_owned())
+}
+
+/// Where a database is, and how it may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// As <https://www.sqlite.org/uri.html>; `None`: in memory.
+    uri: Option<String>,
+    flags: OpenFlags,
+}
+
+impl Place {
+    /// Understands `database.url`, with the parameters that sqlx takes too, which reads for the query API: `mode`, `cache`,
+    /// `immutable`, `vfs`. The file is made if it is missing and `create` is set, whatever `mode` says.
+    pub(super) fn of(url: &str, create: bool) -> Result<(Place, SqliteConnectOptions), StoreError> {
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|error| StoreError::Configuration(format!("database.url: {error}")))?;
+        let mut flags =
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        let parameters: Vec<&str> = parameters
+            .split('&')
+            .filter(|parameter| !parameter.is_empty() && !matches!(*parameter, "mode=rw" | "mode=rwc"))
+            .collect();
+        let file = options.get_filename().to_string_lossy();
+        let is_in_memory = file.starts_with("file:sqlx-in-memory-");
+        let path = file.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let place = Place {
+            uri: (!is_in_memory).then(|| format!("file:{path}?{}", parameters.join("&"))),
+            flags,
+        };
+        Ok((place, options))
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        match &self.uri {
+            Some(uri) => Connection::open_with_flags(uri, self.flags),
+            None => Connection::open_in_memory(),
+        }
+    }
+}
+
+/// Rows of values for the placeholders of a statement, in one piece of memory however many there are.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    cells: Vec<Cell>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Cell {
+    Null,
+    Integer(i64),
+    Real(f64),
+    /// So many of the next bytes.
+    Text(usize),
+    /// So many of the next bytes.
+    Blob(usize),
+}
+
+impl Values {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    /// The values of all columns of these rows.
+    pub(super) fn of_rows<T>(table: &'static Table<T>, rows: &[&T]) -> Values {
+        let mut values = Values {
+            cells: Vec::with_capacity(rows.len() * table.columns.len()),
+            bytes: Vec::new(),
+        };
+        for row in rows {
+            table
+                .columns
+                .iter()
+                .for_each(|column| values.column((column.value)(row)));
+        }
+        values
+    }
+
+    fn column(&mut self, value: Value<'_>) {
+        match value {
+            Value::Text(text) => self.text(text.as_deref()),
+            Value::Json(json) => self.text(json),
+            Value::Integer(number) => self.integer(number.map(i64::from)),
+            Value::BigInt(number) => self.integer(number),
+            Value::Double(number) => self.real(number),
+            Value::Boolean(truth) => self.integer(truth.map(i64::from)),
+            Value::Timestamp(at) => self.text(Some(&timestamp(at))),
+            Value::Bytes(bytes) => self.blob(bytes),
+        }
+    }
+
+    pub(super) fn text(&mut self, text: Option<&str>) {
+        let Some(text) = text else {
+            return self.cells.push(Cell::Null);
+        };
+        self.cells.push(Cell::Text(text.len()));
+        self.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    pub(super) fn blob(&mut self, bytes: &[u8]) {
+        self.cells.push(Cell::Blob(bytes.len()));
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn integer(&mut self, number: Option<i64>) {
+        self.cells.push(number.map_or(Cell::Null, Cell::Integer));
+    }
+
+    pub(super) fn real(&mut self, number: Option<f64>) {
+        self.cells.push(number.map_or(Cell::Null, Cell::Real));
+    }
+
+    /// Hands `each` the statement with the values of one row after the other.
+    fn bind_each(
+        &self,
+        statement: &mut Statement<'_>,
+        mut each: impl FnMut(&mut Statement<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut bytes = self.bytes.as_slice();
+        for row in self.cells.chunks(statement.parameter_count().max(1)) {
+            for (index, cell) in row.iter().enumerate() {
+                let mut next = |length: usize| {
+                    let (value, rest) = bytes.split_at(length);
+                    bytes = rest;
+                    value
+                };
+                let value = match *cell {
+                    Cell::Null => ValueRef::Null,
+                    Cell::Integer(number) => ValueRef::Integer(number),
+                    Cell::Real(number) => ValueRef::Real(number),
+                    Cell::Text(length) => ValueRef::Text(next(length)),
+                    Cell::Blob(length) => ValueRef::Blob(next(length)),
+                };
+                statement.raw_bind_parameter(index + 1, ToSqlOutput::Borrowed(value))?;
+            }
+            each(statement)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the statement for each row, and hands `each` what it finds.
+    pub(super) fn query(
+        &self,
+        connection: &Connection,
+        sql: &str,
+        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(sql)?;
+        self.bind_each(&mut statement, |statement| {
+            let mut rows = statement.raw_query();
+            while let Some(row) = rows.next()? {
+                each(row)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs the statement for each row; how many rows of the table each of them changed.
+    pub(super) fn execute(&self, connection: &Connection, sql: &str) -> rusqlite::Result<Vec<usize>> {
+        let mut statement = connection.prepare_cached(sql)?;
+        let mut changed = Vec::with_capacity(self.cells.len() / statement.parameter_count().max(1));
+        self.bind_each(&mut statement, |statement| {
+            changed.push(statement.raw_execute()?);
+            Ok(())
+        })?;
+        Ok(changed)
+    }
+}
+
+/// UTC, to the microsecond, always of one length: as text it sorts as the times do.
+pub(super) fn timestamp(unix_nanos: u64) -> String {
+    use chrono::{DateTime, Datelike, Timelike};
+
+    let time = DateTime::from_timestamp_nanos(nanos(unix_nanos)).naive_utc();
+    let mut text = *b"0000-00-00 00:00:00.000000";
+    let mut put = |at: std::ops::Range<usize>, mut number: u32| {
+        for digit in text[at].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    };
+    put(0..4, time.year().unsigned_abs());
+    put(5..7, time.month());
+    put(8..10, time.day());
+    put(11..13, time.hour());
+    put(14..16, time.minute());
+    put(17..19, time.second());
+    put(20..26, time.nanosecond() / 1_000);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn error(error: rusqlite::Error) -> StoreError {
+    let rusqlite::Error::SqliteFailure(failure, message) = &error else {
+        return StoreError::Unavailable(error.to_string());
+    };
+    let reason = message.clone().unwrap_or_else(|| failure.to_string());
+    // The primary code is the low byte: https://www.sqlite.org/rescode.html
+    match failure.extended_code & 0xff {
+        1 | 8 | 23 | 26 => StoreError::Misfit(reason),
+        18..=20 => StoreError::Refused { reason, column: None },
+        _ => StoreError::Unavailable(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(url: &str) -> Option<String> {
+        Place::of(url, true).unwrap().0.uri
+    }
+
+    #[test]
+    fn a_url_becomes_a_uri_of_the_same_file() {
+        for (url, expected) in [
+            ("sqlite:./a/b.db", "file:./a/b.db?"),
+            ("sqlite:/a/b c.db?mode=rwc", "file:/a/b c.db?"),
+            ("sqlite://a.db?mode=ro&cache=private", "file:a.db?mode=ro&cache=private"),
+            ("sqlite:/a/100%25%3f.db", "file:/a/100%25%3f.db?"),
+        ] {
+            assert_eq!(uri(url).as_deref(), Some(expected), "{url}");
+        }
+        assert_eq!(uri("sqlite::memory:"), None);
+        assert!(matches!(
+            Place::of("sqlite:a.db?mode=x", true),
+            Err(StoreError::Configuration(_))
+        ));
+    }
+
+    #[test]
+    fn times_are_written_as_chrono_writes_them() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let samples = [0, 951_782_400_000_000_000, i64::MAX as u64, u64::MAX];
+        for at in samples
+            .into_iter()
+            .chain((0..10_000).map(|_| random.u64(..i64::MAX as u64)))
+        {
+            let expected = chrono::DateTime::from_timestamp_nanos(nanos(at)).format("%Y-%m-%d %H:%M:%S%.6f");
+            assert_eq!(timestamp(at), expected.to_string(), "{at}");
+        }
+    }
+}
