@@ -121,6 +121,17 @@ pub(super) enum Condition {
     },
 }
 
+/// How long the next sync waits for those who are likely to come.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Gathering {
+    /// How many requests the last sync answered: as many senders are about to come again.
+    pub(super) expected: u64,
+    /// At most so long.
+    pub(super) until: u64,
+    /// The sync thread sleeps for them, and is not to be woken for fewer.
+    pub(super) is_waiting: bool,
+}
+
 /// Everything under the lock.
 pub(super) struct State {
     pub(super) active: Option<Active>,
@@ -154,6 +165,7 @@ pub(super) struct State {
     pub(super) appended_bytes: u64,
     pub(super) inflow: super::budget::Inflow,
     pub(super) last_sync: u64,
+    pub(super) gathering: Gathering,
     pub(super) closing: bool,
     pub(super) closed: bool,
     /// The sync thread sleeps and wants to be woken.
@@ -373,7 +385,10 @@ impl Core {
                     self.cut(state, reservation.sequence, &error);
                 }
             }
-            self.wake(state);
+            let is_cut = state.active.as_ref().is_some_and(|active| active.cut.is_some());
+            if is_cut || !state.gathering.is_waiting || state.has_gathered() {
+                self.wake(state);
+            }
         }
         for completion in answered {
             completion.complete(Ok(()));
@@ -412,6 +427,7 @@ impl Core {
 
     /// Wakes the sync thread, if it sleeps: waking it again and again would cost a system call each time.
     pub(super) fn wake(&self, state: &mut State) {
+        state.gathering.is_waiting = false;
         if state.is_idle {
             state.is_idle = false;
             self.work.notify_all();
@@ -423,6 +439,11 @@ impl State {
     /// Index of a pending request.
     pub(super) fn slot(&self, sequence: u64) -> Option<usize> {
         self.pending.binary_search_by_key(&sequence, |slot| slot.sequence).ok()
+    }
+
+    /// Whether as many requests wait for a sync as came for the last one.
+    pub(super) fn has_gathered(&self) -> bool {
+        self.written - self.durable >= self.gathering.expected
     }
 
     fn advance_written(&mut self) {

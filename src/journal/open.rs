@@ -97,6 +97,7 @@ impl Core {
             last_sync: 0,
             closing: false,
             closed: false,
+            gathering: Default::default(),
             is_idle: false,
         };
         let core = Self {

@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod corruption;
+mod gathering;
 mod measure;
 mod sim_disk;
 mod simulation;
