@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -160,10 +160,11 @@ impl Stages {
         let run = run_meter(meter, handle.clone(), journal.clone(), health.clone());
         tasks.spawn(ended(METER.to_owned(), run_anew(plans, stop.local.clone(), run)));
 
-        refuse_misfit(&Ledger::new(plan.ledger.clone())?).await?;
+        let (tell, connected) = oneshot::channel();
         let (ledger_wanted, plans) = watch::channel(plan.ledger);
-        let run = run_ledger(journal.clone(), health.clone());
+        let run = run_ledger(journal.clone(), health.clone(), tell);
         tasks.spawn(ended(LEDGER.to_owned(), run_anew(plans, stop.local.clone(), run)));
+        refuse_misfit(connected).await?;
 
         let policies = Policies::default();
         let mut exporters = BTreeMap::new();
@@ -340,15 +341,26 @@ fn reopen(plan: MeterPlan, handle: &MeterHandle, journal: &Journal) -> Result<Me
     Ok(meter)
 }
 
-fn run_ledger(journal: Journal, health: Health) -> impl FnMut(LedgerOptions, CancellationToken) -> BoxFuture {
+/// Tells what came of connecting the first time.
+fn run_ledger(
+    journal: Journal,
+    health: Health,
+    tell: oneshot::Sender<Result<(), LedgerError>>,
+) -> impl FnMut(LedgerOptions, CancellationToken) -> BoxFuture {
+    let mut tell = Some(tell);
     move |options, end| {
+        let tell = tell.take();
         let heartbeat = health.stage(LEDGER);
         let made = || -> Result<_, StartError> { Ok((Ledger::new(options)?, journal.reader(LEDGER)?)) };
         let made = made();
         Box::pin(async move {
             let status = heartbeat.status();
             match made {
-                Ok((ledger, reader)) => ledger.run(reader, end, heartbeat, status).await,
+                Ok((ledger, reader)) => {
+                    // Nobody asks any more when the start took too long.
+                    let tell = |connected| drop(tell.map(|tell| tell.send(connected)));
+                    ledger.run_and_tell(reader, end, heartbeat, status, tell).await;
+                }
                 Err(error) => tracing::error!(%error, "rows are no longer written"),
             }
         })
@@ -382,9 +394,9 @@ fn run_exporter(
 }
 
 /// Tables that do not fit are told at the start; a database that is away, or slow to answer, is waited for later.
-async fn refuse_misfit(ledger: &Ledger) -> Result<(), LedgerError> {
-    match tokio::time::timeout(CHECK_PATIENCE, ledger.check()).await {
-        Ok(Err(error)) if !error.is_retryable() => Err(error),
+async fn refuse_misfit(connected: oneshot::Receiver<Result<(), LedgerError>>) -> Result<(), LedgerError> {
+    match tokio::time::timeout(CHECK_PATIENCE, connected).await {
+        Ok(Ok(Err(error))) if !error.is_retryable() => Err(error),
         _ => Ok(()),
     }
 }

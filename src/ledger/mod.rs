@@ -274,7 +274,19 @@ impl Ledger {
     /// Follows the journal until `shutdown`, and then until everything that is in it is written. Reconnects for ever;
     /// a database that is away, or that does not fit, stops nothing else.
     pub async fn run(self, reader: Reader, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
-        with_store!(self, S => stage::run::<S>(&self, reader, shutdown, &heartbeat, &status).await);
+        self.run_and_tell(reader, shutdown, heartbeat, status, |_| ()).await;
+    }
+
+    /// As [`Ledger::run`], and tells what came of connecting the first time: what [`Ledger::check`] would have said.
+    pub async fn run_and_tell(
+        self,
+        reader: Reader,
+        shutdown: CancellationToken,
+        heartbeat: Heartbeat,
+        status: StageStatus,
+        tell: impl FnOnce(Result<(), LedgerError>) + Send,
+    ) {
+        with_store!(self, S => stage::run::<S>(&self, reader, shutdown, &heartbeat, &status, tell).await);
         heartbeat.finish();
     }
 

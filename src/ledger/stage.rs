@@ -51,6 +51,7 @@ pub(super) async fn run<S: Store>(
     shutdown: CancellationToken,
     heartbeat: &Heartbeat,
     status: &StageStatus,
+    tell: impl FnOnce(Result<(), LedgerError>),
 ) {
     let extractor = ledger.extractor();
     let mut stage = Stage {
@@ -65,10 +66,19 @@ pub(super) async fn run<S: Store>(
         unsaved_since: None,
     };
     let mut wait = FIRST_WAIT;
+    let mut tell = Some(tell);
     loop {
         stage.was_connected = false;
         stage.unsaved_since = None;
-        let Err(error) = stage.follow::<S>().await else { return };
+        let connected = stage.connect::<S>().await;
+        if let Some(tell) = tell.take() {
+            tell(connected.as_ref().map(|_| ()).map_err(|error| error.clone().into()));
+        }
+        let outcome = match connected {
+            Ok(store) => stage.follow(store).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = outcome else { return };
         stage.meters.failed();
         status.set_degraded(error.to_string());
         // Waiting longer and longer is for a database that is away.
@@ -107,12 +117,14 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Connects and writes until the shutdown, or until something fails.
-    async fn follow<S: Store>(&mut self) -> Result<(), StoreError> {
+    async fn connect<S: Store>(&mut self) -> Result<S, StoreError> {
+        let connecting = in_time(S::connect(&self.ledger.settings));
+        self.heartbeat.while_waiting(connecting).await
+    }
+
+    /// Writes until the shutdown, or until something fails.
+    async fn follow<S: Store>(&mut self, mut store: S) -> Result<(), StoreError> {
         let heartbeat = self.heartbeat;
-        let mut store = heartbeat
-            .while_waiting(in_time(S::connect(&self.ledger.settings)))
-            .await?;
         let journal = self.reader.position().journal;
         let saved = heartbeat
             .while_waiting(in_time(saved_position(&mut store, self.reader.name(), journal)))

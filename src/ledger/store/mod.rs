@@ -19,7 +19,7 @@ use super::plan::{Stored, Update};
 use super::table::{Destination, Quarantined, Table, TableName};
 
 /// Why the database did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Nothing is wrong with what was asked: another time, or on another connection, it will do.
     #[error("the database is not available (database.url): {0}")]
