@@ -323,6 +323,13 @@ impl Gauge {
 /// How long readers may take to catch up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// When the journal's files have been written once. Only then is the state steady: the pages of files that grow have to be
+/// found first, which on a virtual machine may cost ten times the writing.
+const WRITTEN_OVER: u64 = 600 << 20;
+
+/// How much longer than asked for the warming up takes at most, to get there.
+const LONGEST_WARM: Duration = Duration::from_secs(5);
+
 fn run(
     options: &Options,
     prepared: &mut Prepared,
@@ -338,8 +345,7 @@ fn run(
     let settings = Settings {
         exporter: Some((sink.address, scenario.exporter)),
         database,
-        // Small enough for segments to be written over already in the warm-up.
-        journal_max_size: Some("1GiB"),
+        journal_max_size: Some("512MiB"),
         max_series: (scenario.shape.tools >= 1_000).then_some(20_000),
     };
     let program_path = program.to_owned();
@@ -348,7 +354,14 @@ fn run(
         Protocol::Grpc => program.grpc,
         Protocol::Http => program.http,
     };
-    let warm = load::run(&load(scenario, &prepared.traffic, address, Until::After(options.warm)));
+    let mut warm = load::run(&load(scenario, &prepared.traffic, address, Until::After(options.warm)));
+    let began = Instant::now();
+    while scenario.shape.content == Content::NoRows
+        && program.process().written() < WRITTEN_OVER
+        && began.elapsed() < LONGEST_WARM
+    {
+        warm = load::run(&load(scenario, &prepared.traffic, address, Until::After(options.warm)));
+    }
     assert!(program.settle(PATIENCE), "the readers do not catch up");
     let mut load = load(scenario, &prepared.traffic, address, Until::After(options.load));
     if let Course::Part(part) = scenario.course {

@@ -5,7 +5,7 @@
 //! * *Counting*: records in order, each under a short lock of its own, so that a scrape waits for one record at most.
 //! * *Reset*: a metric that is asked for (see [`mod@super::reset`]) starts anew, and the request is taken away once that is
 //!   saved.
-//! * *Checkpoint*: at the latest [`BUSY`] after a record was counted; while nothing comes in, [`IDLE`] after; and at the
+//! * *Checkpoint*: at the latest [`BUSY`], or [`BUSY_BYTES`], after a record was counted; while nothing comes in, [`IDLE`] after; and at the
 //!   end. Only then has the reader passed the records. A checkpoint that fails is tried again; meanwhile the journal
 //!   keeps the records.
 //!
@@ -18,7 +18,7 @@
 //!   the journal holds.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +45,10 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// How long they wait while nothing comes in.
 const IDLE: Duration = Duration::from_millis(250);
+
+/// Bytes of records that wait for a checkpoint at most: the journal keeps them until then, and would come to write all over
+/// the disk, or be full, when much comes in.
+const BUSY_BYTES: usize = 64 << 20;
 
 /// Checkpoints are at least this far apart, lest single requests cost a sync each.
 const APART: Duration = Duration::from_secs(1);
@@ -111,6 +115,8 @@ pub struct Meter {
     /// Position of the last durable checkpoint; `None` before the first.
     saved: Option<Position>,
     saved_at: Instant,
+    /// Bytes of the records since.
+    unsaved_bytes: usize,
     /// When it was last looked whether metrics are to be reset.
     obeyed_at: Instant,
     /// Names of metrics that count from the oldest record, until it was read and can be told.
@@ -130,6 +136,8 @@ struct Shared {
 #[derive(Clone)]
 pub struct MeterHandle {
     shared: Arc<RwLock<Arc<Shared>>>,
+    /// Of the last exposition, which the next one is about as long as.
+    length: Arc<AtomicUsize>,
 }
 
 impl Meter {
@@ -175,12 +183,14 @@ impl Meter {
             meters,
             saved: None,
             saved_at: Instant::now(),
+            unsaved_bytes: 0,
             obeyed_at: Instant::now(),
             backfilled: restored.added,
         };
         meter.notice_progress();
         let handle = MeterHandle {
             shared: Arc::new(RwLock::new(shared)),
+            length: Arc::default(),
         };
         Ok((meter, handle))
     }
@@ -219,7 +229,7 @@ impl Meter {
                 // Nothing came in: time for a checkpoint.
                 Err(_) => self.save(&heartbeat).await,
             }
-            if self.saved_at.elapsed() >= BUSY {
+            if self.saved_at.elapsed() >= BUSY || self.unsaved_bytes >= BUSY_BYTES {
                 self.save(&heartbeat).await;
             }
         }
@@ -242,6 +252,7 @@ impl Meter {
 
     fn count(&mut self, record: &Record) {
         self.tell_backfill(record);
+        self.unsaved_bytes += record.body.len();
         let request = self.request(record);
         let at = RecordTime {
             sequence: record.sequence,
@@ -365,6 +376,7 @@ impl Meter {
         let outcome = saving.await;
         heartbeat.beat();
         self.saved_at = Instant::now();
+        self.unsaved_bytes = 0;
         match outcome.map_err(std::io::Error::other).and_then(|outcome| outcome) {
             Ok(()) => {
                 self.reader.passed(position);
@@ -407,12 +419,15 @@ impl MeterHandle {
             .store
             .lock()
             .snapshot(format == ExpositionFormat::OpenMetrics);
-        let mut text = String::with_capacity(own.len() + (64 << 10));
+        // To grow step by step would cost as much as the rendering.
+        let length = self.length.load(Ordering::Relaxed);
+        let mut text = String::with_capacity(length.max(own.len()) + length / 16 + (64 << 10));
         render(&families, format, &mut text);
         append_own(own, format, &mut text);
         if format == ExpositionFormat::OpenMetrics {
             text.push_str("# EOF\n");
         }
+        self.length.store(text.len(), Ordering::Relaxed);
         text
     }
 

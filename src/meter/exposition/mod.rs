@@ -21,7 +21,7 @@ use number::{write_bound, write_float, write_integer, write_seconds};
 
 /// Renders all families. The caller appends other families, and `# EOF` in OpenMetrics.
 pub(super) fn render(families: &[FamilySnapshot], format: ExpositionFormat, out: &mut String) {
-    let mut labels = String::new();
+    let (mut labels, mut bucket) = (String::new(), String::new());
     for family in families {
         let description = &family.description;
         let name = match format {
@@ -49,7 +49,7 @@ pub(super) fn render(families: &[FamilySnapshot], format: ExpositionFormat, out:
             if description.is_counter {
                 rendered.counter(exemplars, out);
             } else {
-                rendered.histogram(&bounds, &family.cells.counts[cells], exemplars, out);
+                rendered.histogram(&bounds, &family.cells.counts[cells], exemplars, &mut bucket, out);
             }
         }
     }
@@ -91,24 +91,24 @@ fn unit(name: &str) -> Option<&'static str> {
         .find(|unit| name.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_')))
 }
 
-/// The `le` values of all buckets.
+/// The end of the labels of all buckets, and the space before the value: `le="0.5"} `.
 fn bounds(description: &Description, format: ExpositionFormat) -> Vec<String> {
     if description.is_counter {
         return Vec::new();
     }
     let bound = |bound: &f64| {
-        let mut text = String::new();
+        let mut text = "le=\"".to_owned();
         match format {
             ExpositionFormat::Text => write_float(*bound, &mut text),
             ExpositionFormat::OpenMetrics => write_bound(*bound, &mut text),
         }
-        text
+        text + "\"} "
     };
     description
         .buckets
         .iter()
         .map(bound)
-        .chain(["+Inf".to_owned()])
+        .chain(["le=\"+Inf\"} ".to_owned()])
         .collect()
 }
 
@@ -172,16 +172,27 @@ impl Series<'_> {
         self.created(out);
     }
 
-    fn histogram(&self, bounds: &[String], counts: &[u64], exemplars: &[Exemplar], out: &mut String) {
+    /// `bucket` is memory that is used again: what the lines of all buckets begin with.
+    fn histogram(
+        &self,
+        bounds: &[String],
+        counts: &[u64],
+        exemplars: &[Exemplar],
+        bucket: &mut String,
+        out: &mut String,
+    ) {
+        bucket.clear();
+        bucket.push_str(self.name);
+        bucket.push_str("_bucket{");
+        bucket.push_str(self.labels);
+        if !self.labels.is_empty() {
+            bucket.push(',');
+        }
         let mut count = 0;
         for (index, (bound, in_bucket)) in bounds.iter().zip(counts).enumerate() {
             count += in_bucket;
-            out.push_str(self.name);
-            out.push_str("_bucket{");
-            out.push_str(self.labels);
-            out.push_str(if self.labels.is_empty() { "le=\"" } else { ",le=\"" });
+            out.push_str(bucket);
             out.push_str(bound);
-            out.push_str("\"} ");
             write_integer(count, out);
             self.exemplar(exemplars.get(index), out);
             out.push('\n');

@@ -15,7 +15,8 @@ pub(super) fn write_integer(mut number: u64, out: &mut String) {
             break;
         }
     }
-    out.extend(digits[begin..].iter().map(|digit| char::from(*digit)));
+    // They are ASCII.
+    out.push_str(std::str::from_utf8(&digits[begin..]).unwrap_or_default());
 }
 
 /// The shortest text that reads back as the same number.
