@@ -13,6 +13,8 @@ use super::options::Settings;
 pub(super) enum Room {
     /// Write over this one of the sealed segments. Its file has the right size.
     Recycle(usize),
+    /// Write over this one, and give its file the right size.
+    Resize(usize),
     /// Remove this one, which has another size, then ask again.
     Remove(usize),
     /// A new file.
@@ -23,11 +25,21 @@ pub(super) enum Room {
 
 /// Decides, and moves readers that may skip when nothing else helps. `free` is what the file system has left.
 pub(super) fn room(state: &mut State, settings: &Settings, size: u64, free: u64, now: u64) -> Room {
-    let usable = |sealed: &Sealed, index| {
-        if sealed.segment.size == size {
-            Room::Recycle(index)
+    let usable = |state: &State, sealed: &Sealed| {
+        let old = sealed.segment.size;
+        let may_grow = || {
+            state.file_bytes - old + size <= settings.segment_bytes
+                && free >= (size - old).saturating_add(settings.free_disk_floor)
+        };
+        if old == size {
+            Room::Recycle(0)
+        } else if state.sealed.len() > 1 {
+            Room::Remove(0)
+        } else if old > size || may_grow() {
+            // The newest one: its header must stay until the next one is durable.
+            Room::Resize(0)
         } else {
-            Room::Remove(index)
+            Room::Full
         }
     };
     // An empty one, from a start after which nothing came or a segment of which everything was refused. One of
@@ -39,20 +51,23 @@ pub(super) fn room(state: &mut State, settings: &Settings, size: u64, free: u64,
     let front = state.sealed.front().filter(|front| front.is_quiet());
     let released = front.filter(|front| is_passed(&state.readers, front));
     if let Some(front) = released.filter(|front| front.summary.newest.saturating_add(settings.retain) <= now) {
-        return usable(front, 0);
+        return usable(state, front);
     }
     if state.file_bytes + size <= settings.segment_bytes && free >= size.saturating_add(settings.free_disk_floor) {
         return Room::Create;
     }
     if let Some(front) = released {
-        return usable(front, 0);
+        return usable(state, front);
     }
     if settings.skip_forwarding
         && let Some(front) = front
         && let Some(skipped) = skippable(&state.readers, front)
     {
         let to = front.summary.last + 1;
-        let room = usable(front, 0);
+        let room = usable(state, front);
+        if room == Room::Full {
+            return room;
+        }
         for index in skipped {
             let reader = &mut state.readers[index];
             reader.passed = Some(to);

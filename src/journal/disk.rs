@@ -54,9 +54,21 @@ pub(super) struct OsDisk {
 }
 
 impl OsDisk {
-    /// Creates the directory when it is missing, readable by nobody else.
+    /// Creates the directory when it is missing, readable by nobody else, and durably.
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        for parent in missing.iter().filter_map(|created| created.parent()) {
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            // One that may be written to and not read cannot be synced.
+            if let Ok(parent) = File::open(parent) {
+                parent.sync_all()?;
+            }
+        }
         Ok(Self {
             directory: directory.to_owned(),
             writable: true,

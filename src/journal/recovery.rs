@@ -1,7 +1,7 @@
 //! Opening a journal: who it is, which segments there are, where the last one really ends, what was lost.
 //!
 //! Steps, in order:
-//! 1. Take the lock. Read `journal.id`; when it is gone or damaged, take id and key from the newest segment; when
+//! 1. Take the lock. Make durable which files there are: what is found must still be there after a power failure. Read `journal.id`; when it is gone or damaged, take id and key from the newest segment; when
 //!    there is none, begin a new journal.
 //! 2. Read the header of every segment. A file whose creation was not finished is removed. One without a valid
 //!    header, one of another journal, and the second of two that claim the same life are renamed aside, never
@@ -119,6 +119,11 @@ fn trying<T>(action: &'static str, outcome: io::Result<T>) -> Result<T, Failure>
 
 impl Recoverer<'_> {
     fn run(&mut self, settings: &Settings, now: u64, random: &[u8; 48]) -> Result<Recovered, Failure> {
+        if self.may_write {
+            // A file is here because the system remembers it, which need not mean that the disk does: the last
+            // program may have created it and been unable to make that durable.
+            trying("sync the directory", self.disk.sync_dir())?;
+        }
         let names = trying("list the files", self.disk.list())?;
         let mut next_number = 0;
         let mut found = Vec::new();
@@ -157,8 +162,8 @@ impl Recoverer<'_> {
         if self.may_write
             && let Err(error) = replace_file(self.disk, IDENTITY_FILE, &identity.encode())
         {
-            // On a full disk the journal must still come up, so that its readers can make room. Without the file the
-            // start is still told by the segment headers.
+            // On a full disk the journal must still come up, so that its readers can make room. Nothing is appended
+            // before a segment's header tells of this start, and the newest header is never removed.
             if self.report.is_new {
                 return Err(Failure::Io("create the journal", error));
             }

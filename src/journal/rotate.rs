@@ -4,6 +4,10 @@
 //! Nothing is appended to the new segment before everything in the old one is durable or refused, and before its own
 //! header is durable. The header names the last valid sequence, so that refused records which reached the disk anyway
 //! are never read.
+//!
+//! The newest header on the disk is also the only place that surely says how far this journal has come: which start
+//! it was, and behind which sequence. (`journal.id` may not have been written, on a full disk.) It is written over by
+//! the next one, but never removed before the next one is durable.
 
 use std::io;
 use std::sync::Arc;
@@ -88,21 +92,24 @@ impl Core {
     fn find_room(&self, mut header: SegmentHeader, size: u64, now: u64) -> io::Result<Outcome> {
         let free = self.disk.free_space()?;
         loop {
-            let (room, victim, number) = {
+            let (room, victim, number, is_newest) = {
                 let mut state = lock(&self.state);
                 let positions: Vec<Option<u64>> = state.readers.iter().map(|reader| reader.passed).collect();
                 let room = budget::room(&mut state, &self.settings, size, free, now);
                 self.count_skipped(&state, &positions);
-                let victim = match room {
-                    Room::Recycle(index) | Room::Remove(index) => state.sealed.remove(index),
-                    Room::Create | Room::Full => None,
+                let (victim, is_newest) = match room {
+                    Room::Recycle(index) | Room::Resize(index) | Room::Remove(index) => {
+                        let is_newest = index + 1 == state.sealed.len();
+                        (state.sealed.remove(index), is_newest)
+                    }
+                    Room::Create | Room::Full => (None, false),
                 };
                 header.released = state.released;
                 let number = state.next_number;
                 if room == Room::Create {
                     state.next_number += 1;
                 }
-                (room, victim, number)
+                (room, victim, number, is_newest)
             };
             match (room, victim) {
                 (Room::Full, _) => return Ok(Outcome::Full),
@@ -116,24 +123,21 @@ impl Core {
                         lock(&self.state).sealed.insert(index, victim);
                         return Err(error);
                     }
-                    header.released = self.release(&victim);
-                    victim.segment.retired.store(true, Ordering::Release);
+                    self.write_over(&victim, victim.segment.size, &mut header, is_newest)?;
+                    self.meters.recycled.increment(1);
                     let Segment {
                         number, size, ref file, ..
                     } = *victim.segment;
-                    if let Err(error) = header.write(&**file) {
-                        // The file cannot be trusted any more; nobody wanted what was in it. But its old header, if
-                        // that is what is on the disk, may be the only one to say what was refused before it.
-                        let spoiled = Spoiled {
-                            number,
-                            size,
-                            is_needed: victim.is_empty(),
-                        };
-                        lock(&self.state).spoiled.push_back(spoiled);
+                    return Ok(Outcome::Ready(self.segment(number, Arc::clone(file), size, &header)));
+                }
+                (Room::Resize(index), Some(victim)) => {
+                    if let Err(error) = self.cover_digests(&victim, now) {
+                        lock(&self.state).sealed.insert(index, victim);
                         return Err(error);
                     }
+                    let segment = self.resize(victim, &mut header, size)?;
                     self.meters.recycled.increment(1);
-                    return Ok(Outcome::Ready(self.segment(number, Arc::clone(file), size, &header)));
+                    return Ok(Outcome::Ready(segment));
                 }
                 (Room::Remove(index), Some(victim)) => {
                     if let Err(error) = self.sweep(false).and_then(|()| self.cover_digests(&victim, now)) {
@@ -143,9 +147,56 @@ impl Core {
                     self.release(&victim);
                     self.discard(&victim)?;
                 }
-                (Room::Recycle(_) | Room::Remove(_), None) => return Ok(Outcome::Full),
+                (Room::Recycle(_) | Room::Resize(_) | Room::Remove(_), None) => return Ok(Outcome::Full),
             }
         }
+    }
+
+    /// Begins the file's next life. What was in it is gone afterwards.
+    fn write_over(&self, victim: &Sealed, size: u64, header: &mut SegmentHeader, is_newest: bool) -> io::Result<()> {
+        header.released = self.release(victim);
+        victim.segment.retired.store(true, Ordering::Release);
+        let Segment { number, ref file, .. } = *victim.segment;
+        header.write(&**file).inspect_err(|_| {
+            // The file cannot be trusted any more; nobody wanted what was in it. But its old header, if that is what
+            // is on the disk, may be the only one to say what was refused before it, or how far the journal has come.
+            lock(&self.state).spoiled.push_back(Spoiled {
+                number,
+                size,
+                is_needed: is_newest || victim.is_empty(),
+            });
+        })
+    }
+
+    /// Writes over the newest segment, which has another size: it cannot be removed, because its header must stay until
+    /// the next one is durable.
+    fn resize(&self, victim: Sealed, header: &mut SegmentHeader, size: u64) -> io::Result<Arc<Segment>> {
+        let Segment {
+            number,
+            size: old,
+            ref file,
+            ..
+        } = *victim.segment;
+        // A larger file before its next life, a smaller one after: at no moment may old records seem to be missing.
+        if old < size
+            && let Err(error) = file.allocate(size)
+        {
+            if let Err(error) = file.truncate(old) {
+                tracing::warn!(%error, "a segment file may be larger than it was");
+            }
+            lock(&self.state).sealed.push_back(victim);
+            return Err(error);
+        }
+        if old < size {
+            lock(&self.state).file_bytes += size - old;
+        }
+        self.write_over(&victim, old.max(size), header, true)?;
+        let is_cut = old > size && file.truncate(size).is_ok();
+        if is_cut {
+            lock(&self.state).file_bytes -= old - size;
+        }
+        let size = if is_cut { size } else { old.max(size) };
+        Ok(self.segment(number, Arc::clone(file), size, header))
     }
 
     fn segment(

@@ -63,13 +63,41 @@ pub fn unix_ms_ago(ago: Duration) -> u64 {
 /// A TCP port for a process that has to be found again after a restart. It lies below the range from which the kernel
 /// takes ports for outgoing connections, so that nothing else on the machine gets it in between.
 pub fn fixed_port() -> u16 {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 1_000).unwrap() * 20;
-    loop {
-        let port = 11_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+    ReservedPort::new().number
+}
+
+/// A fixed port that nobody else can take, not even a test in another process that looks for one while nothing listens
+/// here: a socket is bound to it all the time. Connections are refused until [`ReservedPort::listen`].
+pub struct ReservedPort {
+    pub number: u16,
+    _bound: tokio::net::TcpSocket,
+}
+
+impl ReservedPort {
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicU16, Ordering};
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let first = u16::try_from(std::process::id() % 1_000).unwrap() * 20;
+        loop {
+            let number = 11_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+            // Whoever shares a port by intention has to be told from one that is free.
+            let is_free = std::net::TcpListener::bind(("127.0.0.1", number)).is_ok();
+            if let Some(bound) = is_free.then(|| shared_socket(number).ok()).flatten() {
+                return Self { number, _bound: bound };
+            }
         }
     }
+
+    /// Takes connections; as often as wanted, one after the other.
+    pub fn listen(&self) -> tokio::net::TcpListener {
+        shared_socket(self.number).unwrap().listen(1024).unwrap()
+    }
+}
+
+fn shared_socket(port: u16) -> std::io::Result<tokio::net::TcpSocket> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(std::net::SocketAddr::from(([127, 0, 0, 1], port)))?;
+    Ok(socket)
 }

@@ -1,7 +1,7 @@
 //! A backend inside the test: it remembers every request, and can be away, slow or unwilling.
 
 use super::http::{io, whole};
-use super::{DEADLINE, fixed_port};
+use super::{DEADLINE, ReservedPort};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
@@ -11,7 +11,6 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use std::io::Read;
 use std::sync::{Arc, Mutex};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -48,7 +47,7 @@ impl Delivery {
 
 /// The backend.
 pub struct Sink {
-    port: u16,
+    port: ReservedPort,
     state: Arc<State>,
     server: Option<JoinHandle<()>>,
 }
@@ -75,7 +74,7 @@ impl Sink {
             attempts: watch::channel(0).0,
         };
         Sink {
-            port: fixed_port(),
+            port: ReservedPort::new(),
             state: Arc::new(state),
             server: None,
         }
@@ -83,7 +82,7 @@ impl Sink {
 
     /// What an exporter is configured with.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://127.0.0.1:{}", self.port.number)
     }
 
     /// Accepts connections from now on.
@@ -91,7 +90,7 @@ impl Sink {
         if self.server.is_some() {
             return;
         }
-        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        let listener = self.port.listen();
         let state = self.state.clone();
         self.server = Some(tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();

@@ -6,6 +6,7 @@ mod gathering;
 mod measure;
 mod sim_disk;
 mod simulation;
+mod starts;
 
 use bytes::Bytes;
 

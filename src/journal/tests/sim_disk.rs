@@ -70,6 +70,8 @@ struct Inner {
     /// One in so many writes and syncs fails; 0: none.
     faults: u32,
     read_faults: u32,
+    /// Operations until every further one fails.
+    until_broken: Option<u64>,
     /// Operations until the power goes.
     power: Option<u64>,
     is_off: bool,
@@ -97,6 +99,12 @@ impl Inner {
     }
 
     fn is_unlucky(&mut self) -> bool {
+        if let Some(left) = &mut self.until_broken {
+            if *left == 0 {
+                return true;
+            }
+            *left -= 1;
+        }
         self.faults > 0 && self.random.u32(0..self.faults) == 0
     }
 
@@ -146,6 +154,7 @@ impl SimDisk {
             capacity,
             faults: 0,
             read_faults: 0,
+            until_broken: None,
             power: None,
             is_off: false,
         })))
@@ -159,6 +168,16 @@ impl SimDisk {
         let mut inner = self.inner();
         inner.faults = one_in;
         inner.read_faults = reads_one_in;
+    }
+
+    /// After so many operations none succeeds any more. `None`: the disk is whole.
+    pub(super) fn break_after(&self, operations: Option<u64>) {
+        self.inner().until_broken = operations;
+    }
+
+    /// Whether that has come.
+    pub(super) fn is_broken(&self) -> bool {
+        self.inner().until_broken == Some(0)
     }
 
     pub(super) fn set_capacity(&self, bytes: u64) {

@@ -172,8 +172,12 @@ impl Simulation {
                     self.core = Some(Arc::new(core));
                     break;
                 }
-                Ok(_) => self.disk.lose_power(),
+                Ok((_, recovery)) => {
+                    self.say(|| format!("open without power: {recovery:?}"));
+                    self.disk.lose_power();
+                }
                 Err(error) => {
+                    self.say(|| format!("open fails: {error}"));
                     assert!(self.disk.is_off(), "{error}");
                     self.disk.lose_power();
                 }
@@ -291,13 +295,7 @@ impl Simulation {
         if matches!(begun, Ok(Begun::Write(_)) | Ok(Begun::Done(_))) {
             let sequence = lock(&core.state).next - 1;
             self.say(|| format!("append {number} ({} bytes) as {sequence}", entry.body.len()));
-            // What is parked has not reached any file: when the program dies, and could not even count its start
-            // because the disk was full, the next start may give the number out again.
-            let is_parked = matches!(begun, Ok(Begun::Done(_)));
-            assert!(
-                is_parked || self.sequences.insert(sequence),
-                "sequence {sequence} was used before"
-            );
+            assert!(self.sequences.insert(sequence), "sequence {sequence} was used before");
             self.request_of.insert(sequence, number);
         }
         match begun {
