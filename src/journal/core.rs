@@ -132,6 +132,23 @@ pub(super) struct Gathering {
     pub(super) is_waiting: bool,
 }
 
+impl Condition {
+    /// When it is worth trying again.
+    pub(super) fn retry_at(&self) -> u64 {
+        match self {
+            Self::Writable => 0,
+            Self::Full { retry_at, .. } | Self::Failing { retry_at, .. } => *retry_at,
+        }
+    }
+
+    /// It is now.
+    pub(super) fn retry_now(&mut self) {
+        if let Self::Full { retry_at, .. } | Self::Failing { retry_at, .. } = self {
+            *retry_at = 0;
+        }
+    }
+}
+
 /// Everything under the lock.
 pub(super) struct State {
     pub(super) active: Option<Active>,
@@ -155,6 +172,8 @@ pub(super) struct State {
     pub(super) dedup: Dedup,
     pub(super) readers: Vec<ReaderState>,
     pub(super) condition: Condition,
+    /// With an interval: what was answered could not be synced, and is tried again until then.
+    pub(super) salvage_until: Option<u64>,
     /// To be answered once the next segment says that they are not valid, or cannot say so.
     pub(super) refused: Vec<(Arc<Completion>, AppendError)>,
     pub(super) incarnation: u64,

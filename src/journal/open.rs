@@ -89,6 +89,7 @@ impl Core {
             dedup,
             readers: readers.collect(),
             condition: Condition::Writable,
+            salvage_until: None,
             refused: Vec::new(),
             incarnation,
             next_number,

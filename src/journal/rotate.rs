@@ -372,7 +372,7 @@ impl Core {
 
     /// No segment to write to: everything that waits is refused, and so is what comes, until a later attempt
     /// succeeds.
-    fn stall(&self, now: u64, failure: Option<Arc<str>>) {
+    pub(super) fn stall(&self, now: u64, failure: Option<Arc<str>>) {
         let refused = {
             let mut guard = lock(&self.state);
             let state = &mut *guard;

@@ -130,7 +130,8 @@ pub(super) fn settle(segment: &Segment, scan: &Scan) -> io::Result<u64> {
     Ok(if is_cut { size } else { segment.size })
 }
 
-fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+/// Writes again what is there, as it is, so that the system takes it for new.
+pub(super) fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut at = from;
     while at < to {

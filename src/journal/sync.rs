@@ -7,19 +7,57 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::{Condition, Core, Phase, State};
-use super::segment::{Segment, lock};
+use super::options::nanos;
+use super::scan::rewrite;
+use super::segment::{Frame, Segment, Walk, lock};
 use crate::failpoint::{self, Point};
 
 /// How long after a sync the next one waits for as many requests. Many small requests then share a sync, which costs as
 /// much as hundreds of spans.
 const GATHER: u64 = 1_000_000;
 
+/// With an interval, requests are answered before they are synced. When the sync fails they are written and synced
+/// again, for as long as this, and nothing new is taken meanwhile. Then they are given up.
+const SALVAGE: Duration = Duration::from_secs(30);
+
 /// One sync to be done, outside of the lock.
 pub(super) struct SyncJob {
     pub(super) segment: Arc<Segment>,
     through: u64,
+    /// What has to be written again first.
+    doubtful: Option<(u64, u64)>,
+}
+
+impl SyncJob {
+    pub(super) fn run(&self) -> io::Result<()> {
+        if let Some((from, to)) = self.doubtful {
+            // Syncing is not enough: the system may count pages as clean that it could not write. And what it has
+            // dropped must not be taken for what it was.
+            self.check(from, to)?;
+            rewrite(&*self.segment.file, from, to)?;
+        }
+        self.segment.file.sync_data()
+    }
+
+    fn check(&self, from: u64, to: u64) -> io::Result<()> {
+        let mut walk = Walk::new(&self.segment, from, to);
+        while walk.position() < to {
+            let is_whole = match walk.next()? {
+                Frame::Record { offset, header } => walk.body(offset, &header)?.is_some(),
+                Frame::Gap { .. } | Frame::End => false,
+            };
+            if !is_whole {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "what was not synced is not there any more",
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the sync thread should do next.
@@ -46,7 +84,7 @@ impl Core {
         if let Some(job) = self.sync_job(&mut state, now) {
             drop(state);
             failpoint::hit(Point::BeforeSync);
-            let outcome = job.segment.file.sync_data();
+            let outcome = job.run();
             failpoint::hit(Point::AfterSync);
             let later = clock();
             self.meters.sync_seconds.record(later.saturating_sub(now) as f64 / 1e9);
@@ -86,6 +124,7 @@ impl Core {
         let active = state.active.as_ref().filter(|_| state.written > state.durable)?;
         let is_due = match self.settings.interval {
             None => true,
+            Some(_) if state.salvage_until.is_some() => state.closing || now >= state.condition.retry_at(),
             Some(interval) => {
                 let is_wanted = state.closing || active.cut.is_some() || !state.parked.is_empty();
                 is_wanted || now >= state.last_sync.saturating_add(interval) || now < state.last_sync
@@ -95,16 +134,24 @@ impl Core {
             return None;
         }
         state.last_sync = now;
+        let end = state.slot(state.written).map(|index| state.pending[index].end);
+        let doubtful = end
+            .filter(|_| state.salvage_until.is_some())
+            .map(|end| (active.durable.end, end));
         Some(SyncJob {
             segment: Arc::clone(&active.segment),
             through: state.written,
+            doubtful,
         })
     }
 
     /// Publishes what became durable and answers it; or, when the sync failed, gives the rest of the segment up. A
-    /// failed sync is never tried again: the system has already forgotten which pages it could not write.
-    pub(super) fn finish_sync(&self, job: SyncJob, outcome: io::Result<()>, now: u64) {
+    /// failed sync is never tried again as it is: the system has already forgotten which pages it could not write. But
+    /// what was answered before the sync is written again before that, and nothing is taken until it is on the disk.
+    /// Returns how many requests that were answered are lost.
+    pub(super) fn finish_sync(&self, job: SyncJob, outcome: io::Result<()>, now: u64) -> u64 {
         let mut answered = Vec::new();
+        let (mut lost, mut stalled) = (0, None);
         {
             let mut guard = lock(&self.state);
             let state = &mut *guard;
@@ -132,19 +179,43 @@ impl Core {
                     }
                     state.gathering.expected = answered.len() as u64;
                     state.gathering.until = now.saturating_add(GATHER);
+                    if state.salvage_until.take().is_some() {
+                        tracing::info!("what could not be synced is on the disk now");
+                        state.condition.retry_now();
+                    }
                     self.meters.appended.increment(answered.len() as u64);
                     self.meters.appended_bytes.increment(bytes);
                     self.meters.batch_records.record(answered.len() as f64);
                     state.inflow.observe(state.appended_bytes, now);
                 }
                 Err(error) => {
-                    tracing::error!(%error, "syncing the journal failed: what was not on the disk yet is refused");
                     self.meters.failed_syncs.increment(1);
-                    let first = state.active.as_ref().map_or(0, |active| active.segment.header.first);
-                    let cut = first.max(state.durable + 1);
-                    self.cut(state, cut, &error);
+                    let was_tried = state.salvage_until.is_some();
+                    let until = *state.salvage_until.get_or_insert(now.saturating_add(nanos(SALVAGE)));
+                    let is_over = now >= until || (state.closing && was_tried);
+                    if self.settings.interval.is_some() && !is_over {
+                        tracing::error!(%error, "syncing the journal failed: what was answered and is not on the disk yet is \
+                             written again, and nothing is taken meanwhile");
+                        self.cut(state, state.written + 1, &error);
+                        stalled = Some(error.to_string().into());
+                    } else {
+                        state.salvage_until = None;
+                        let first = state.active.as_ref().map_or(0, |active| active.segment.header.first);
+                        let cut = first.max(state.durable + 1);
+                        if self.settings.interval.is_some() {
+                            let of_answered = |slot: &&super::core::Slot| slot.sequence <= state.written;
+                            lost = state.pending.iter().take_while(of_answered).count() as u64;
+                            self.meters.lost.increment(lost);
+                        }
+                        tracing::error!(%error, lost, "syncing the journal failed: what was not on the disk yet is refused");
+                        self.cut(state, cut, &error);
+                        state.condition.retry_now();
+                    }
                 }
             }
+        }
+        if let Some(reason) = stalled {
+            self.stall(now, Some(reason));
         }
         if !answered.is_empty() {
             self.watermark.send_replace(job.through);
@@ -154,14 +225,12 @@ impl Core {
             completion.complete(Ok(()));
         }
         failpoint::hit(Point::AfterAnswer);
+        lost
     }
 
     /// Whether a new segment is needed and the old one has settled.
     pub(super) fn wants_rotation(&self, state: &State, now: u64) -> bool {
-        let retry_at = match &state.condition {
-            Condition::Writable => 0,
-            Condition::Full { retry_at, .. } | Condition::Failing { retry_at, .. } => *retry_at,
-        };
+        let retry_at = state.condition.retry_at();
         let is_needed = match &state.active {
             None => !state.closing || !state.parked.is_empty() || !state.refused.is_empty(),
             Some(active) => active.cut.is_some() || !state.parked.is_empty(),
@@ -177,7 +246,8 @@ impl Core {
             Condition::Writable => None,
             Condition::Full { retry_at, .. } | Condition::Failing { retry_at, .. } => Some(*retry_at),
         };
-        let sync = self.settings.interval.filter(|_| state.written > state.durable);
+        let is_waiting = state.written > state.durable && state.salvage_until.is_none();
+        let sync = self.settings.interval.filter(|_| is_waiting);
         let sync = sync.map(|interval| state.last_sync.saturating_add(interval));
         [retry, sync].into_iter().flatten().min()
     }

@@ -3,6 +3,7 @@
 mod behaviour;
 mod corruption;
 mod gathering;
+mod interval;
 mod measure;
 mod sim_disk;
 mod simulation;

@@ -359,16 +359,15 @@ impl Simulation {
                 }
             }
             Some((job, None)) => {
-                let outcome = job.segment.file.sync_data();
+                let outcome = job.run();
                 self.syncing = Some((job, Some(outcome)));
             }
             Some((job, Some(outcome))) => {
                 self.say(|| format!("sync: {outcome:?}"));
-                if outcome.is_err() && matches!(self.options.fsync, Fsync::Interval(_)) {
+                if core.finish_sync(job, outcome, self.now) > 0 {
                     // What the interval may lose.
                     self.lose_unsynced(Fate::RefusedForNow);
                 }
-                core.finish_sync(job, outcome, self.now);
             }
         }
     }
