@@ -95,7 +95,8 @@ pub struct Program {
     query: QueryOptions,
     reloader: Reloader,
     shutdown_timeout: Duration,
-    push_interval: Option<Duration>,
+    /// How often, and for which exporters.
+    push: Option<(Duration, Vec<String>)>,
 }
 
 impl Program {
@@ -126,12 +127,15 @@ impl Program {
         );
         let shutdown_timeout = settings.shutdown_timeout;
         let takes_metrics = |(_, options): &(_, ExporterOptions)| options.signals.contains(&Signal::Metrics);
+        let takers = settings.exporters.iter().filter(|exporter| takes_metrics(exporter));
+        let takers: Vec<String> = takers.map(|(name, _)| name.clone()).collect();
         let push_interval = settings.metrics.push_interval;
-        let is_taken = settings.exporters.iter().any(takes_metrics);
-        if push_interval.is_some() && !is_taken {
+        if push_interval.is_some() && takers.is_empty() {
             tracing::warn!("metrics.push_interval has no effect: no exporter takes metrics");
         }
-        let push_interval = push_interval.filter(|_| is_taken);
+        let push = push_interval
+            .filter(|_| !takers.is_empty())
+            .map(|interval| (interval, takers));
         let query = QueryOptions {
             url: settings.database.url.clone(),
             schema: settings.database.schema.clone(),
@@ -150,7 +154,7 @@ impl Program {
             query,
             reloader,
             shutdown_timeout,
-            push_interval,
+            push,
         })
     }
 
@@ -178,9 +182,10 @@ impl Program {
         tracing::info!("ready");
         let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone()));
         let stop_push = CancellationToken::new();
-        let push = self.push_interval.map(|interval| {
-            let push = push::run(self.stages.meter(), self.journal.clone(), interval, stop_push.clone());
-            tokio::spawn(push)
+        let push = self.push.take().map(|(interval, takers)| {
+            let heartbeat = self.health.stage("metrics push");
+            let (meter, journal, stop) = (self.stages.meter(), self.journal.clone(), stop_push.clone());
+            tokio::spawn(push::run(meter, journal, interval, takers, stop, heartbeat))
         });
         let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
         loop {

@@ -6,40 +6,77 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::{Durable, Journal};
+use crate::journal::{Durable, Journal, Status};
 use crate::meter::MeterHandle;
+use crate::telemetry::Heartbeat;
 
-/// Pushes every `interval`, and once more at the end.
-pub(super) async fn run(meter: MeterHandle, journal: Journal, interval: Duration, stop: CancellationToken) {
+/// Pushes every `interval`, and once more at the end. `takers` are the exporters that take metrics.
+pub(super) async fn run(
+    meter: MeterHandle,
+    journal: Journal,
+    interval: Duration,
+    takers: Vec<String>,
+    stop: CancellationToken,
+    heartbeat: Heartbeat,
+) {
+    metrics::describe_counter!(
+        "spanledger_metric_pushes_total",
+        "Times that the derived metrics were put into the journal for the exporters, or were not: the last ones are \
+         unread, the journal is half full, or they could not be stored."
+    );
+    let count = |result: &'static str| metrics::counter!("spanledger_metric_pushes_total", "result" => result);
+    let (pushed_count, skipped, failed) = (count("pushed"), count("skipped"), count("failed"));
     let instance = journal.id().to_string();
+    let mut last_push = None;
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
     loop {
-        let stopping = tokio::select! {
-            () = stop.cancelled() => true,
-            _ = ticks.tick() => false,
+        let next = async {
+            tokio::select! {
+                () = stop.cancelled() => true,
+                _ = ticks.tick() => false,
+            }
         };
+        let stopping = heartbeat.while_waiting(next).await;
+        if !is_wanted(&journal.status(), &takers, last_push) {
+            skipped.increment(1);
         // Before that, values would be behind those that were pushed in an earlier life.
-        if meter.is_caught_up() {
-            let (meter, journal, instance) = (meter.clone(), journal.clone(), instance.clone());
+        } else if meter.is_caught_up() {
+            let (meter, appending, instance) = (meter.clone(), journal.clone(), instance.clone());
             // Rendering all series takes a while, and appending may wait for the disk.
-            let pushed = tokio::task::spawn_blocking(move || append(&meter, &journal, &instance)).await;
+            let pushed = tokio::task::spawn_blocking(move || append(&meter, &appending, &instance)).await;
             // Exporters see what is durable: at the end, they have it before they are told to stop.
-            match pushed {
-                Ok(Some(durable)) => {
-                    if let Err(error) = durable.await {
-                        tracing::warn!(reason = %error, "the derived metrics are not pushed this time");
-                    }
+            let durable = match pushed {
+                Ok(Some(durable)) => durable.await.map_err(|error| error.to_string()),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+            match durable {
+                Ok(()) => {
+                    last_push = Some(journal.end().next);
+                    pushed_count.increment(1);
                 }
-                Ok(None) => {}
-                Err(error) => tracing::error!(reason = %error, "the derived metrics were not pushed"),
+                Err(reason) => {
+                    failed.increment(1);
+                    tracing::warn!(reason, "the derived metrics are not pushed this time");
+                }
             }
         }
         if stopping {
-            return;
+            return heartbeat.finish();
         }
     }
+}
+
+/// Whether it is worth saying all of it again: each push stands for those before it. While nobody has read the last one,
+/// or when requests may soon find no room, further ones would only fill the journal.
+fn is_wanted(journal: &Status, takers: &[String], last_push: Option<u64>) -> bool {
+    let has_read = |end: u64| {
+        let takers = journal.readers.iter().filter(|reader| takers.contains(&reader.name));
+        takers.filter_map(|reader| reader.next).any(|next| next >= end)
+    };
+    journal.pinned_bytes <= journal.max_bytes / 2 && last_push.is_none_or(has_read)
 }
 
 /// Appends all series; what becomes of the last request, which is durable after those before it.
@@ -56,4 +93,41 @@ fn append(meter: &MeterHandle, journal: &Journal, instance: &str) -> Option<Dura
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{JournalId, ReaderStatus};
+
+    #[test]
+    fn while_nobody_has_read_the_last_push_or_the_journal_is_half_full_nothing_is_pushed() {
+        let reader = |name: &str, next| ReaderStatus {
+            name: name.to_owned(),
+            next,
+            lag_records: 0,
+            lag_bytes: 0,
+            lag_seconds: 0.0,
+        };
+        let status = |pinned_bytes, one, other| Status {
+            journal: JournalId([1; 16]),
+            bytes: 1000,
+            pinned_bytes,
+            max_bytes: 1000,
+            records: 0,
+            segments: 1,
+            oldest: 1,
+            next: 100,
+            remembered: 0,
+            seconds_until_full: None,
+            not_writable: None,
+            readers: vec![reader("meter", Some(100)), reader("otlp", one), reader("otlp/b", other)],
+        };
+        let takers = ["otlp".to_owned(), "otlp/b".to_owned()];
+        assert!(is_wanted(&status(500, None, None), &takers, None), "the first");
+        assert!(!is_wanted(&status(501, None, None), &takers, None), "half full");
+        assert!(!is_wanted(&status(0, Some(49), None), &takers, Some(50)), "unread");
+        assert!(is_wanted(&status(0, Some(50), None), &takers, Some(50)), "read by one");
+        assert!(is_wanted(&status(0, None, Some(60)), &takers, Some(50)), "by the other");
+    }
 }

@@ -12,6 +12,8 @@ pub struct Status {
     pub journal: JournalId,
     /// Length of all segment files.
     pub bytes: u64,
+    /// Of them, what some reader still wants: the rest can be written over.
+    pub pinned_bytes: u64,
     /// What `journal.max_size` leaves for segment files.
     pub max_bytes: u64,
     /// Records, those included that every reader has passed and that are kept for replay.
@@ -132,9 +134,13 @@ impl State {
         }
     }
 
-    fn seconds_until_full(&self, core: &Core) -> Option<f64> {
+    fn pinned_bytes(&self) -> u64 {
         let active = self.active.as_ref().map_or(0, |active| active.segment.size);
-        let pinned = budget::pinned(&self.sealed, &self.readers, active);
+        budget::pinned(&self.sealed, &self.readers, active)
+    }
+
+    fn seconds_until_full(&self, core: &Core) -> Option<f64> {
+        let pinned = self.pinned_bytes();
         let left = self
             .active
             .as_ref()
@@ -168,6 +174,7 @@ impl Core {
         Status {
             journal: self.identity.id,
             bytes: state.file_bytes,
+            pinned_bytes: state.pinned_bytes(),
             max_bytes: self.settings.segment_bytes,
             records: state.summaries().map(|(_, summary)| summary.records).sum(),
             segments: state.sealed.len() + usize::from(state.active.is_some()),
