@@ -10,13 +10,25 @@
 //!   always room for another one's requests.
 //! * A request that is larger than its quarter goes alone: beside the others, one at a time, whoever sends it. The
 //!   receivers' size limits bound it. So the usual limit can be small, and the largest request still fits.
+//! * A request that says beforehand that it is so large waits for its turn, in order, before anything of it is read; it
+//!   holds no memory meanwhile. Only one whose size was not told is refused when another one goes alone.
+//! * Who goes alone must not dawdle: others wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use metrics::Gauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::listen::Peer;
+
+/// How long a large request waits for its turn before its sender is told to try again.
+const TURN_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the body of a request may take to arrive once it goes alone.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// The bytes that requests may hold together.
 pub(super) struct Admission {
@@ -24,10 +36,12 @@ pub(super) struct Admission {
     of_one_peer: usize,
     of_one_request: usize,
     shared: AtomicUsize,
-    /// Whether a request goes alone now.
-    is_one_alone: AtomicBool,
-    /// What it holds.
+    /// One permit: to go alone.
+    turn: Arc<Semaphore>,
+    /// What the one that goes alone holds.
     alone: AtomicUsize,
+    turn_wait: Duration,
+    alone_within: Duration,
     gauge: Gauge,
 }
 
@@ -40,7 +54,13 @@ pub(super) struct Reservation {
     admission: Arc<Admission>,
     peer: Peer,
     bytes: usize,
-    is_alone: bool,
+    alone: Option<Alone>,
+}
+
+/// Of a request that goes alone.
+struct Alone {
+    until: Instant,
+    _turn: OwnedSemaphorePermit,
 }
 
 impl Admission {
@@ -50,10 +70,22 @@ impl Admission {
             of_one_peer: limit - limit / 4,
             of_one_request: limit / 4,
             shared: AtomicUsize::new(0),
-            is_one_alone: AtomicBool::new(false),
+            turn: Arc::new(Semaphore::new(1)),
             alone: AtomicUsize::new(0),
+            turn_wait: TURN_WAIT,
+            alone_within: ALONE_WITHIN,
             gauge,
         })
+    }
+
+    /// One that waits no longer than this for a turn, and for the body of a request that has it.
+    #[cfg(test)]
+    pub(super) fn impatient(limit: usize, patience: Duration) -> Arc<Admission> {
+        let mut admission = Admission::new(limit, Gauge::noop());
+        if let Some(admission) = Arc::get_mut(&mut admission) {
+            (admission.turn_wait, admission.alone_within) = (patience, patience);
+        }
+        admission
     }
 
     /// A reservation of nothing yet.
@@ -62,7 +94,7 @@ impl Admission {
             admission: self.clone(),
             peer,
             bytes: 0,
-            is_alone: false,
+            alone: None,
         }
     }
 
@@ -80,7 +112,7 @@ impl Reservation {
 
     /// Takes room for further bytes.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        if self.is_alone {
+        if self.alone.is_some() {
             self.admission.alone.fetch_add(bytes, Ordering::Relaxed);
         } else if self.bytes.saturating_add(bytes) <= self.admission.of_one_request {
             self.share(bytes)?;
@@ -99,7 +131,28 @@ impl Reservation {
 
     /// Goes alone from now on, before it is known how many bytes it takes.
     pub(super) fn alone(&mut self) -> Result<(), NoRoom> {
-        if self.is_alone { Ok(()) } else { self.go_alone(0) }
+        if self.alone.is_some() { Ok(()) } else { self.go_alone(0) }
+    }
+
+    /// Waits for its turn if it is going to hold more than it may beside the others.
+    pub(super) async fn expect(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        if self.alone.is_some() || bytes <= self.admission.of_one_request {
+            return Ok(());
+        }
+        let turn = Arc::clone(&self.admission.turn).acquire_owned();
+        match tokio::time::timeout(self.admission.turn_wait, turn).await {
+            Ok(Ok(turn)) => {
+                self.begin_alone(turn, 0);
+                Ok(())
+            }
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(NoRoom),
+        }
+    }
+
+    /// When the body has to be there, if it goes alone.
+    pub(super) fn alone_until(&self) -> Option<Instant> {
+        self.alone.as_ref().map(|alone| alone.until)
     }
 
     fn share(&self, bytes: usize) -> Result<(), NoRoom> {
@@ -111,19 +164,23 @@ impl Reservation {
     }
 
     fn go_alone(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        if self.admission.is_one_alone.swap(true, Ordering::Acquire) {
-            return Err(NoRoom);
-        }
-        self.give_back();
-        self.is_alone = true;
-        self.admission.alone.store(self.bytes + bytes, Ordering::Relaxed);
+        let turn = Arc::clone(&self.admission.turn).try_acquire_owned();
+        self.begin_alone(turn.map_err(|_| NoRoom)?, bytes);
         Ok(())
     }
 
+    fn begin_alone(&mut self, turn: OwnedSemaphorePermit, bytes: usize) {
+        self.give_back();
+        self.alone = Some(Alone {
+            until: Instant::now() + self.admission.alone_within,
+            _turn: turn,
+        });
+        self.admission.alone.store(self.bytes + bytes, Ordering::Relaxed);
+    }
+
     fn give_back(&self) {
-        if self.is_alone {
+        if self.alone.is_some() {
             self.admission.alone.store(0, Ordering::Relaxed);
-            self.admission.is_one_alone.store(false, Ordering::Release);
         } else {
             self.peer.held().fetch_sub(self.bytes, Ordering::Relaxed);
             self.admission.shared.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -140,7 +197,8 @@ fn take(counter: &AtomicUsize, bytes: usize, limit: usize) -> Result<(), NoRoom>
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.bytes > 0 || self.is_alone {
+        if self.bytes > 0 || self.alone.is_some() {
+            // Before the turn ends.
             self.give_back();
             self.admission.publish();
         }
@@ -208,6 +266,35 @@ mod tests {
         assert_eq!(admission.shared.load(Ordering::Relaxed), 0);
         drop(second);
         assert_eq!(admission.alone.load(Ordering::Relaxed), 0);
-        assert!(!admission.is_one_alone.load(Ordering::Relaxed));
+        assert_eq!(admission.turn.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_large_request_does_not_wait_for_ever() {
+        let admission = Admission::impatient(100, Duration::from_millis(10));
+        let mut first = admission.begin(Peer::new(None));
+        assert_eq!(first.expect(500).await, Ok(()));
+        let mut second = admission.begin(Peer::new(None));
+        assert_eq!(second.expect(500).await, Err(NoRoom));
+        assert_eq!(second.expect(25).await, Ok(()), "a small one needs no turn");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_says_that_it_is_large_waits_for_its_turn_and_holds_nothing_meanwhile() {
+        let admission = Admission::new(100, Gauge::noop());
+        let mut first = admission.begin(Peer::new(None));
+        first.expect(500).await.unwrap();
+        first.grow(500).unwrap();
+        let mut second = admission.begin(Peer::new(None));
+        let waiting = tokio::spawn(async move {
+            let outcome = second.expect(500).await;
+            (second, outcome)
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(admission.shared.load(Ordering::Relaxed), 0);
+        drop(first);
+        let (second, outcome) = waiting.await.unwrap();
+        assert_eq!(outcome, Ok(()));
+        assert!(second.alone_until().is_some());
     }
 }

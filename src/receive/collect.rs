@@ -63,8 +63,9 @@ where
         .exact()
         .map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     limit.check(announced.unwrap_or(0))?;
+    room.expect(announced.unwrap_or(0)).await?;
     let mut collected = Collected::of_length(announced);
-    while let Some(frame) = next_data(body).await? {
+    while let Some(frame) = next_in_time(body, room).await? {
         limit.check(collected.length().saturating_add(frame.len()))?;
         collected.push(frame, room)?;
     }
@@ -80,7 +81,7 @@ where
     let mut prefix = [0; GRPC_PREFIX];
     let mut prefix_read = 0;
     let mut message: Option<(usize, Collected)> = None;
-    while let Some(mut frame) = next_data(body).await? {
+    while let Some(mut frame) = next_in_time(body, room).await? {
         let (length, collected) = match &mut message {
             Some(message) => message,
             None => {
@@ -98,6 +99,7 @@ where
                 }
                 let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
                 limit.check(length)?;
+                room.expect(length).await?;
                 message.insert((length, Collected::of_length(Some(length))))
             }
         };
@@ -121,6 +123,25 @@ where
         ))),
         None => Err(Refusal::malformed("the gRPC request has no message")),
     }
+}
+
+/// The next piece of the body. A request that goes alone has less time than others.
+async fn next_in_time<B>(body: &mut B, room: &Reservation) -> Result<Option<Bytes>, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let Some(until) = room.alone_until() else {
+        return next_data(body).await;
+    };
+    tokio::time::timeout_at(until, next_data(body))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Refusal::new(
+                Reason::SlowBody,
+                "a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)",
+            ))
+        })
 }
 
 /// The next piece of the body; trailers of requests mean nothing here.
@@ -346,6 +367,41 @@ mod tests {
             .unwrap_err();
         assert_eq!(refused.reason, Reason::Overloaded);
         assert!(refused.retry_after.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_large_request_that_dawdles_gives_its_turn_to_the_next_one() {
+        /// Sends a little and then nothing more.
+        struct Stalled(Option<Bytes>);
+
+        impl Body for Stalled {
+            type Data = Bytes;
+            type Error = Infallible;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                self.0
+                    .take()
+                    .map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+            }
+
+            fn size_hint(&self) -> SizeHint {
+                SizeHint::with_exact(150_000)
+            }
+        }
+
+        let admission = Admission::impatient(200_000, std::time::Duration::from_millis(20));
+        let mut slow = admission.begin(Peer::new(None));
+        let mut body = Stalled(Some(Bytes::from_static(b"a")));
+        let refused = whole_body(&mut body, LIMIT, &mut slow).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::SlowBody);
+        drop(slow);
+        let large = vec![0; 150_000];
+        let mut body = frames(&[&large], Some(150_000));
+        let taken = whole_body(&mut body, LIMIT, &mut admission.begin(Peer::new(None))).await;
+        assert_eq!(taken.unwrap().len(), 150_000);
     }
 
     #[tokio::test]
