@@ -70,7 +70,8 @@ impl Forwarder {
     }
 
     /// Forwards until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
+    pub async fn run(mut self, shutdown: CancellationToken, heartbeat: Heartbeat, status: StageStatus) {
+        self.reader.watch(status.clone());
         let mut report = Report::new(self.setup.name.clone(), self.client.endpoint().to_string(), status);
         let opened = open(&self.setup, &mut report, &heartbeat, &shutdown).await;
         if let Some((position, refused)) = opened {
@@ -90,8 +91,9 @@ async fn open(
     shutdown: &CancellationToken,
 ) -> Option<(Option<Position>, RefusedStore)> {
     loop {
-        let setup = setup.clone();
+        let (setup, working) = (setup.clone(), report.stage().working());
         let opening = tokio::task::spawn_blocking(move || {
+            let _working = working;
             let refused = RefusedStore::open(setup.refused, &setup.name, setup.options.refused)?;
             Ok((load_position(&setup.positions, &setup.name), refused))
         });

@@ -61,6 +61,11 @@ impl Report {
         &self.counters
     }
 
+    /// The stage for which this speaks.
+    pub(super) fn stage(&self) -> &StageStatus {
+        &self.status
+    }
+
     fn is_due(&mut self, trouble: Trouble) -> bool {
         let now = Instant::now();
         let told = &mut self.told[trouble as usize];

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::SAVE_EVERY;
 use crate::failpoint::{self, Point};
 use crate::journal::{Position, save_position};
+use crate::telemetry::StageStatus;
 
 /// How a task that saves ends.
 pub(super) type Saved = Result<std::io::Result<Position>, JoinError>;
@@ -18,6 +19,8 @@ pub(super) type Saved = Result<std::io::Result<Position>, JoinError>;
 pub(super) struct Saver {
     directory: PathBuf,
     name: String,
+    /// Whose health it is that saving ends.
+    stage: StageStatus,
     saving: Option<JoinHandle<std::io::Result<Position>>>,
     /// What is on disk.
     saved: u64,
@@ -26,10 +29,11 @@ pub(super) struct Saver {
 
 impl Saver {
     /// `saved` is on disk.
-    pub(super) fn new(directory: PathBuf, name: String, saved: u64, now: Instant) -> Saver {
+    pub(super) fn new(directory: PathBuf, name: String, saved: u64, stage: StageStatus, now: Instant) -> Saver {
         Saver {
             directory,
             name,
+            stage,
             saving: None,
             saved,
             save_at: now,
@@ -58,7 +62,9 @@ impl Saver {
         }
         self.save_at = now + SAVE_EVERY;
         let (directory, name) = (self.directory.clone(), self.name.clone());
+        let working = self.stage.working();
         let saving = move || {
+            let _working = working;
             failpoint::hit(Point::BeforePositionSave);
             save_position(&directory, &name, position)?;
             failpoint::hit(Point::AfterPositionSave);

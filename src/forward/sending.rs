@@ -15,6 +15,7 @@ use super::parcel::Parcel;
 use super::refused::{Refused, RefusedStore};
 use super::{MAX_BYTES_IN_FLIGHT, rethrow};
 use crate::egress::Fingerprint;
+use crate::telemetry::StageStatus;
 
 /// What a task reports.
 pub(super) struct Returned {
@@ -37,6 +38,8 @@ pub(super) struct Sending {
     refused: Arc<Mutex<RefusedStore>>,
     /// Of the rules for what leaves.
     rules: Fingerprint,
+    /// Whose health it is that setting aside ends.
+    stage: StageStatus,
     under_way: JoinSet<Returned>,
     bytes: usize,
 }
@@ -47,12 +50,14 @@ impl Sending {
         counters: Arc<Counters>,
         refused: RefusedStore,
         rules: Fingerprint,
+        stage: StageStatus,
     ) -> Sending {
         Sending {
             client,
             counters,
             refused: Arc::new(Mutex::new(refused)),
             rules,
+            stage,
             under_way: JoinSet::new(),
             bytes: 0,
         }
@@ -114,7 +119,9 @@ impl Sending {
     fn keep(&mut self, parcel: Parcel, ticket: Ticket) {
         let store = Arc::clone(&self.refused);
         let went_through = (!parcel.is_unruled).then(|| self.rules.clone());
+        let working = self.stage.working();
         self.under_way.spawn_blocking(move || {
+            let _working = working;
             let kept = keep(&store, &parcel, went_through);
             Returned {
                 parcel,

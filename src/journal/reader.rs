@@ -11,6 +11,7 @@ use super::error::ReadError;
 use super::identity::JournalId;
 use super::record::Record;
 use super::segment::lock;
+use crate::telemetry::StageStatus;
 
 /// A place between two records of one journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,7 @@ pub struct Reader {
     place: Option<Place>,
     watermark: watch::Receiver<u64>,
     refusals: u32,
+    stage: Option<StageStatus>,
 }
 
 impl fmt::Debug for Reader {
@@ -81,7 +83,13 @@ impl Reader {
             place: None,
             watermark,
             refusals: 0,
+            stage: None,
         }
+    }
+
+    /// Reading from the disk counts as work of this stage from now on: one that hangs there is not alive.
+    pub fn watch(&mut self, stage: StageStatus) {
+        self.stage = Some(stage);
     }
 
     /// Its name.
@@ -145,7 +153,11 @@ impl Reader {
             } else {
                 let (core, index, next, place) = (Arc::clone(&self.core), self.index, self.next, self.place.clone());
                 let insist = self.refusals >= PATIENCE;
-                let reading = move || cursor::read(&core, index, next, place, max_bytes, max_records, insist);
+                let working = self.stage.as_ref().map(StageStatus::working);
+                let reading = move || {
+                    let _working = working;
+                    cursor::read(&core, index, next, place, max_bytes, max_records, insist)
+                };
                 let outcome = tokio::task::spawn_blocking(reading).await;
                 let outcome = outcome.map_err(|error| ReadError::Io(error.to_string().into()))?;
                 let batch = self.take_cold(outcome)?;

@@ -47,12 +47,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run<S: Store>(
     ledger: &Ledger,
-    reader: Reader,
+    mut reader: Reader,
     shutdown: CancellationToken,
     heartbeat: &Heartbeat,
     status: &StageStatus,
     tell: impl FnOnce(Result<(), LedgerError>),
 ) {
+    reader.watch(status.clone());
     let extractor = ledger.extractor();
     let mut stage = Stage {
         ledger,

@@ -4,7 +4,9 @@
 //! named like the metric, in a directory beside its checkpoint: who may write there may reset, and a request survives a
 //! crash. The meter removes the file when the reset is saved.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::checkpoint::{self, Damage};
 use super::stage::{MeterError, unix_nano};
@@ -80,18 +82,53 @@ fn requests(directory: &Path) -> PathBuf {
     directory.join("reset")
 }
 
-/// The metrics for which a reset was asked. Without the directory, which is the usual case, there are none.
-pub(super) fn requested(directory: &Path) -> Vec<String> {
-    let files = std::fs::read_dir(requests(directory)).into_iter().flatten().flatten();
-    files.filter_map(|file| file.file_name().into_string().ok()).collect()
+/// The requests that a running meter finds, and those it has fulfilled.
+pub(super) struct Inbox {
+    directory: PathBuf,
+    /// Fulfilled, and still there: the file is another user's and cannot be removed. Done once, all the same; a request
+    /// that is made anew has another time.
+    fulfilled: HashMap<String, Option<SystemTime>>,
 }
 
-/// Takes requests away that were fulfilled.
-pub(super) fn done(directory: &Path, names: &[String]) {
-    for name in names {
-        if let Err(error) = std::fs::remove_file(requests(directory).join(name)) {
-            tracing::warn!(metric = name, %error, "a request to reset a metric cannot be removed; it will be done again");
+impl Inbox {
+    /// Makes the directory, so that it belongs to the user who has to remove files from it.
+    pub(super) fn open(directory: &Path) -> Self {
+        let directory = requests(directory);
+        if let Err(error) = std::fs::create_dir_all(&directory) {
+            // On a full disk for instance; who makes a request makes it then.
+            tracing::warn!(directory = %directory.display(), %error, "cannot make the directory for requests to reset a metric");
         }
+        Self {
+            directory,
+            fulfilled: HashMap::new(),
+        }
+    }
+
+    /// The metrics for which a reset is asked.
+    pub(super) fn requested(&mut self) -> Vec<String> {
+        let files = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let names: Vec<String> = files.filter_map(|file| file.file_name().into_string().ok()).collect();
+        self.fulfilled.retain(|name, _| names.contains(name));
+        let is_new = |name: &String| self.fulfilled.get(name) != Some(&self.asked_at(name));
+        names.into_iter().filter(is_new).collect()
+    }
+
+    /// Takes requests away that were fulfilled.
+    pub(super) fn done(&mut self, names: Vec<String>) {
+        for name in names {
+            let asked_at = self.asked_at(&name);
+            if let Err(error) = std::fs::remove_file(self.directory.join(&name)) {
+                let file = self.directory.join(&name);
+                tracing::warn!(file = %file.display(), %error, "the request to reset a metric is fulfilled and cannot be removed; it will be done again after a restart");
+                self.fulfilled.insert(name, asked_at);
+            }
+        }
+    }
+
+    fn asked_at(&self, name: &str) -> Option<SystemTime> {
+        std::fs::metadata(self.directory.join(name))
+            .and_then(|file| file.modified())
+            .ok()
     }
 }
 
@@ -100,5 +137,36 @@ pub(super) fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a Str
     MeterError::UnknownMetric {
         name: name.to_owned(),
         nearest: crate::config::section::nearest(name, &known).map(str::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_cannot_be_removed_is_fulfilled_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut inbox = Inbox::open(directory.path());
+        let requests = directory.path().join("reset");
+        fs::write(requests.join("a_total"), "").unwrap();
+        // What is no file cannot be removed as one, whoever the user is.
+        fs::create_dir(requests.join("b_total")).unwrap();
+        let mut names = inbox.requested();
+        names.sort();
+        assert_eq!(names, ["a_total", "b_total"]);
+        inbox.done(names);
+        assert!(!requests.join("a_total").exists());
+        assert!(inbox.requested().is_empty());
+
+        let later = SystemTime::now() + Duration::from_secs(1);
+        fs::File::open(requests.join("b_total"))
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+        assert_eq!(inbox.requested(), ["b_total"], "asked for anew");
     }
 }

@@ -117,6 +117,7 @@ pub struct Meter {
     saved_at: Instant,
     /// Bytes of the records since.
     unsaved_bytes: usize,
+    inbox: reset::Inbox,
     /// When it was last looked whether metrics are to be reset.
     obeyed_at: Instant,
     /// Names of metrics that count from the oldest record, until it was read and can be told.
@@ -153,6 +154,7 @@ impl Meter {
         end_at_open: Position,
     ) -> Result<(Self, MeterHandle), MeterError> {
         make_directory(&options.directory)?;
+        let inbox = reset::Inbox::open(&options.directory);
         let matcher = Matcher::new(&catalogue, random());
         let mut store = Store::new(&catalogue, options.max_series_per_metric);
         let meters = Meters::new(&store);
@@ -184,6 +186,7 @@ impl Meter {
             saved: None,
             saved_at: Instant::now(),
             unsaved_bytes: 0,
+            inbox,
             obeyed_at: Instant::now(),
             backfilled: restored.added,
         };
@@ -197,6 +200,7 @@ impl Meter {
 
     /// Counts until `shutdown`, or until the journal is closed and counted; then saves.
     pub async fn run(mut self, shutdown: CancellationToken, heartbeat: Heartbeat) {
+        self.reader.watch(heartbeat.status());
         loop {
             self.obey(&heartbeat).await;
             let patience = self.patience();
@@ -327,7 +331,7 @@ impl Meter {
             return;
         }
         self.obeyed_at = Instant::now();
-        let names = reset::requested(&self.options.directory);
+        let names = self.inbox.requested();
         if names.is_empty() {
             return;
         }
@@ -339,7 +343,7 @@ impl Meter {
         }
         self.save(heartbeat).await;
         if self.is_saved() {
-            reset::done(&self.options.directory, &names);
+            self.inbox.done(names);
         }
     }
 
@@ -377,7 +381,12 @@ impl Meter {
         heartbeat.beat();
         self.saved_at = Instant::now();
         self.unsaved_bytes = 0;
-        match outcome.map_err(std::io::Error::other).and_then(|outcome| outcome) {
+        // A checkpoint that panics would do so again: the stage must not go on as if it made progress.
+        let outcome = outcome.unwrap_or_else(|panic| match panic.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(std::io::Error::other(cancelled)),
+        });
+        match outcome {
             Ok(()) => {
                 self.reader.passed(position);
                 self.saved = Some(position);

@@ -5,7 +5,10 @@
 //! * A stage that panics drops its [`Heartbeat`]; a heartbeat dropped before [`Heartbeat::finish`] makes the process
 //!   not alive at once. No stage dies silently.
 //! * Waiting for work and waiting in backoff are turning: a stage beats at least every [`BEAT_EVERY`] while it waits.
+//! * Work beside the loop that has to end, a write to the disk for instance, is held to the same time, however lively
+//!   the loop is meanwhile: see [`StageStatus::working`].
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +24,8 @@ struct Stage {
     last_beat: Instant,
     ended: Ended,
     degraded: Option<String>,
+    /// What has begun beside the loop and not ended: by number, and since when.
+    works: Vec<(u64, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +46,7 @@ pub struct Health {
 pub struct StageReport {
     /// The stage's name: `journal`, `meter`, `ledger`, `otlp`, ...
     pub name: String,
-    /// Time since the loop last turned.
+    /// Time since the loop last turned, or since work that has not ended yet began.
     pub age: Duration,
     /// Whether the stage counts as alive.
     pub alive: bool,
@@ -57,6 +62,7 @@ impl Health {
             last_beat: Instant::now(),
             ended: Ended::Running,
             degraded: None,
+            works: Vec::new(),
         };
         let mut stages = self.lock();
         let before = stages
@@ -76,7 +82,9 @@ impl Health {
     /// The state of every stage as of `now`.
     pub fn report(&self, now: Instant) -> Vec<StageReport> {
         let report = |stage: &Stage| {
-            let age = now.saturating_duration_since(stage.last_beat);
+            let oldest = stage.works.iter().map(|(_, since)| *since).min();
+            let progress = oldest.map_or(stage.last_beat, |since| since.min(stage.last_beat));
+            let age = now.saturating_duration_since(progress);
             StageReport {
                 name: stage.name.clone(),
                 age,
@@ -176,6 +184,36 @@ impl StageStatus {
     pub fn clear(&self) {
         self.health.update(self.index, |stage| stage.degraded = None);
     }
+
+    /// Something begins beside the stage's loop that has to end within [`STALLED_AFTER`]; it has ended when the answer
+    /// is dropped. What cannot hang but in a disk belongs here, not a destination that may be away.
+    pub fn working(&self) -> Working {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.health
+            .update(self.index, |stage| stage.works.push((number, Instant::now())));
+        Working {
+            status: self.clone(),
+            number,
+        }
+    }
+}
+
+/// See [`StageStatus::working`].
+#[derive(Debug)]
+#[must_use = "dropping it says that the work has ended"]
+pub struct Working {
+    status: StageStatus,
+    number: u64,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let Self { status, number } = self;
+        status
+            .health
+            .update(status.index, |stage| stage.works.retain(|(other, _)| other != number));
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +229,20 @@ mod tests {
         assert!(!health.is_alive(start + STALLED_AFTER + Duration::from_secs(1)));
         heartbeat.finish();
         assert!(health.is_alive(start + STALLED_AFTER * 2));
+    }
+
+    #[test]
+    fn work_that_does_not_end_makes_the_process_not_alive_however_often_the_loop_turns() {
+        let health = Health::default();
+        let heartbeat = health.stage("exporter otlp");
+        let start = Instant::now();
+        let long = heartbeat.status().working();
+        drop(heartbeat.status().working());
+        let later = start + STALLED_AFTER + Duration::from_secs(1);
+        health.update(0, |stage| stage.last_beat = later);
+        assert!(!health.is_alive(later));
+        drop(long);
+        assert!(health.is_alive(later));
     }
 
     #[test]

@@ -7,6 +7,6 @@ pub mod health;
 pub mod logs;
 pub mod own;
 
-pub use health::{Health, Heartbeat, StageStatus};
+pub use health::{Health, Heartbeat, StageStatus, Working};
 pub use logs::{LogControl, LogFormat, LogOptions};
 pub use own::OwnMetrics;

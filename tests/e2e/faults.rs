@@ -170,8 +170,10 @@ async fn a_stage_that_panics_or_hangs_makes_the_process_not_alive_within_half_a_
         ("after_sync:2:panic", "journal"),
         ("before_commit:1:panic", "ledger"),
         ("before_position_save:1:panic", "exporter otlp"),
+        ("before_checkpoint:1:panic", "meter"),
         ("before_sync:2:stall", "journal"),
         ("before_checkpoint:1:stall", "meter"),
+        ("before_position_save:1:stall", "exporter otlp"),
         ("before_commit:1:stall", "ledger"),
     ];
     let mut running = Vec::new();
