@@ -144,9 +144,11 @@ fn write_yaml(value: &Value, depth: usize, out: &mut String) {
     }
 }
 
-/// The program under test with nothing in its environment that a user's machine might have set for it.
+/// The program under test with nothing in its environment that a user's machine might have set for it. For
+/// measurements, `SPANLEDGER_PROGRAM` names another build of it.
 pub fn binary(arguments: &[&str], directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_spanledger"));
+    let other = std::env::var_os("SPANLEDGER_PROGRAM");
+    let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_spanledger").into()));
     command
         .args(arguments)
         .current_dir(directory)
