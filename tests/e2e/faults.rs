@@ -2,11 +2,11 @@
 
 use crate::common::load::{Load, Planned};
 use crate::common::program::{Program, Setup};
-use crate::common::prometheus::Expected;
 use crate::common::send::{Outcome, Prepared, ROUTES, Route, Sender};
 use crate::common::sink::Sink;
-use crate::common::{eventually, random, rows, spans};
+use crate::common::{eventually, random, spans};
 use crate::end_to_end::delivered_spans;
+use crate::flow::counted_exactly;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -67,23 +67,7 @@ fn sized(load: &Load, number: u64, random: &mut fastrand::Rng, bytes: usize) -> 
 
 /// Rows, metrics and the sink have exactly these requests.
 async fn arrived_exactly(database: &Path, program: &Program, sink: &Sink, planned: &[Planned]) {
-    let mut expected = Expected::default();
-    planned.iter().for_each(|each| expected.merge(&each.series));
-    let expected = expected.series();
-    program
-        .scrape_until("exactly these requests counted", |scrape| {
-            let wrong = scrape.derived().difference(&expected);
-            if wrong.is_empty() {
-                Ok(())
-            } else {
-                Err(wrong.join("\n"))
-            }
-        })
-        .await;
-    let expected: Vec<rows::Row> = planned.iter().flat_map(|each| each.rows.clone()).collect();
-    let found = rows::wait(database, expected.len()).await;
-    let wrong = rows::difference(&found, &expected);
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    counted_exactly(database, program, planned).await;
     let expected: BTreeSet<String> = planned.iter().flat_map(|each| each.spans.clone()).collect();
     let delivered = sink
         .wait("every span", |all| {
@@ -252,20 +236,7 @@ async fn while_a_backend_is_away_only_the_disk_fills_and_the_backlog_drains_thre
     assert!(grown < 12 << 20, "the backlog is in memory: {grown} bytes more");
 
     // Metrics and rows are not delayed: they are there while nothing was delivered.
-    let mut expected = Expected::default();
-    sent.iter().for_each(|each| expected.merge(&each.series));
-    let expected = expected.series();
-    program
-        .scrape_until("everything counted", |scrape| {
-            let wrong = scrape.derived().difference(&expected);
-            if wrong.is_empty() {
-                Ok(())
-            } else {
-                Err(wrong.join("\n"))
-            }
-        })
-        .await;
-    rows::wait(&setup.database(), sent.iter().map(|each| each.rows.len()).sum()).await;
+    counted_exactly(&setup.database(), &program, &sent).await;
     assert_eq!(sink.attempts(), 0);
 
     sink.come_back().await;

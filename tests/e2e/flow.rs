@@ -39,7 +39,7 @@ fn size(directory: &Path) -> u64 {
 }
 
 /// Checks rows and derived metrics against exactly these requests.
-pub(crate) async fn counted_exactly(setup: &Setup, program: &Program, planned: &[Planned]) {
+pub(crate) async fn counted_exactly(database: &Path, program: &Program, planned: &[Planned]) {
     let mut expected = Expected::default();
     planned.iter().for_each(|each| expected.merge(&each.series));
     let expected = expected.series();
@@ -54,7 +54,7 @@ pub(crate) async fn counted_exactly(setup: &Setup, program: &Program, planned: &
         })
         .await;
     let expected: Vec<rows::Row> = planned.iter().flat_map(|each| each.rows.clone()).collect();
-    let found = rows::wait(&setup.database(), expected.len()).await;
+    let found = rows::wait(database, expected.len()).await;
     let wrong = rows::difference(&found, &expected);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -139,7 +139,7 @@ async fn a_full_journal_refuses_with_a_delay_until_there_is_room_and_loses_nothi
         })
         .await;
     assert_eq!(delivered, expected.into_iter().collect::<Vec<_>>());
-    counted_exactly(&setup, &program, &acknowledged).await;
+    counted_exactly(&setup.database(), &program, &acknowledged).await;
     assert_eq!(program.get("health", "/readyz").await.status, 200);
 }
 
@@ -170,7 +170,7 @@ async fn with_skip_forwarding_only_forwarding_gives_way() {
         .await;
         sent.push(planned);
     }
-    counted_exactly(&setup, &program, &sent).await;
+    counted_exactly(&setup.database(), &program, &sent).await;
     assert!(
         size(&setup.path("journal")) <= 16 << 20,
         "the journal takes {} bytes",
@@ -222,7 +222,7 @@ async fn sighup_under_traffic_refuses_nothing() {
             .await;
         sent.push(planned);
     }
-    counted_exactly(&setup, &program, &sent).await;
+    counted_exactly(&setup.database(), &program, &sent).await;
     let (status, log) = program.terminate().await;
     assert_eq!(status.code(), Some(0), "{log}");
 }

@@ -1,7 +1,8 @@
 //! The oracle: SIGKILL at every commit point and at random moments, again and again, under traffic. What was acknowledged
 //! is neither lost nor counted twice, in any destination, and nothing else is there.
 //!
-//! `SPANLEDGER_KILLS=1000` kills so many times on each database instead of the few dozen of a default run.
+//! `SPANLEDGER_KILLS=1000` kills so many times on each database instead of the few dozen of a default run, and
+//! `SPANLEDGER_KILL_MINUTES=45` ends that early, to judge what there is by then.
 
 use crate::common::load::{Load, Planned};
 use crate::common::postgres::{self, Cluster};
@@ -178,8 +179,17 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
         })
         .collect();
 
-    let (mut last, mut missed) = (Scrape::default(), 0);
+    let minutes = std::env::var("SPANLEDGER_KILL_MINUTES").map_or(u64::MAX / 60, |minutes| minutes.parse().unwrap());
+    let began = Instant::now();
+    let (mut last, mut done, mut missed) = (Scrape::default(), 0, 0);
     for (kill, death) in Death::plan(kills, &mut random).into_iter().enumerate() {
+        if began.elapsed().as_secs() >= minutes * 60 {
+            break;
+        }
+        if kill % 100 == 99 {
+            println!("{name}: {kill} kills after {:?}", began.elapsed());
+        }
+        done = kill + 1;
         let needs_sink = matches!(death, Death::At(point, _) if is_of_forwarding(point));
         match random.u8(..4) {
             0 if !needs_sink => sink.go_away().await,
@@ -253,9 +263,9 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
     }
     sink.set(Mode::Willing);
     sink.come_back().await;
-    not_decreased(&last, &program.scrape().await.derived(), kills);
-    println!("{kills} kills, {missed} of them not where they were planned");
-    assert!(missed * 20 <= kills, "commit points are not passed");
+    not_decreased(&last, &program.scrape().await.derived(), done);
+    println!("{name}: {done} kills, {missed} of them not where they were planned");
+    assert!(missed * 20 <= done, "commit points are not passed");
     judge(&rows, &sink, &program, &notes, &Load::new(&mut random).request(0)).await;
 }
 

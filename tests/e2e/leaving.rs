@@ -84,7 +84,7 @@ async fn sampling_and_dropping_change_neither_metrics_nor_rows_and_two_sidecars_
         for (each, route) in planned.iter().zip(PLAIN_AND_PACKED.into_iter().cycle()) {
             sender.accepted(route, &each.request).await;
         }
-        counted_exactly(&setup, &program, &planned).await;
+        counted_exactly(&setup.database(), &program, &planned).await;
         let delivered = sink
             .wait("the share of the spans", |deliveries| {
                 let delivered = delivered_spans(deliveries);
