@@ -42,6 +42,11 @@ requirements! {
             r#""flags":-1"#,
             r#""kind":2147483648"#,
         ]);
+    large_attributes_are_doubles: "Bad Data", "MAY",
+        "an attribute's `intValue` that no 64-bit integer holds, as JavaScript may send it, is taken as a double and harms no other span" => |target| accepts_with_ids(target, &[
+            r#""attributes":[{"key":"a","value":{"intValue":100000000000000000000}}]"#,
+            r#""attributes":[{"key":"a","value":{"intValue":"9223372036854775808"}},{"key":"b","value":{"intValue":-1e30}}]"#,
+        ]);
     null_is_absent: "JSON mapping of protobuf", "MUST",
         "`null` is as good as absent" => |target| accepts_with_ids(target, &[
             r#""parentSpanId":null,"attributes":null,"status":null,"kind":null,"startTimeUnixNano":null"#,

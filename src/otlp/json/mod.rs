@@ -87,6 +87,9 @@ fn join(path: Vec<Segment>) -> String {
     joined
 }
 
+/// `doubleValue` of an `AnyValue`.
+const DOUBLE_VALUE: u32 = 4;
+
 struct Transcoder<'a> {
     reader: Reader<'a>,
     out: Vec<u8>,
@@ -117,6 +120,9 @@ impl Transcoder<'_> {
             let writes_zero = field.presence == Presence::Explicit || written & bit != 0;
             written |= bit;
             if let Err(mistake) = self.field(field, writes_zero, depth) {
+                if std::ptr::eq(message, &schema::ANY_VALUE) && self.rescued(field, &mistake) {
+                    continue;
+                }
                 return self.within(Segment::Field(field.name), mistake);
             }
         }
@@ -127,6 +133,30 @@ impl Transcoder<'_> {
     fn within<T>(&mut self, segment: Segment, mistake: Mistake) -> Result<T, Mistake> {
         self.path.push(segment);
         Err(mistake)
+    }
+
+    /// Writes an `intValue` that no 64-bit integer holds as the `doubleValue` nearest to it. JavaScript has one kind of
+    /// number, and its SDKs write every one without a fraction as `intValue`, however large; one such attribute shall not cost
+    /// the spans beside it.
+    #[cold]
+    fn rescued(&mut self, field: &Field, mistake: &Mistake) -> bool {
+        if !matches!(field.kind, Kind::Int64) || !matches!(mistake.what, What::OutOfRange(_)) {
+            return false;
+        }
+        let text = self.reader.between(mistake.at, self.reader.position()).trim_ascii();
+        let text = text
+            .strip_prefix(b"\"")
+            .and_then(|text| text.strip_suffix(b"\""))
+            .unwrap_or(text);
+        // Less than that is one with a fraction.
+        const BEYOND: f64 = i64::MAX as f64;
+        match number::double(text).filter(|value| value.abs() >= BEYOND) {
+            Some(value) => {
+                put_fixed64(&mut self.out, DOUBLE_VALUE, value.to_bits());
+                true
+            }
+            None => false,
+        }
     }
 
     #[inline(always)]

@@ -48,6 +48,11 @@ impl<'a> Reader<'a> {
         self.at
     }
 
+    /// The text between two positions.
+    pub(super) fn between(&self, from: usize, to: usize) -> &'a [u8] {
+        self.text.get(from..to).unwrap_or_default()
+    }
+
     /// How much text is left.
     pub(super) const fn remaining(&self) -> usize {
         self.text.len() - self.at

@@ -179,6 +179,44 @@ fn integers_are_read_from_numbers_and_strings_in_every_form() {
 }
 
 #[test]
+fn an_attribute_that_no_integer_holds_becomes_the_nearest_double_and_harms_nothing_beside_it() {
+    for (json, expected) in [
+        ("9223372036854775808", 9.223_372_036_854_776e18),
+        (r#""9223372036854775808""#, 9.223_372_036_854_776e18),
+        ("-9223372036854775809", -9.223_372_036_854_776e18),
+        ("1e20", 1e20),
+        ("100000000000000000000", 1e20),
+        ("1.7976931348623157e308", f64::MAX),
+        // As JavaScript writes it.
+        ("3.402823466e+38", 3.402_823_466e38),
+        (
+            "123456789012345678901234567890123456789012345678901234567890",
+            1.234_567_890_123_456_8e59,
+        ),
+    ] {
+        let found = value(&format!(r#"{{"intValue":{json}}}"#));
+        assert_eq!(found, Some(Value::DoubleValue(expected)), "{json}");
+        let deep = value(&format!(
+            r#"{{"arrayValue":{{"values":[{{"intValue": {json} }},{{"intValue":1}}]}}}}"#
+        ));
+        let Some(Value::ArrayValue(values)) = deep else {
+            panic!("{deep:?}");
+        };
+        assert_eq!(values.values[0].value, Some(Value::DoubleValue(expected)), "{json}");
+        assert_eq!(values.values[1].value, Some(Value::IntValue(1)));
+    }
+    let around =
+        span(r#""attributes":[{"key":"a","value":{"intValue":1e30}},{"key":"b","value":{"intValue":7}}],"name":"n""#);
+    assert_eq!((around.name.as_str(), around.attributes.len()), ("n", 2));
+    for json in ["0.5", "-1.5e0", "1e400", r#""9223372036854775808x""#, r#""""#, "1e18.5"] {
+        let refused = refusal(&format!(
+            r#""attributes":[{{"key":"a","value":{{"intValue":{json}}}}}]"#
+        ));
+        assert!(refused.contains("attributes[0].value"), "{json}: {refused}");
+    }
+}
+
+#[test]
 fn integers_that_do_not_fit_and_texts_that_are_none_are_refused() {
     for (fields, expected) in [
         (
