@@ -100,7 +100,7 @@ pub struct Limits {
     pub ping_interval: Option<Duration>,
     /// How long it may take to answer that.
     pub ping_timeout: Duration,
-    /// Bytes of one request's head.
+    /// Bytes of one request's head. What is far beyond it is refused by the HTTP machinery, without words.
     pub max_header_bytes: u32,
     /// Header fields of one HTTP/1.1 request.
     pub max_headers: usize,
@@ -146,8 +146,24 @@ impl Limits {
     }
 }
 
-/// Makes the answer to a request that [`Auth`] does not admit, in the form of the listener's protocol.
-type Refuse = Arc<dyn Fn(&Request<Incoming>, &Unauthorized) -> Response<Body> + Send + Sync>;
+/// Why a listener answers a request itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// Its sender is not known.
+    #[error(transparent)]
+    Unauthorized(#[from] Unauthorized),
+    /// The path and the header fields take too much.
+    #[error("the path and header fields of the request take {bytes} bytes, and at most {limit} are taken")]
+    HeadTooLarge {
+        /// Their bytes, and 32 for each field, as HTTP/2 counts them.
+        bytes: usize,
+        /// [`Limits::max_header_bytes`].
+        limit: u32,
+    },
+}
+
+/// Makes the answer to a request that is not admitted, in the form of the listener's protocol.
+type Refuse = Arc<dyn Fn(&Request<Incoming>, &NotAdmitted) -> Response<Body> + Send + Sync>;
 
 /// A bound listener.
 pub struct Listener {
@@ -180,10 +196,10 @@ impl Listener {
         })
     }
 
-    /// Answers requests without valid credentials by `refuse` instead of plain text.
+    /// Answers requests that are not admitted by `refuse` instead of plain text.
     pub fn refusing_with(
         mut self,
-        refuse: impl Fn(&Request<Incoming>, &Unauthorized) -> Response<Body> + Send + Sync + 'static,
+        refuse: impl Fn(&Request<Incoming>, &NotAdmitted) -> Response<Body> + Send + Sync + 'static,
     ) -> Listener {
         self.refuse = Arc::new(refuse);
         self
@@ -227,9 +243,12 @@ impl Listener {
 }
 
 /// The refusal of listeners whose protocol has no form of its own for errors.
-fn plain_refusal(refusal: &Unauthorized) -> Response<Body> {
+fn plain_refusal(refusal: &NotAdmitted) -> Response<Body> {
     let mut response = Response::new(Body::from(format!("{refusal}\n")));
-    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    *response.status_mut() = match refusal {
+        NotAdmitted::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+        NotAdmitted::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    };
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         http::HeaderValue::from_static("text/plain; charset=utf-8"),

@@ -20,7 +20,7 @@ use super::connection::{Watched, drive};
 use super::open::{Open, Place};
 use super::peer::{Peer, identity};
 use super::socket::Stream;
-use super::{Auth, Body, Limits, Listener, Refuse};
+use super::{Auth, Body, Limits, Listener, NotAdmitted, Refuse};
 
 /// How often the certificate files are looked at.
 const LOOK_AT_CERTIFICATES_EVERY: Duration = Duration::from_secs(10);
@@ -35,8 +35,11 @@ const LOG_SHORTAGE_EVERY: Duration = Duration::from_secs(10);
 const DISCARD: usize = 1024 * 1024;
 const DISCARD_FOR: Duration = Duration::from_secs(2);
 
-/// What an HTTP/1.1 connection reads at once: also the bound of a request's head.
+/// What an HTTP/1.1 connection reads at once. A head that does not fit is refused by hyper, without words.
 const HTTP1_BUFFER: usize = 128 * 1024;
+
+/// So many times the limit of a head HTTP/2 takes, so that we are asked what to answer.
+const HTTP2_HEAD: u32 = 2;
 
 /// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what a
 /// connection can make us hold before the service reads it.
@@ -193,7 +196,9 @@ where
     ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<S, F, B> {
         let in_flight = place.activity.begin();
         let keep_alive = (request.version() == Version::HTTP_11).then(|| self.keep_alive.clone());
-        let answer = match self.auth.admit(&request) {
+        let admitted = check_head(&request, self.limits.max_header_bytes)
+            .and_then(|()| self.auth.admit(&request).map_err(NotAdmitted::from));
+        let answer = match admitted {
             Ok(caller) => {
                 if let Some(caller) = caller {
                     request.extensions_mut().insert(caller);
@@ -201,9 +206,11 @@ where
                 Ok((self.service)(request, place.peer.clone()))
             }
             Err(refusal) => {
-                self.meters.unauthorized.increment(1);
                 let mut response = (self.refuse)(&request, &refusal);
-                self.auth.challenge(&mut response);
+                if let NotAdmitted::Unauthorized(_) = refusal {
+                    self.meters.unauthorized.increment(1);
+                    self.auth.challenge(&mut response);
+                }
                 // Boxed, because it would make the future of every request larger.
                 Err(Box::new((response, request)))
             }
@@ -231,6 +238,20 @@ where
     }
 }
 
+/// Bounds a head by what HTTP/2 counts: path, names and values, and 32 bytes for each field.
+fn check_head<B>(request: &Request<B>, limit: u32) -> Result<(), NotAdmitted> {
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let fields = request.headers().iter();
+    let bytes = path
+        + fields
+            .map(|(name, value)| name.as_str().len() + value.len() + 32)
+            .sum::<usize>();
+    match bytes > limit as usize {
+        true => Err(NotAdmitted::HeadTooLarge { bytes, limit }),
+        false => Ok(()),
+    }
+}
+
 fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // No header time-out of hyper's own: it would also run between requests. `Activity` does better.
@@ -245,7 +266,7 @@ fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(limits.max_header_bytes)
+        .max_header_list_size(limits.max_header_bytes.saturating_mul(HTTP2_HEAD))
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
         .max_local_error_reset_streams(MAX_RESET_STREAMS)
         .timer(TokioTimer::new())

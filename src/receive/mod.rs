@@ -36,7 +36,7 @@ pub use intake::Intake;
 pub use options::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
 
 use crate::journal::Journal;
-use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, Peer, TlsReloader, Unauthorized};
+use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, NotAdmitted, Peer, TlsReloader};
 use otlp_grpc::{GrpcService, is_grpc};
 use otlp_http::HttpService;
 
@@ -131,11 +131,11 @@ impl Service {
         }
     }
 
-    fn refuse(&self, headers: &HeaderMap, refusal: &Unauthorized) -> Response<Body> {
+    fn refuse(&self, headers: &HeaderMap, refusal: &NotAdmitted) -> Response<Body> {
         if is_grpc(headers) {
-            self.grpc.unauthorized(refusal)
+            self.grpc.not_admitted(refusal)
         } else {
-            self.http.unauthorized(headers, refusal)
+            self.http.not_admitted(headers, refusal)
         }
     }
 }

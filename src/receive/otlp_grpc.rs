@@ -24,7 +24,7 @@ use super::meters::Protocol;
 use super::options::GrpcOptions;
 use super::refusal::{Reason, Refusal};
 use super::{HOP_HEADER, otlp_http, rejected_spans_message};
-use crate::listen::{Body, Peer, Unauthorized};
+use crate::listen::{Body, NotAdmitted, Peer};
 use crate::otlp::{Encoding, Signal, status};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -118,7 +118,7 @@ impl GrpcService {
     }
 
     /// The answer to a request without valid credentials.
-    pub(super) fn unauthorized(&self, refused_as: &Unauthorized) -> Response<Body> {
+    pub(super) fn not_admitted(&self, refused_as: &NotAdmitted) -> Response<Body> {
         let refusal = Refusal::from(refused_as);
         self.intake.meters().refused(Protocol::Grpc, None, &refusal);
         refused(&refusal)

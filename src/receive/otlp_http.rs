@@ -17,7 +17,7 @@ use super::meters::Protocol;
 use super::options::HttpOptions;
 use super::refusal::{Reason, Refusal};
 use super::{HOP_HEADER, rejected_spans_message};
-use crate::listen::{self, Body, Peer, Unauthorized};
+use crate::listen::{self, Body, NotAdmitted, Peer};
 use crate::otlp::{Encoding, Signal, status};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -80,7 +80,7 @@ impl HttpService {
     }
 
     /// The answer to a request without valid credentials.
-    pub(super) fn unauthorized(&self, request: &HeaderMap, refused_as: &Unauthorized) -> Response<Body> {
+    pub(super) fn not_admitted(&self, request: &HeaderMap, refused_as: &NotAdmitted) -> Response<Body> {
         let form = answer_form(request);
         let refusal = Refusal::from(refused_as);
         self.intake.meters().refused(form.protocol(), None, &refusal);

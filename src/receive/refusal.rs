@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::admission::NoRoom;
 use crate::journal::AppendError;
-use crate::listen::Unauthorized;
+use crate::listen::NotAdmitted;
 use crate::otlp::status::{Code, Rejection};
 
 /// When a sender that was refused for want of memory is told to try again.
@@ -48,6 +48,8 @@ pub(super) enum Reason {
     Deadline,
     /// No valid credentials.
     Unauthorized,
+    /// Path and header fields are too long.
+    HeadTooLarge,
     /// A defect of ours.
     Internal,
 }
@@ -75,6 +77,7 @@ impl Reason {
             Reason::Aborted => "aborted",
             Reason::Deadline => "deadline",
             Reason::Unauthorized => "unauthorized",
+            Reason::HeadTooLarge => "head_too_large",
             Reason::Internal => "internal",
         }
     }
@@ -85,7 +88,7 @@ impl Reason {
             Reason::Overloaded | Reason::JournalFull | Reason::JournalFailed | Reason::ShuttingDown => {
                 Code::Unavailable
             }
-            Reason::TooLarge => Code::ResourceExhausted,
+            Reason::TooLarge | Reason::HeadTooLarge => Code::ResourceExhausted,
             Reason::Malformed | Reason::UnknownType | Reason::Method => Code::InvalidArgument,
             Reason::UnknownEncoding | Reason::UnknownPath => Code::Unimplemented,
             Reason::UnknownService => Code::NotFound,
@@ -111,6 +114,7 @@ impl Reason {
             Reason::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Reason::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reason::Unauthorized => StatusCode::UNAUTHORIZED,
+            Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -190,8 +194,12 @@ impl From<AppendError> for Refusal {
     }
 }
 
-impl From<&Unauthorized> for Refusal {
-    fn from(refused: &Unauthorized) -> Refusal {
-        Refusal::new(Reason::Unauthorized, refused.to_string())
+impl From<&NotAdmitted> for Refusal {
+    fn from(refused: &NotAdmitted) -> Refusal {
+        let reason = match refused {
+            NotAdmitted::Unauthorized(_) => Reason::Unauthorized,
+            NotAdmitted::HeadTooLarge { .. } => Reason::HeadTooLarge,
+        };
+        Refusal::new(reason, refused.to_string())
     }
 }

@@ -41,6 +41,37 @@ async fn requests_without_a_valid_token_are_refused_in_the_form_of_their_protoco
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_large_is_refused_in_the_form_of_its_protocol() {
+    let mut fixture = Fixture::start();
+    let fits = "x".repeat(30 << 10);
+    let too_large = "x".repeat(40 << 10);
+    for (value, is_taken) in [(&fits, true), (&too_large, false)] {
+        let headers = |content_type| [("content-type", content_type), ("x-long", value.as_str())];
+        let json = fixture.post("/v1/traces", &headers(JSON), JSON_TRACES).await;
+        let protobuf = fixture.post("/v1/traces", &headers(PROTOBUF), traces_bytes(2)).await;
+        let grpc = fixture
+            .call(GRPC_TRACES, &[("x-long", value)], 0, &traces_bytes(3))
+            .await;
+        if is_taken {
+            assert_eq!((json.status, protobuf.status), (StatusCode::OK, StatusCode::OK));
+            assert_eq!(grpc.grpc_status(), "0");
+            continue;
+        }
+        let expected = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        assert_eq!((json.status, protobuf.status), (expected, expected));
+        assert_eq!((json.content_type(), &json.json()["code"]), (JSON, &8.into()));
+        assert_eq!(
+            (protobuf.content_type(), protobuf.protobuf_status().code),
+            (PROTOBUF, 8)
+        );
+        assert!(protobuf.protobuf_status().message.contains("32768"));
+        assert_eq!(grpc.grpc_status(), "8");
+        assert!(!grpc.grpc_details().detail_types().contains(&"RetryInfo"));
+    }
+    assert_eq!(fixture.journalled().len(), 3);
+}
+
+#[tokio::test]
 async fn users_with_passwords_are_let_in_over_every_protocol() {
     let mut fixture = Fixture::with(|options, _| options.auth = Auth::default().and_users([("ann", "secret")]));
     let right = ("authorization", "Basic YW5uOnNlY3JldA==");
