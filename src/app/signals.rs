@@ -7,6 +7,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    /// A peer that has gone away is an error of one write, whatever this process was begun with.
+    _pipe: Signal,
 }
 
 /// What to do.
@@ -25,6 +27,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            _pipe: signal(SignalKind::pipe())?,
         })
     }
 

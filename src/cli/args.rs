@@ -20,6 +20,13 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// Whether it is the main job, which goes on until it is told to stop.
+    pub fn runs(&self) -> bool {
+        matches!(self.command, None | Some(Command::Run(_)))
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {

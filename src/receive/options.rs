@@ -82,7 +82,7 @@ impl Default for ReceiveOptions {
             grpc: Some(GrpcOptions::default()),
             http: Some(HttpOptions::default()),
             auth: Auth::default(),
-            max_in_flight_bytes: 32 * MEBIBYTE,
+            max_in_flight_bytes: 20 * MEBIBYTE,
         }
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn receivers(section: &Section<'_>) -> ReceiveOptions {
             max_in_flight_bytes: size(
                 otlp,
                 "max_in_flight_size",
-                "32MiB",
+                "20MiB",
                 "Requests in memory at once; beyond it senders are told to try again. One that is larger than a quarter of it goes beside the others, one at a time.",
             ),
         }

@@ -144,3 +144,39 @@ async fn with_an_interval_the_answer_comes_at_once_and_the_record_after_the_sync
     assert_eq!(appended.durable.outcome(), Some(Ok(())));
     assert_eq!(reader.next_batch(100, 100).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn what_everybody_has_passed_is_kept_for_replay_as_long_as_retain_says_and_there_is_room() {
+    let body = Bytes::from(vec![7; 100 << 10]);
+    for (retain, is_kept) in [(Duration::from_secs(3600), true), (Duration::ZERO, false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(Options {
+            retain,
+            segment_size: Some(256 << 10),
+            ..with_reader(directory.path())
+        })
+        .unwrap();
+        let mut reader = journal.reader("meter").unwrap();
+        reader.resume(None);
+        for _ in 0..20 {
+            journal.append(entry(body.clone())).unwrap().durable.await.unwrap();
+            reader.next_batch(usize::MAX, 1).await.unwrap();
+            reader.passed(reader.position());
+        }
+        if is_kept {
+            assert_eq!(journal.status().records, 20);
+            // Room comes before replay.
+            for _ in 0..100 {
+                journal.append(entry(body.clone())).unwrap().durable.await.unwrap();
+                reader.next_batch(usize::MAX, 1).await.unwrap();
+                reader.passed(reader.position());
+            }
+            let status = journal.status();
+            assert!(status.records < 120 && status.bytes <= status.max_bytes, "{status:?}");
+        } else {
+            while journal.status().records > 8 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
