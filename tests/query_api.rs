@@ -13,7 +13,7 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use spanledger::api::query::{ApiToken, PipelineReport, QueryApi, QueryOptions, RowsShown};
-use spanledger::ledger::{LedgerOptions, migrate};
+use spanledger::ledger::{Ledger, LedgerOptions, migrate};
 use spanledger::listen::Body;
 use sqlx::{AssertSqlSafe, Connection as _};
 use tokio_util::sync::CancellationToken;
@@ -259,6 +259,15 @@ async fn execute(url: &str, sql: String) {
     }
 }
 
+/// Packs hours that are over, as the ledger does between its batches.
+async fn pack(url: &str) {
+    let options = LedgerOptions {
+        url: url.to_owned(),
+        ..LedgerOptions::default()
+    };
+    Ledger::new(options).unwrap().pack().await.unwrap();
+}
+
 /// The same rows in each database.
 async fn fixtures(count: usize) -> Vec<Fixture> {
     let rows = make_rows(SEED, count);
@@ -291,6 +300,18 @@ async fn fixtures(count: usize) -> Vec<Fixture> {
             _directory: directory,
             shutdown,
         });
+    }
+    fixtures
+}
+
+/// The same, with hours packed.
+async fn packed_fixtures() -> Vec<Fixture> {
+    let fixtures = fixtures(ROWS).await;
+    for fixture in &fixtures {
+        pack(&fixture.url).await;
+        // As if rows had come late to some hours: more of them than are asked of the tables one by one.
+        let late = "DELETE FROM spanledger_hours WHERE hour % 89 = 7;";
+        execute(&fixture.url, late.to_owned()).await;
     }
     fixtures
 }
@@ -328,6 +349,18 @@ impl Fixture {
         rows.sort_by(|a, b| (b.at, &b.id).cmp(&(a.at, &a.id)));
         rows
     }
+}
+
+/// Statistics over the rows of this program read packed hours, those over all rows the tables.
+fn each_shown(fixtures: &[Fixture]) -> impl Iterator<Item = (&Fixture, RowsShown)> {
+    let both = [RowsShown::All, RowsShown::Own];
+    fixtures
+        .iter()
+        .flat_map(move |fixture| both.map(|shown| (fixture, shown)))
+}
+
+fn is_shown(row: &Row, shown: RowsShown) -> bool {
+    shown == RowsShown::All || row.is_own()
 }
 
 async fn ask(api: &QueryApi, path: &str) -> (StatusCode, Value) {
@@ -408,12 +441,13 @@ async fn the_backends_own_paths_answer_as_the_backend_does_over_all_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn analytics_are_those_of_the_backend_for_each_range() {
-    for fixture in fixtures(ROWS).await {
-        let api = fixture.api();
+    for (fixture, shown) in each_shown(&packed_fixtures().await) {
+        let api = fixture.api_with(|options| options.rows = shown);
         for (range, days) in [("7d", 7), ("30d", 30), ("90d", 90), ("all", 9999), ("24h", 9999)] {
             let from = Utc::now().timestamp_micros() - days * 86_400_000_000;
-            let everyone = fixture.expected(|row| row.at >= from);
-            let rows = fixture.expected(|row| row.at >= from && row.agent.as_deref() == Some("agent-2"));
+            let everyone = fixture.expected(|row| is_shown(row, shown) && row.at >= from);
+            let of_agent = |row: &Row| row.agent.as_deref() == Some("agent-2");
+            let rows = fixture.expected(|row| is_shown(row, shown) && row.at >= from && of_agent(row));
             let path = format!("/code-agents/analytics?agentId=agent-2&timeRange={range}");
             let answer = good(&api, &path).await;
             let stats = &answer["stats"];
@@ -593,13 +627,13 @@ fn check_numbers(numbers: &Value, rows: &[&Row], what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_and_numbers_of_any_filter_equal_those_of_the_rows() {
-    for fixture in fixtures(ROWS).await {
-        let api = fixture.api();
+    for (fixture, shown) in each_shown(&packed_fixtures().await) {
+        let api = fixture.api_with(|options| options.rows = shown);
         let mut rng = fastrand::Rng::with_seed(SEED);
         let mut found = 0;
         for _ in 0..60 {
             let (query, pass) = random_filter(&mut rng, &fixture.rows);
-            let expected = fixture.expected(pass);
+            let expected = fixture.expected(|row| is_shown(row, shown) && pass(row));
             found += expected.len();
             let mut ids: Vec<String> = Vec::new();
             let mut cursor = String::new();
@@ -628,8 +662,8 @@ async fn pages_and_numbers_of_any_filter_equal_those_of_the_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
-    for fixture in fixtures(ROWS).await {
-        let api = fixture.api();
+    for (fixture, shown) in each_shown(&packed_fixtures().await) {
+        let api = fixture.api_with(|options| options.rows = shown);
         for (group, parameter) in [
             ("runtime", "runtime"),
             ("language", "language"),
@@ -643,7 +677,8 @@ async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
             ("exitCode", "exitCode"),
         ] {
             let answer = good(&api, &format!("/code-exec-logs/stats?groupBy={group}&limit=1000")).await;
-            let mut left: BTreeSet<Option<String>> = fixture.rows.iter().map(|row| row.field(parameter)).collect();
+            let shown_rows = fixture.rows.iter().filter(|row| is_shown(row, shown));
+            let mut left: BTreeSet<Option<String>> = shown_rows.map(|row| row.field(parameter)).collect();
             let facets = good(
                 &api,
                 &format!("/code-exec-logs/facets?limit=100&field={parameter}&field=runtime"),
@@ -651,7 +686,7 @@ async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
             .await;
             for numbers in answer["data"].as_array().unwrap() {
                 let key = numbers["key"].as_str().map(str::to_owned);
-                let rows = fixture.expected(|row| row.field(parameter) == key);
+                let rows = fixture.expected(|row| is_shown(row, shown) && row.field(parameter) == key);
                 check_numbers(numbers, &rows, &format!("{group} {key:?}"));
                 let facet = facets["data"][parameter].as_array().unwrap();
                 assert!(
@@ -661,7 +696,7 @@ async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
                 assert!(left.remove(&key));
             }
             assert!(left.is_empty(), "{group}: {left:?}");
-            check_numbers(&answer["total"], &fixture.expected(|_| true), group);
+            check_numbers(&answer["total"], &fixture.expected(|row| is_shown(row, shown)), group);
         }
         let from = Utc::now().timestamp() - 30 * 86_400;
         let path = format!("/code-exec-logs/timeseries?from={from}&step=21600");
@@ -675,7 +710,7 @@ async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
             assert_eq!(at % 21_600, 0);
             let inside = |row: &Row| {
                 let seconds = row.at.div_euclid(1_000_000);
-                row.at >= from * 1_000_000 && (at..at + 21_600).contains(&seconds)
+                is_shown(row, shown) && row.at >= from * 1_000_000 && (at..at + 21_600).contains(&seconds)
             };
             check_numbers(point, &fixture.expected(inside), "bucket");
         }
@@ -686,7 +721,8 @@ async fn numbers_by_group_over_time_and_by_value_equal_those_of_the_rows() {
             .iter()
             .map(|point| point["count"].as_u64().unwrap())
             .sum();
-        assert_eq!(total, fixture.expected(|row| row.at >= from * 1_000_000).len() as u64);
+        let since = fixture.expected(|row| is_shown(row, shown) && row.at >= from * 1_000_000);
+        assert_eq!(total, since.len() as u64);
         assert_eq!(
             good(&api, "/code-exec-logs/timeseries?from=now-7d").await["stepSeconds"],
             7200
@@ -827,8 +863,9 @@ async fn rows_of_others_are_shown_only_when_all_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_one_organization_sees_nothing_of_another_on_any_path() {
-    for fixture in fixtures(ROWS).await {
+    for (fixture, shown) in each_shown(&packed_fixtures().await) {
         let api = fixture.api_with(|options| {
+            options.rows = shown;
             options.tokens = vec![
                 ApiToken {
                     token: "all".to_owned(),
@@ -840,8 +877,8 @@ async fn a_token_of_one_organization_sees_nothing_of_another_on_any_path() {
                 },
             ];
         });
-        let mine = fixture.expected(|row| row.organization.as_deref() == Some("org-1"));
-        let other = fixture.expected(|row| row.organization.as_deref() == Some("org-2"));
+        let mine = fixture.expected(|row| is_shown(row, shown) && row.organization.as_deref() == Some("org-1"));
+        let other = fixture.expected(|row| is_shown(row, shown) && row.organization.as_deref() == Some("org-2"));
         let trace = &fixture.rows[5].id[..32];
         for path in [
             "/code-exec-logs?limit=1000".to_owned(),
@@ -1121,6 +1158,64 @@ async fn rows_appear_live_as_they_are_written_once_each_by_filter_and_from_an_ev
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_one_organization_sees_live_rows_of_that_organization_only() {
+    for mut fixture in fixtures(20).await {
+        let token = |token: &str, organization: Option<&str>| ApiToken {
+            token: token.to_owned(),
+            organization: organization.map(str::to_owned),
+        };
+        let api = fixture.api_with(|options| {
+            options.rows = RowsShown::Own;
+            options.tokens = vec![token("all", None), token("one", Some("org-1"))];
+        });
+        let live = "/code-exec-logs/live";
+        assert_eq!(respond(&api, live, None).await.status(), StatusCode::UNAUTHORIZED);
+        let mut everything = respond(&api, live, Some("all")).await.into_body();
+        let mut mine = respond(&api, live, Some("one")).await.into_body();
+        // To ask for the rows of others is to ask for none.
+        let other = format!("{live}?organizationId=org-2");
+        let mut others = respond(&api, &other, Some("one")).await.into_body();
+        for stream in [&mut everything, &mut mine, &mut others] {
+            events(stream, |text| text.contains("retry:")).await;
+        }
+        let mut rows = make_rows(SEED + 2, 100);
+        let now = Utc::now().timestamp_micros();
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.at = now + index as i64;
+        }
+        execute(&fixture.url, insert_sql(&rows)).await;
+        let own = rows.iter().filter(|row| row.is_own());
+        let (all, of_one): (BTreeSet<String>, BTreeSet<String>) = (
+            own.clone().map(|row| row.id.clone()).collect(),
+            own.filter(|row| row.organization.as_deref() == Some("org-1"))
+                .map(|row| row.id.clone())
+                .collect(),
+        );
+        assert!(!of_one.is_empty() && of_one.len() < all.len());
+        let seen = |text: &str| ids(text).into_iter().collect::<BTreeSet<_>>();
+        let text = events(&mut everything, |text| ids_so_far(text) >= all.len()).await;
+        assert_eq!(seen(&text), all);
+        let text = events(&mut mine, |text| ids_so_far(text) >= of_one.len()).await;
+        assert_eq!(seen(&text), of_one);
+        // A row that comes later is seen by the one who may; until then the streams had nothing else to show.
+        let mut last = rows[1].clone();
+        (last.id, last.organization) = (format!("{:032x}-{:016x}", 1, 1), Some("org-1".to_owned()));
+        assert!(last.is_own());
+        last.at = now + 1_000;
+        execute(&fixture.url, insert_sql(std::slice::from_ref(&last))).await;
+        let text = events(&mut mine, |text| ids_so_far(text) >= 1).await;
+        assert_eq!(seen(&text), BTreeSet::from([last.id]));
+        fixture.shutdown.cancel();
+        let mut rest = String::new();
+        while let Some(Ok(frame)) = others.frame().await {
+            rest.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+        }
+        assert_eq!(ids_so_far(&rest), 0, "{rest}");
+        fixture.rows.clear();
+    }
+}
+
 fn ids_so_far(text: &str) -> usize {
     text.matches("\nevent: row\n").count()
 }
@@ -1151,6 +1246,9 @@ async fn with_a_million_rows_a_weeks_answers_are_quick() {
         if fixture.url.starts_with("postgres") {
             execute(&fixture.url, "VACUUM ANALYZE".to_owned()).await;
         }
+        let began = std::time::Instant::now();
+        pack(&fixture.url).await;
+        println!("packed in {:.1?}", began.elapsed());
         let api = fixture.api_with(|options| options.rows = RowsShown::Own);
         let page = good(&api, "/code-exec-logs?from=now-7d").await;
         let (cursor, row) = (

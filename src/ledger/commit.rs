@@ -17,6 +17,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::facts::{Facts, Role, SpanId, ascii_json};
+use super::packing;
 use super::plan::{Candidate, Part, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
@@ -140,6 +141,7 @@ async fn write<S: Store>(
     careful: bool,
 ) -> Result<Applied, StoreError> {
     let plan = plan(batch, known);
+    let touched = packing::touched(&plan, batch.now);
     let mut applied = Applied::default();
     let mut waiting = plan.context;
     for part in plan.parts {
@@ -160,6 +162,9 @@ async fn write<S: Store>(
         applied.expired += expired;
     }
     applied.context = store.insert(&CONTEXT, &waiting).await?;
+    if !touched.is_empty() {
+        store.unpack(&touched).await?;
+    }
     Ok(applied)
 }
 

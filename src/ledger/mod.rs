@@ -11,6 +11,7 @@
 //! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both,
 //!   and the mapping from spans to them.
 //! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
+//! * [`packing`]: hours that are over are packed for statistics.
 //!
 //! # Exactly one row
 //!
@@ -27,6 +28,7 @@ pub mod assemble;
 mod commit;
 pub mod facts;
 mod meters;
+mod packing;
 mod plan;
 pub mod records;
 pub mod row;
@@ -40,7 +42,7 @@ mod upkeep;
 pub mod world;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -294,6 +296,16 @@ impl Ledger {
     /// while no sidecar writes rows from this journal.
     pub async fn rebuild(&self, reader: Reader) -> Result<Rebuilt, LedgerError> {
         with_store!(self, S => stage::rebuild::<S>(self, reader).await)
+    }
+
+    /// Packs every hour that is over, for statistics. While the program runs this is done a little at a time.
+    pub async fn pack(&self) -> Result<(), LedgerError> {
+        with_store!(self, S => {
+            let mut store = S::connect(&self.settings).await?;
+            let mut packing = packing::Packing::default();
+            while packing.turn(&mut store, self.limits.oldest(now()), now()).await? {}
+        });
+        Ok(())
     }
 
     /// The rows that the database refused, oldest first.

@@ -224,6 +224,11 @@ impl Candidate {
         &self.after.row.id
     }
 
+    /// Unix nanoseconds.
+    pub(super) fn created_at(&self) -> u64 {
+        self.after.row.created_at
+    }
+
     /// What is to be written of the columns in `mask`, when this is stored of the row.
     pub(super) fn update(self, stored: &Stored, mask: i32) -> Option<Update> {
         let columns = self.after.changes(&self.before, &stored.sources) & mask;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::{Batch, apply};
 use super::facts::{Extractor, Facts};
 use super::meters::Meters;
+use super::packing::Packing;
 use super::store::{Store, StoreError};
 use super::upkeep;
 use super::{Ledger, LedgerError, Rebuilt, now};
@@ -135,6 +136,7 @@ impl Stage<'_> {
         tracing::info!(?resume, "writing rows");
         self.status.clear();
         let mut upkeep_due = Instant::now();
+        let mut packing = Packing::default();
         // What was read and is not in a transaction yet.
         let mut waiting = VecDeque::new();
         loop {
@@ -150,6 +152,9 @@ impl Stage<'_> {
                         &self.meters,
                     )))
                     .await?;
+                let (oldest, at) = (limits.oldest(now()), now());
+                let packed = in_time(packing.turn(&mut store, oldest, at));
+                heartbeat.while_waiting(packed).await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
             let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use super::assemble::assemble;
 use super::commit::{Applied, begin_with_known, insert, insert_carefully, null};
 use super::facts::{Facts, Role, Told};
+use super::packing;
 use super::plan::new_row;
 use super::store::{Store, StoreError};
 use super::table::{EXECUTIONS, NewRow, nanos};
@@ -80,9 +81,13 @@ pub(super) async fn stand_alone<S: Store>(
         }
     }
     let facts: Vec<&Facts> = executions.iter().collect();
+    let touched = packing::touched_by(&rows, now);
     let written = insert_carefully(store, EXECUTIONS, rows, &facts, now, &mut applied).await?;
     applied.written = written.len() as u64;
     store.settle(&due).await?;
+    if !touched.is_empty() {
+        store.unpack(&touched).await?;
+    }
     store.commit().await?;
     Ok((due.len() as u64, applied))
 }

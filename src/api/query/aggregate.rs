@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::QueryError;
 use super::database::{Cell, Dialect, Kind};
+use super::packed::PackedRow;
 
 /// The kinds of what [`columns`] selects.
 pub(super) const KINDS: [Kind; 10] = [
@@ -61,9 +62,48 @@ pub(super) struct Aggregate {
     durations: BTreeMap<i64, u64>,
 }
 
-impl Aggregate {
+/// An [`Aggregate`] in the making.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    aggregate: Aggregate,
+    /// Durations that are not counted yet: to sort all at the end is quicker than to find the place of each.
+    durations: Vec<i64>,
+}
+
+impl Gathering {
     /// Adds what [`columns`] selected.
     pub(super) fn add(&mut self, cells: &[Cell]) -> Result<(), QueryError> {
+        self.aggregate.add(cells)
+    }
+
+    /// Adds a row.
+    pub(super) fn add_row(&mut self, row: &PackedRow) {
+        let sum = &mut self.aggregate;
+        sum.count += 1;
+        sum.successes += u64::from(row.success);
+        sum.timeouts += u64::from(!row.success && row.is_timeout);
+        sum.tokens = sum.tokens.saturating_add(row.tokens.unwrap_or_default());
+        sum.memory_count += u64::from(row.memory_mb.is_some());
+        sum.memory_sum += row.memory_mb.unwrap_or_default();
+        sum.memory_max = sum.memory_max.max(row.memory_mb);
+        sum.cost += row.cost_usd.unwrap_or_default();
+        sum.costs += u64::from(row.cost_usd.is_some());
+        self.durations.extend(row.duration_ms);
+    }
+
+    /// All that was added.
+    pub(super) fn finish(mut self) -> Aggregate {
+        self.durations.sort_unstable();
+        for same in self.durations.chunk_by(|a, b| a == b) {
+            *self.aggregate.durations.entry(same[0]).or_default() += same.len() as u64;
+        }
+        self.aggregate
+    }
+}
+
+impl Aggregate {
+    /// Adds what [`columns`] selected.
+    fn add(&mut self, cells: &[Cell]) -> Result<(), QueryError> {
         let whole = |index: usize| cells.get(index).and_then(Cell::integer);
         let count = |index: usize| whole(index).unwrap_or_default().cast_unsigned();
         self.count += count(1);

@@ -118,6 +118,23 @@ impl Sql {
         }
     }
 
+    /// The statement that tells how this one would be carried out.
+    #[cfg(test)]
+    pub(super) fn explained(mut self) -> Sql {
+        let explain = match self.dialect {
+            Dialect::Sqlite => "EXPLAIN QUERY PLAN ",
+            Dialect::Postgres => "EXPLAIN ",
+        };
+        self.text.insert_str(0, explain);
+        self
+    }
+
+    /// Whether these words are in it.
+    #[cfg(test)]
+    pub(super) fn says(&self, words: &str) -> bool {
+        self.text.contains(words)
+    }
+
     pub(super) fn push(&mut self, text: &str) -> &mut Sql {
         self.text.push_str(text);
         self
@@ -168,6 +185,7 @@ pub(super) enum Kind {
     Integer,
     Real,
     Boolean,
+    Bytes,
 }
 
 /// A decoded value.
@@ -179,6 +197,7 @@ pub(super) enum Cell {
     Integer(i64),
     Real(f64),
     Boolean(bool),
+    Bytes(Vec<u8>),
 }
 
 impl Cell {
@@ -200,6 +219,13 @@ impl Cell {
         match self {
             Cell::Real(number) => Some(*number),
             Cell::Integer(number) => Some(*number as f64),
+            _ => None,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Cell::Bytes(bytes) => Some(bytes),
             _ => None,
         }
     }
@@ -265,6 +291,8 @@ impl Database {
 
     /// The rows that `sql` selects, whose columns are of these kinds.
     pub(super) async fn fetch(&self, sql: Sql, kinds: &[Kind]) -> Result<Vec<Vec<Cell>>, QueryError> {
+        #[cfg(test)]
+        super::plans::record(&sql);
         let rows = tokio::time::timeout(QUERY_TIMEOUT + ACQUIRE_TIMEOUT, self.fetch_unbounded(sql, kinds)).await;
         rows.map_err(|_| QueryError::Unavailable("the query took too long: ask for a shorter time".to_owned()))?
             .map_err(|error| QueryError::Unavailable(error.to_string()))
@@ -332,6 +360,9 @@ fn sqlite_cell(row: &SqliteRow, index: usize, kind: Kind) -> Result<Cell, sqlx::
         Kind::Boolean => row
             .try_get_unchecked::<Option<bool>, _>(index)?
             .map_or(Cell::Null, Cell::Boolean),
+        Kind::Bytes => row
+            .try_get_unchecked::<Option<Vec<u8>>, _>(index)?
+            .map_or(Cell::Null, Cell::Bytes),
     })
 }
 
@@ -341,5 +372,8 @@ fn postgres_cell(row: &PgRow, index: usize, kind: Kind) -> Result<Cell, sqlx::Er
         Kind::Integer => row.try_get::<Option<i64>, _>(index)?.map_or(Cell::Null, Cell::Integer),
         Kind::Real => row.try_get::<Option<f64>, _>(index)?.map_or(Cell::Null, Cell::Real),
         Kind::Boolean => row.try_get::<Option<bool>, _>(index)?.map_or(Cell::Null, Cell::Boolean),
+        Kind::Bytes => row
+            .try_get::<Option<Vec<u8>>, _>(index)?
+            .map_or(Cell::Null, Cell::Bytes),
     })
 }

@@ -136,8 +136,18 @@ impl Filter {
             }
         }
         if !self.traces.is_empty() {
-            // The ids of one trace are a range; the side table compares ids byte by byte, the rows' table may not.
-            sql.next().push("t.id IN (SELECT id FROM ").push(beside).push(" WHERE ");
+            // The ids of one trace are a range; the side table compares ids byte by byte, the rows' table may not. Its
+            // index serves only if they are compared as it does.
+            let id = match dialect {
+                Dialect::Sqlite => "id",
+                Dialect::Postgres => "id COLLATE \"default\"",
+            };
+            sql.next()
+                .push("t.id IN (SELECT ")
+                .push(id)
+                .push(" FROM ")
+                .push(beside)
+                .push(" WHERE ");
             for (index, trace) in self.traces.iter().enumerate() {
                 sql.sql.push(if index > 0 { " OR (id > " } else { "(id > " });
                 sql.sql

@@ -20,8 +20,11 @@ mod errors;
 mod filter;
 mod listing;
 mod live;
+mod packed;
 mod parameters;
 mod pipeline;
+#[cfg(test)]
+mod plans;
 mod row;
 mod stats;
 
@@ -130,6 +133,8 @@ struct Inner {
     table: String,
     /// Quoted.
     beside: String,
+    /// Quoted.
+    hours: String,
     shown: RowsShown,
     signoz_url: Option<String>,
     access: Access,
@@ -214,6 +219,7 @@ impl QueryApi {
         let inner = Inner {
             table: named(&options.table),
             beside: named("spanledger_executions"),
+            hours: named("spanledger_hours"),
             shown: options.rows,
             signoz_url: options.signoz_url,
             access: Access::new(options.tokens, &options.users, options.insecure),
@@ -308,6 +314,10 @@ impl QueryApi {
 
     fn beside(&self) -> &str {
         &self.inner.beside
+    }
+
+    fn hours(&self) -> &str {
+        &self.inner.hours
     }
 
     fn shown(&self) -> RowsShown {

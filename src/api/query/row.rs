@@ -14,6 +14,8 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    pub(super) const ALL: [Outcome; 3] = [Outcome::Success, Outcome::Error, Outcome::Timeout];
+
     pub(super) fn parse(text: &str) -> Option<Outcome> {
         match text {
             "success" => Some(Outcome::Success),

@@ -19,10 +19,17 @@ pub(super) fn needed(destinations: &[&'static Destination]) -> Vec<(TableName, V
         ("reader", Kind::Text),
         ("next_sequence", Kind::BigInt),
     ];
+    let hours = vec![
+        ("hour", Kind::BigInt),
+        ("part", Kind::Integer),
+        ("packed_at_ns", Kind::BigInt),
+        ("data", Kind::Bytes),
+    ];
     let mut needed = vec![
         columns(&CONTEXT),
         columns(&QUARANTINE),
         (TableName::Own("positions"), positions),
+        (TableName::Own("hours"), hours),
     ];
     for destination in destinations {
         needed.extend([columns(&destination.rows), columns(&destination.beside)]);

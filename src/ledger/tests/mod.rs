@@ -10,9 +10,10 @@ mod faults;
 mod following;
 mod keeping;
 mod operating;
+mod packing;
 mod paths;
 #[path = "../../../tests/common/postgres.rs"]
-mod postgres;
+pub(crate) mod postgres;
 mod support;
 mod surprises;
 mod tables;

@@ -6,6 +6,7 @@
 //!   *transaction* locks. Every statement is inside a transaction, so that a pooler sends all of it to one server process.
 //! * Rows go in as one array per column (`unnest`), up to [`CHUNK`] rows in a statement.
 
+mod hours;
 mod tables;
 
 use std::collections::{HashMap, HashSet};
@@ -350,6 +351,11 @@ impl Store for PostgresStore {
              DELETE FROM {beside} WHERE id IN (SELECT id FROM old)"
         );
         self.begin().await?;
+        if of.is_of_executions() {
+            let sql = format!("DELETE FROM {} WHERE hour <= $1", self.names.own("hours"));
+            let last = crate::columns::hour_of(nanos(created_before) / 1_000);
+            self.run(query(sql).bind(last)).await?;
+        }
         let query = query(sql).bind(timestamp(created_before)).bind(limit);
         let deleted = self.run(query).await?;
         self.commit().await?;

@@ -3,6 +3,7 @@
 //! A prepared statement runs once for each row. WAL, so that the query API reads while this writes; `synchronous=FULL`, so
 //! that what the journal gives up is on disk here.
 
+mod hours;
 mod session;
 
 use std::collections::{HashMap, HashSet};
@@ -17,7 +18,7 @@ use super::{
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value};
+use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value, nanos};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
@@ -283,6 +284,12 @@ impl Store for SqliteStore {
             values
         };
         self.begin().await?;
+        if of.is_of_executions() {
+            let mut last = Values::default();
+            last.integer(Some(crate::columns::hour_of(nanos(created_before) / 1_000)));
+            self.run(format!("DELETE FROM {} WHERE hour <= ?", self.names.own("hours")), last)
+                .await?;
+        }
         self.run(format!("DELETE FROM {rows} WHERE id IN ({old})"), values())
             .await?;
         let deleted = self

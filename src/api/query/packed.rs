@@ -1,0 +1,392 @@
+//! Rows of hours that are over, as the ledger packed them ([`crate::columns`]): statistics read these instead of the rows
+//! where they can. What is not packed is left to be asked of the tables.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::database::{Cell, Kind, Sql};
+use super::filter::{Filter, RowsShown};
+use super::row::{Outcome, TextColumn};
+use super::{QueryApi, QueryError};
+use crate::columns::{HOUR_MICROS, Packed, Row, TEXTS, Text, TextId, hour_of};
+
+/// Parts in one answer of the database, at most, unless one hour has more: 3 MiB.
+const PARTS: i64 = 16;
+
+/// Times between packed hours that are asked of the tables; when there are more, the shortest packed ones are too.
+const GAPS: usize = 8;
+
+/// A packed row.
+pub(super) type PackedRow = Row<TextId>;
+
+/// Takes packed rows.
+pub(super) trait Visitor: Send {
+    /// The texts of the rows that follow.
+    fn texts(&mut self, texts: &[&str]);
+    /// A row that passes the filter.
+    fn row(&mut self, row: &PackedRow);
+}
+
+impl TextColumn {
+    /// Where packed rows have it, if they do.
+    pub(super) fn packed(self) -> Option<Text> {
+        match self {
+            TextColumn::Runtime => Some(Text::Runtime),
+            TextColumn::Language => Some(Text::Language),
+            TextColumn::Agent => Some(Text::Agent),
+            TextColumn::Organization => Some(Text::Organization),
+            TextColumn::Workspace => Some(Text::Workspace),
+            TextColumn::User => Some(Text::User),
+            TextColumn::Node => Some(Text::Node),
+            TextColumn::Workflow => None,
+        }
+    }
+}
+
+/// The outcome of a packed row.
+pub(super) fn outcome(row: &PackedRow) -> Outcome {
+    match (row.success, row.is_timeout) {
+        (true, _) => Outcome::Success,
+        (false, true) => Outcome::Timeout,
+        (false, false) => Outcome::Error,
+    }
+}
+
+impl QueryApi {
+    /// Shows `visitor` the packed rows that pass the filter; what is left to be asked of the tables.
+    pub(super) async fn visit(&self, filter: &Filter, visitor: &mut dyn Visitor) -> Result<Vec<Filter>, QueryError> {
+        let Some(mut wanted) = Wanted::of(filter) else {
+            return Ok(vec![filter.clone()]);
+        };
+        // A table that is not there yet is no table of packed hours.
+        let Ok(known) = self.packed_hours(&wanted.times).await else {
+            return Ok(vec![filter.clone()]);
+        };
+        let mut runs = Vec::new();
+        for run in longest(runs_of(&known)) {
+            runs.extend(self.visit_run(run, &known, &mut wanted, visitor).await?);
+        }
+        Ok(left(&wanted.times, &runs)
+            .into_iter()
+            .map(|times| Filter {
+                from: times.start.map(text_of).or_else(|| filter.from.clone()),
+                to: times.end.map(text_of).or_else(|| filter.to.clone()),
+                ..filter.clone()
+            })
+            .collect())
+    }
+
+    /// How many parts each packed hour has.
+    async fn packed_hours(&self, times: &Range<Option<i64>>) -> Result<Vec<(i64, i64)>, QueryError> {
+        let dialect = self.dialect();
+        let parts = dialect.integer("count(*)");
+        let mut sql = Sql::new(
+            dialect,
+            format!("SELECT hour, {parts} FROM {} WHERE hour >= ", self.hours()),
+        );
+        sql.integer(times.start.map_or(i64::MIN, hour_of))
+            .push(" AND hour <= ")
+            .integer(times.end.map_or(i64::MAX, hour_of))
+            .push(" GROUP BY hour ORDER BY hour");
+        let rows = self.database().fetch(sql, &[Kind::Integer, Kind::Integer]).await?;
+        let whole = |cell: &Cell| cell.integer().unwrap_or_default();
+        Ok(rows.iter().map(|row| (whole(&row[0]), whole(&row[1]))).collect())
+    }
+
+    /// Reads packed hours that follow each other; those that could be read.
+    async fn visit_run(
+        &self,
+        run: Range<i64>,
+        known: &[(i64, i64)],
+        wanted: &mut Wanted<'_>,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Vec<Range<i64>>, QueryError> {
+        let parts_of: HashMap<i64, i64> = known.iter().copied().collect();
+        let parts_of = |hour: i64| parts_of.get(&hour).copied().unwrap_or_default();
+        let mut read = Vec::new();
+        let mut begin = run.start;
+        while begin < run.end {
+            let mut end = begin + 1;
+            let mut parts = parts_of(begin);
+            while end < run.end && parts + parts_of(end) <= PARTS {
+                parts += parts_of(end);
+                end += 1;
+            }
+            let mut sql = Sql::new(
+                self.dialect(),
+                format!("SELECT hour, data FROM {} WHERE hour >= ", self.hours()),
+            );
+            sql.integer(begin)
+                .push(" AND hour < ")
+                .integer(end)
+                .push(" ORDER BY hour, part");
+            let rows = self.database().fetch(sql, &[Kind::Integer, Kind::Bytes]).await?;
+            let mut cells = rows.iter().peekable();
+            while let Some(hour) = cells.peek().and_then(|row| row[0].integer()) {
+                // One that was taken away meanwhile is asked of the tables; so is one that cannot be read.
+                let mut hours = Vec::new();
+                while let Some(row) = cells.next_if(|row| row[0].integer() == Some(hour)) {
+                    hours.push(row[1].bytes().and_then(Packed::read));
+                }
+                let Some(hours) = hours.into_iter().collect::<Option<Vec<Packed<'_>>>>() else {
+                    tracing::warn!(hour, "a packed hour cannot be read; its rows are read instead");
+                    continue;
+                };
+                for packed in hours {
+                    wanted.show(packed, visitor);
+                }
+                read.push(hour..hour + 1);
+            }
+            begin = end;
+        }
+        Ok(read)
+    }
+}
+
+/// The filter as packed rows are asked.
+struct Wanted<'f> {
+    filter: &'f Filter,
+    /// Unix microseconds.
+    times: Range<Option<i64>>,
+    texts: Vec<(Text, &'f [String])>,
+}
+
+impl<'f> Wanted<'f> {
+    /// Nothing, when packed rows do not hold what the filter asks for.
+    fn of(filter: &'f Filter) -> Option<Wanted<'f>> {
+        if filter.shown != RowsShown::Own || filter.text.is_some() || !filter.traces.is_empty() {
+            return None;
+        }
+        let texts = filter.texts.iter();
+        let texts = texts.map(|(column, values)| Some((column.packed()?, values.as_slice())));
+        let mut texts: Vec<_> = texts.collect::<Option<_>>()?;
+        texts.extend(
+            filter
+                .scope
+                .iter()
+                .map(|scope| (Text::Organization, std::slice::from_ref(scope))),
+        );
+        Some(Wanted {
+            filter,
+            times: filter.from.as_deref().map(micros_of).transpose().ok()?
+                ..filter.to.as_deref().map(micros_of).transpose().ok()?,
+            texts,
+        })
+    }
+
+    fn show(&self, packed: Packed<'_>, visitor: &mut dyn Visitor) {
+        // Which of the distinct texts pass, so that no row has to compare any. The first is no text.
+        let passing: Vec<(usize, Vec<bool>)> = self
+            .texts
+            .iter()
+            .map(|(text, values)| {
+                let passes = packed.texts.iter().map(|text| values.iter().any(|value| value == text));
+                (*text as usize, std::iter::once(false).chain(passes).collect())
+            })
+            .collect();
+        visitor.texts(&packed.texts);
+        let filter = self.filter;
+        for row in packed {
+            let passes = self.times.start.is_none_or(|from| row.at >= from)
+                && self.times.end.is_none_or(|to| row.at < to)
+                && passing.iter().all(|(text, passes)| passes[row.texts[*text] as usize])
+                && (filter.outcomes.is_empty() || filter.outcomes.contains(&outcome(&row)))
+                && (filter.exit_codes.is_empty()
+                    || row.exit_code.is_some_and(|code| filter.exit_codes.contains(&code)))
+                && filter
+                    .min_duration
+                    .is_none_or(|least| row.duration_ms.is_some_and(|took| took >= least))
+                && filter
+                    .max_duration
+                    .is_none_or(|most| row.duration_ms.is_some_and(|took| took <= most));
+            if passes {
+                visitor.row(&row);
+            }
+        }
+    }
+}
+
+/// Hours that follow each other, together.
+fn runs_of(known: &[(i64, i64)]) -> Vec<Range<i64>> {
+    let mut runs: Vec<Range<i64>> = Vec::new();
+    for (hour, _) in known {
+        match runs.last_mut() {
+            Some(run) if run.end == *hour => run.end += 1,
+            _ => runs.push(*hour..hour + 1),
+        }
+    }
+    runs
+}
+
+/// So many that there are at most [`GAPS`] between them.
+fn longest(mut runs: Vec<Range<i64>>) -> Vec<Range<i64>> {
+    runs.sort_by_key(|run| run.start - run.end);
+    runs.truncate(GAPS + 1);
+    runs.sort_by_key(|run| run.start);
+    runs
+}
+
+/// The times that are in none of the hours, in microseconds.
+fn left(times: &Range<Option<i64>>, hours: &[Range<i64>]) -> Vec<Range<Option<i64>>> {
+    let mut left = Vec::new();
+    let mut from = times.start;
+    for hours in hours {
+        let (begin, end) = (hours.start * HOUR_MICROS, hours.end * HOUR_MICROS);
+        if from.is_none_or(|from| from < begin) {
+            left.push(from..Some(begin));
+        }
+        from = Some(from.map_or(end, |from| from.max(end)));
+    }
+    if from.is_none() || times.end.is_none() || from < times.end {
+        left.push(from..times.end);
+    }
+    left
+}
+
+/// `YYYY-MM-DD HH:MM:SS.ffffff` as Unix microseconds.
+fn micros_of(text: &str) -> Result<i64, chrono::ParseError> {
+    let at = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f")?;
+    Ok(at.and_utc().timestamp_micros())
+}
+
+fn text_of(micros: i64) -> String {
+    let at = chrono::DateTime::from_timestamp_micros(micros).unwrap_or_default();
+    at.format("%Y-%m-%d %H:%M:%S%.6f").to_string()
+}
+
+/// What rows are told apart by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Key {
+    Text(Text),
+    Outcome,
+    ExitCode,
+}
+
+/// The values of a key, each with a number.
+#[derive(Debug)]
+pub(super) struct Values {
+    key: Key,
+    /// The number of each of the current texts, once it is known.
+    of_texts: Vec<Option<usize>>,
+    texts: Vec<String>,
+    numbers: HashMap<Option<String>, usize>,
+    /// Numbers of exit codes, so that they need not become text for each row.
+    of_codes: HashMap<Option<i64>, usize>,
+    names: Vec<Option<String>>,
+}
+
+impl Values {
+    pub(super) fn of(key: Key) -> Values {
+        Values {
+            key,
+            of_texts: Vec::new(),
+            texts: Vec::new(),
+            numbers: HashMap::new(),
+            of_codes: HashMap::new(),
+            names: Vec::new(),
+        }
+    }
+
+    pub(super) fn texts(&mut self, texts: &[&str]) {
+        if let Key::Text(_) = self.key {
+            self.of_texts = vec![None; texts.len() + 1];
+            self.texts = texts.iter().map(|text| (*text).to_owned()).collect();
+        }
+    }
+
+    /// The number of the row's value.
+    pub(super) fn number(&mut self, row: &PackedRow) -> usize {
+        match self.key {
+            Key::Text(text) => {
+                let id = row.texts[text as usize] as usize;
+                if let Some(number) = self.of_texts[id] {
+                    return number;
+                }
+                let value = id.checked_sub(1).map(|index| self.texts[index].clone());
+                let number = self.named(value);
+                self.of_texts[id] = Some(number);
+                number
+            }
+            Key::Outcome => self.fixed(outcome(row)),
+            Key::ExitCode => match self.of_codes.get(&row.exit_code) {
+                Some(number) => *number,
+                None => {
+                    let number = self.named(row.exit_code.map(|code| code.to_string()));
+                    self.of_codes.insert(row.exit_code, number);
+                    number
+                }
+            },
+        }
+    }
+
+    fn fixed(&mut self, outcome: Outcome) -> usize {
+        // There are three of them, in this order.
+        while self.names.len() < Outcome::ALL.len() {
+            let next = Outcome::ALL[self.names.len()];
+            self.named(Some(next.as_str().to_owned()));
+        }
+        outcome as usize
+    }
+
+    /// The number of a value.
+    pub(super) fn named(&mut self, value: Option<String>) -> usize {
+        if let Some(number) = self.numbers.get(&value) {
+            return *number;
+        }
+        let number = self.names.len();
+        self.numbers.insert(value.clone(), number);
+        self.names.push(value);
+        number
+    }
+
+    /// The values by their numbers.
+    pub(super) fn into_names(self) -> Vec<Option<String>> {
+        self.names
+    }
+}
+
+const _: () = assert!(TEXTS == 7, "TextColumn::packed names all of them");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_packed_is_left() {
+        let hour = |hour: i64| hour * HOUR_MICROS;
+        let packed = [5..8, 9..10];
+        let cases = [
+            (
+                None..None,
+                vec![None..Some(hour(5)), Some(hour(8))..Some(hour(9)), Some(hour(10))..None],
+            ),
+            (
+                Some(hour(6) + 1)..Some(hour(12)),
+                vec![Some(hour(8))..Some(hour(9)), Some(hour(10))..Some(hour(12))],
+            ),
+            (Some(hour(5))..Some(hour(8)), vec![]),
+            (Some(hour(9))..Some(hour(10)), vec![]),
+        ];
+        for (times, expected) in cases {
+            let within: Vec<_> = packed
+                .iter()
+                .filter(|hours| times.start.is_none_or(|from| from < hour(hours.end)))
+                .filter(|hours| times.end.is_none_or(|to| to > hour(hours.start)))
+                .cloned()
+                .collect();
+            assert_eq!(left(&times, &within), expected, "{times:?}");
+        }
+        assert_eq!(left(&(None..None), &[]), [None..None]);
+    }
+
+    #[test]
+    fn the_shortest_packed_times_are_given_up_when_there_are_too_many_gaps() {
+        let known: Vec<(i64, i64)> = (0..100).filter(|hour| hour % 7 != 0).map(|hour| (hour, 1)).collect();
+        let runs = runs_of(&known);
+        assert_eq!(runs[0], 1..7);
+        let kept = longest(runs);
+        assert_eq!(kept.len(), GAPS + 1);
+        assert!(kept.is_sorted_by_key(|run| run.start));
+        assert!(kept.iter().all(|run| run.end - run.start == 6));
+    }
+}

@@ -1,0 +1,174 @@
+//! Packs the rows of hours that are over, for statistics: between the batches of the journal, a little at a time.
+//!
+//! # Invariants
+//!
+//! * A packed hour holds what its rows hold. Whatever changes rows of an hour that is over takes away what was packed of
+//!   it, in the same transaction ([`touched`]); it is packed again later.
+//! * Writing rows costs nothing for it: rows are of the hour that is now, of which nothing is packed.
+//!
+//! What others change in the table cannot be seen. So each hour is looked at again within a day, and packed anew if it
+//! is other.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::plan::Plan;
+use super::store::{HourRow, Store, StoreError, begin_of};
+use super::table::{Details, NewRow, nanos};
+use crate::columns::{Packer, hour_of};
+
+/// Hours that are over are left alone for as long: late rows and the spans that complete them come meanwhile. It is also
+/// by how much the clocks of two sidecars on one database may differ.
+const SETTLE: i64 = 2;
+
+/// Rows in one part, which are in memory at once.
+const PART: i64 = 10_000;
+
+/// Hours in one transaction.
+const TOGETHER: usize = 24;
+
+/// How long one turn may take, but for one transaction.
+const BUDGET: Duration = Duration::from_millis(300);
+
+/// Turns between two looks at an hour that is packed already: a quarter of a year comes round within a day.
+const TURNS_BETWEEN_LOOKS: u64 = 4;
+
+/// An execution cannot have lasted longer, in hours, than the rows that it took over are looked for.
+const LONGEST: i64 = 48;
+
+/// What was done so far.
+#[derive(Debug, Default)]
+pub(super) struct Packing {
+    turns: u64,
+    /// The next hour to look at again.
+    again: i64,
+}
+
+impl Packing {
+    /// Packs what is over, latest first, and whether there may be more; rows from before `oldest` are about to be
+    /// deleted.
+    pub(super) async fn turn<S: Store>(&mut self, store: &mut S, oldest: u64, now: u64) -> Result<bool, StoreError> {
+        let began = Instant::now();
+        self.turns += 1;
+        store.begin().await?;
+        let first = store.first_hour().await?;
+        let Some(first) = first.map(|hour| hour.max(hour_at(oldest) + 1)) else {
+            store.commit().await?;
+            return Ok(false);
+        };
+        let hours = first..hour_at(now) - SETTLE;
+        let packed = store.packed_hours(hours.clone()).await?;
+        store.commit().await?;
+        let missing: Vec<i64> = hours.clone().rev().filter(|hour| !packed.contains(hour)).collect();
+        for hours in missing.chunks(TOGETHER) {
+            pack(store, hours, now).await?;
+            if began.elapsed() > BUDGET {
+                return Ok(true);
+            }
+        }
+        if missing.is_empty() && !hours.is_empty() && self.turns.is_multiple_of(TURNS_BETWEEN_LOOKS) {
+            if !hours.contains(&self.again) {
+                self.again = hours.start;
+            }
+            pack(store, &[self.again], now).await?;
+            self.again += 1;
+        }
+        Ok(false)
+    }
+}
+
+/// Packs hours in one transaction, but for those that are packed so already, or that somebody is about to change.
+async fn pack<S: Store>(store: &mut S, hours: &[i64], now: u64) -> Result<(), StoreError> {
+    store.begin().await?;
+    for hour in hours {
+        if !store.lock_hour(*hour).await? {
+            continue;
+        }
+        let parts = parts_of(store, *hour).await?;
+        if store.hour(*hour).await? != parts {
+            store.put_hour(*hour, nanos(now), parts).await?;
+        }
+    }
+    store.commit().await
+}
+
+/// The rows of an hour, packed.
+pub(super) async fn parts_of<S: Store>(store: &mut S, hour: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut parts = Vec::new();
+    let mut last: Option<HourRow> = None;
+    loop {
+        let mut rows = store.rows_of_hour(hour, last.as_ref(), PART).await?;
+        let is_last = rows.len() < PART as usize;
+        if rows.is_empty() && !parts.is_empty() {
+            break;
+        }
+        let mut packer = Packer::default();
+        rows.iter().for_each(|row| packer.push(&row.row));
+        parts.push(packer.finish());
+        last = rows.pop();
+        if is_last {
+            break;
+        }
+    }
+    Ok(parts)
+}
+
+/// The hours that are over, sorted, whose rows the plan may change.
+pub(super) fn touched(plan: &Plan<'_>, now: u64) -> Vec<i64> {
+    let of_executions = plan.parts.iter().filter(|part| part.destination.is_of_executions());
+    let mut hours = Past::before(now);
+    for part in of_executions {
+        part.rows.iter().for_each(|row| hours.add_row(row));
+        let candidates = part.candidates.iter();
+        candidates.for_each(|candidate| hours.add(candidate.created_at()));
+    }
+    hours.into_sorted()
+}
+
+/// The same of these rows.
+pub(super) fn touched_by(rows: &[NewRow], now: u64) -> Vec<i64> {
+    let mut hours = Past::before(now);
+    rows.iter().for_each(|row| hours.add_row(row));
+    hours.into_sorted()
+}
+
+/// Hours that are over.
+struct Past {
+    current: i64,
+    hours: BTreeSet<i64>,
+}
+
+impl Past {
+    fn before(now: u64) -> Past {
+        Past {
+            current: hour_at(now),
+            hours: BTreeSet::new(),
+        }
+    }
+
+    fn add(&mut self, created_at: u64) {
+        let hour = hour_at(created_at);
+        if hour < self.current {
+            self.hours.insert(hour);
+        }
+    }
+
+    fn add_row(&mut self, row: &NewRow) {
+        self.add(row.row.created_at);
+        // The rows that it takes over lie within its time.
+        if let (false, Details::Execution(beside)) = (row.replaces.is_empty(), &row.details) {
+            let end = hour_at(row.row.created_at);
+            for hour in hour_at(beside.start).max(end - LONGEST)..end {
+                self.add(begin_of(hour));
+            }
+        }
+    }
+
+    fn into_sorted(self) -> Vec<i64> {
+        self.hours.into_iter().collect()
+    }
+}
+
+fn hour_at(unix_nanos: u64) -> i64 {
+    hour_of(nanos(unix_nanos) / 1_000)
+}

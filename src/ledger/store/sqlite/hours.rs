@@ -1,0 +1,126 @@
+//! Packed hours in SQLite.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use chrono::NaiveDateTime;
+use rusqlite::Row;
+
+use super::{SqliteStore, Values, texts, timestamp};
+use crate::columns::{Row as Packable, hour_of};
+use crate::ledger::store::{HourRow, Hours, IS_OWN, StoreError, begin_of, hour_columns};
+use crate::ledger::table::EXECUTIONS;
+
+impl Hours for SqliteStore {
+    async fn first_hour(&mut self) -> Result<Option<i64>, StoreError> {
+        let sql = format!("SELECT min(created_at) FROM {} WHERE ?", self.names.of(EXECUTIONS.beside.name));
+        let first = self.fetch(sql, numbers(&[1]), |row| row.get::<_, Option<String>>(0)).await?;
+        Ok(first.into_iter().flatten().next().as_deref().and_then(micros).map(hour_of))
+    }
+
+    async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError> {
+        let sql = format!(
+            "SELECT hour FROM {} WHERE part = 0 AND hour >= ? AND hour < ?",
+            self.names.own("hours")
+        );
+        let found = self.fetch(sql, numbers(&[hours.start, hours.end]), |row| row.get(0)).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    async fn lock_hour(&mut self, _hour: i64) -> Result<bool, StoreError> {
+        // The transaction has the only write lock there is.
+        Ok(true)
+    }
+
+    async fn rows_of_hour(
+        &mut self,
+        hour: i64,
+        after: Option<&HourRow>,
+        limit: i64,
+    ) -> Result<Vec<HourRow>, StoreError> {
+        let (rows, beside) = (self.names.rows(), self.names.of(EXECUTIONS.beside.name));
+        let behind = if after.is_some() {
+            "AND (t.created_at, t.id) > (?, ?)"
+        } else {
+            ""
+        };
+        let sql = format!(
+            "SELECT {} FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id \
+             WHERE {IS_OWN} AND t.created_at >= ? AND t.created_at < ? {behind} ORDER BY t.created_at, t.id LIMIT ?",
+            hour_columns(str::to_owned)
+        );
+        // Behind the last one its own time is the better bound.
+        let from = after.map_or(begin_of(hour), |last| last.row.at.saturating_mul(1_000).cast_unsigned());
+        let (from, to) = (timestamp(from), timestamp(begin_of(hour + 1)));
+        let mut values = match after {
+            Some(last) => texts(&[&from, &to, &from, &last.id]),
+            None => texts(&[&from, &to]),
+        };
+        values.integer(Some(limit));
+        self.fetch(sql, values, read).await
+    }
+
+    async fn hour(&mut self, hour: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let sql = format!("SELECT data FROM {} WHERE hour = ? ORDER BY part", self.names.own("hours"));
+        self.fetch(sql, numbers(&[hour]), |row| row.get(0)).await
+    }
+
+    async fn put_hour(&mut self, hour: i64, packed_at: i64, parts: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        self.unpack(&[hour]).await?;
+        let sql = format!(
+            "INSERT INTO {} (hour, part, packed_at_ns, data) VALUES (?, ?, ?, ?)",
+            self.names.own("hours")
+        );
+        let mut values = Values::default();
+        for (part, data) in (0..).zip(parts) {
+            values.integer(Some(hour));
+            values.integer(Some(part));
+            values.integer(Some(packed_at));
+            values.blob(&data);
+        }
+        self.run(sql, values).await?;
+        Ok(())
+    }
+
+    async fn unpack(&mut self, hours: &[i64]) -> Result<(), StoreError> {
+        let sql = format!("DELETE FROM {} WHERE hour = ?", self.names.own("hours"));
+        self.run(sql, numbers(hours)).await?;
+        Ok(())
+    }
+}
+
+fn numbers(numbers: &[i64]) -> Values {
+    let mut values = Values::default();
+    numbers.iter().for_each(|number| values.integer(Some(*number)));
+    values
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<HourRow> {
+    let at = row.get_ref(1)?.as_str()?;
+    let wrong = || rusqlite::Error::InvalidColumnType(1, "created_at".to_owned(), rusqlite::types::Type::Text);
+    let at = micros(at).ok_or_else(wrong)?;
+    let mut texts: [Option<String>; 7] = Default::default();
+    for (index, text) in texts.iter_mut().enumerate() {
+        *text = row.get(index + 2)?;
+    }
+    Ok(HourRow {
+        id: row.get(0)?,
+        row: Packable {
+            at,
+            texts,
+            duration_ms: row.get(9)?,
+            memory_mb: row.get(10)?,
+            exit_code: row.get(11)?,
+            tokens: row.get(12)?,
+            success: row.get(13)?,
+            validation: row.get(14)?,
+            is_timeout: row.get(15)?,
+            cost_usd: row.get(16)?,
+        },
+    })
+}
+
+fn micros(created_at: &str) -> Option<i64> {
+    let at = NaiveDateTime::parse_from_str(created_at, "%Y-%m-%d %H:%M:%S%.f").ok()?;
+    Some(at.and_utc().timestamp_micros())
+}
