@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::health::HealthEndpoint;
@@ -25,12 +26,11 @@ use crate::api::scrape::ScrapeEndpoint;
 use crate::config::Mistakes;
 use crate::demo::{self, DemoOptions};
 use crate::egress::Policy;
-use crate::forward::{ExporterOptions, ForwardError};
+use crate::forward::ForwardError;
 use crate::journal::{self, Journal, JournalError};
 use crate::ledger::LedgerError;
 use crate::listen::{Address, ListenError};
 use crate::meter::MeterError;
-use crate::otlp::Signal;
 use crate::settings::{Loaded, Settings};
 use crate::telemetry::{Health, LogControl, OwnMetrics, own};
 use bounds::MemoryBounds;
@@ -95,8 +95,7 @@ pub struct Program {
     query: QueryOptions,
     reloader: Reloader,
     shutdown_timeout: Duration,
-    /// How often, and for which exporters.
-    push: Option<(Duration, Vec<String>)>,
+    push: watch::Receiver<Option<push::Pace>>,
 }
 
 impl Program {
@@ -118,24 +117,16 @@ impl Program {
         let listeners = Listeners::bind(&settings, &journal)?;
         let own_addresses: Vec<_> = listeners.addresses().iter().filter_map(Address::tcp).collect();
         let plan = Plan::of(&settings, journal.id(), &own_addresses)?;
+        let (wanted_pace, push) = watch::channel(push::Pace::of(&settings));
         let reloader = Reloader::new(
             records,
             log.clone(),
             listeners.tls_reloaders(),
             &settings,
             own_addresses,
+            wanted_pace,
         );
         let shutdown_timeout = settings.shutdown_timeout;
-        let takes_metrics = |(_, options): &(_, ExporterOptions)| options.signals.contains(&Signal::Metrics);
-        let takers = settings.exporters.iter().filter(|exporter| takes_metrics(exporter));
-        let takers: Vec<String> = takers.map(|(name, _)| name.clone()).collect();
-        let push_interval = settings.metrics.push_interval;
-        if push_interval.is_some() && takers.is_empty() {
-            tracing::warn!("metrics.push_interval has no effect: no exporter takes metrics");
-        }
-        let push = push_interval
-            .filter(|_| !takers.is_empty())
-            .map(|interval| (interval, takers));
         let query = QueryOptions {
             url: settings.database.url.clone(),
             schema: settings.database.schema.clone(),
@@ -182,11 +173,13 @@ impl Program {
         tracing::info!("ready");
         let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone()));
         let stop_push = CancellationToken::new();
-        let push = self.push.take().map(|(interval, takers)| {
-            let heartbeat = self.health.stage("metrics push");
-            let (meter, journal, stop) = (self.stages.meter(), self.journal.clone(), stop_push.clone());
-            tokio::spawn(push::run(meter, journal, interval, takers, stop, heartbeat))
-        });
+        let push = tokio::spawn(push::run(
+            self.stages.meter(),
+            self.journal.clone(),
+            self.push,
+            stop_push.clone(),
+            self.health.stage("metrics push"),
+        ));
         let demo = demo.map(|options| tokio::spawn(async move { demo::send(&options).await }));
         loop {
             tokio::select! {
@@ -205,9 +198,7 @@ impl Program {
         receiving.cancel();
         listeners.receivers_drained().await;
         stop_push.cancel();
-        if let Some(push) = push
-            && let Err(error) = push.await
-        {
+        if let Err(error) = push.await {
             tracing::error!(reason = %error, "the derived metrics are no longer pushed");
         }
         self.stages.drain(&self.journal, self.shutdown_timeout).await;

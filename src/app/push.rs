@@ -3,19 +3,44 @@
 
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::{Durable, Journal, Status};
 use crate::meter::MeterHandle;
+use crate::otlp::Signal;
+use crate::settings::Settings;
 use crate::telemetry::Heartbeat;
 
-/// Pushes every `interval`, and once more at the end. `takers` are the exporters that take metrics.
+/// How often is pushed, and for whom.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Pace {
+    every: Duration,
+    /// The exporters that take metrics.
+    takers: Vec<String>,
+}
+
+impl Pace {
+    /// None: nothing is pushed, because it is not wanted or nobody would take it.
+    pub(super) fn of(settings: &Settings) -> Option<Pace> {
+        let every = settings.metrics.push_interval?;
+        let exporters = settings.exporters.iter();
+        let takers = exporters.filter(|(_, options)| options.signals.contains(&Signal::Metrics));
+        let takers: Vec<String> = takers.map(|(name, _)| name.clone()).collect();
+        if takers.is_empty() {
+            tracing::warn!("metrics.push_interval has no effect: no exporter takes metrics");
+            return None;
+        }
+        Some(Pace { every, takers })
+    }
+}
+
+/// Pushes at a pace that may change, and once more at the end.
 pub(super) async fn run(
     meter: MeterHandle,
     journal: Journal,
-    interval: Duration,
-    takers: Vec<String>,
+    mut pace: watch::Receiver<Option<Pace>>,
     stop: CancellationToken,
     heartbeat: Heartbeat,
 ) {
@@ -28,17 +53,30 @@ pub(super) async fn run(
     let (pushed_count, skipped, failed) = (count("pushed"), count("skipped"), count("failed"));
     let instance = journal.id().to_string();
     let mut last_push = None;
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
+    let mut last_turn = Instant::now();
     loop {
+        let current = pace.borrow_and_update().clone();
         let next = async {
+            let due = async {
+                match &current {
+                    Some(pace) => tokio::time::sleep_until(last_turn + pace.every).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = stop.cancelled() => true,
-                _ = ticks.tick() => false,
+                () = stop.cancelled() => Some(true),
+                () = due => Some(false),
+                Ok(()) = pace.changed() => None,
             }
         };
-        let stopping = heartbeat.while_waiting(next).await;
+        let Some(stopping) = heartbeat.while_waiting(next).await else {
+            continue;
+        };
+        let Some(Pace { takers, .. }) = current else {
+            // Without a pace there is no other turn than the end.
+            return heartbeat.finish();
+        };
+        last_turn = Instant::now();
         if !is_wanted(&journal.status(), &takers, last_push) {
             skipped.increment(1);
         // Before that, values would be behind those that were pushed in an earlier life.

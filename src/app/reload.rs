@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use tokio::sync::watch;
+
 use super::StartError;
+use super::push::Pace;
 use super::stages::{Plan, Stages};
 use crate::api::query::QueryApi;
 use crate::config::Mistakes;
@@ -25,6 +28,7 @@ pub(super) struct Reloader {
     certificates: Vec<TlsReloader>,
     admission: [Auth; 3],
     own_addresses: Vec<SocketAddr>,
+    pace: watch::Sender<Option<Pace>>,
 }
 
 impl Reloader {
@@ -34,6 +38,7 @@ impl Reloader {
         certificates: Vec<TlsReloader>,
         settings: &Settings,
         own_addresses: Vec<SocketAddr>,
+        pace: watch::Sender<Option<Pace>>,
     ) -> Self {
         Self {
             in_force: render::values(&records),
@@ -41,6 +46,7 @@ impl Reloader {
             certificates,
             admission: admission(settings),
             own_addresses,
+            pace,
         }
     }
 
@@ -80,6 +86,7 @@ impl Reloader {
         let asked = &settings.api.query;
         let has_api_credentials = query.replace_credentials(asked.tokens.clone(), &asked.users);
         stages.replace(plan);
+        self.pace.send_replace(Pace::of(&settings));
         let wanted = render::values(&records);
         for key in changed(&self.in_force, &wanted) {
             let is_applied = LIVE.iter().any(|applied| is_below(&key, applied))

@@ -54,7 +54,7 @@ pub struct Settings {
 }
 
 /// What takes effect on SIGHUP: a key, or everything below it. So does everything of an exporter that is there.
-pub const LIVE: [&str; 14] = [
+pub const LIVE: [&str; 15] = [
     "receivers.otlp.auth",
     "database.retention",
     "database.assembly_window",
@@ -66,6 +66,7 @@ pub const LIVE: [&str; 14] = [
     "metrics.resource_labels",
     "metrics.const_labels",
     "metrics.rules",
+    "metrics.push_interval",
     "prices",
     "health.auth",
     "telemetry.logs.level",

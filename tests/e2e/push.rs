@@ -46,6 +46,51 @@ fn newest(deliveries: &[Delivery]) -> Option<(NumberDataPoint, f64, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sighup_begins_and_ends_pushing() {
+    let sink = Sink::start().await;
+    let setup = Setup::forwarding_to(sink.url());
+    let program = setup.start().await;
+    let request = spans::request(
+        Vec::new(),
+        [(
+            "sos".to_owned(),
+            Span {
+                trace_id: vec![1; 16],
+                span_id: vec![2; 8],
+                name: "code.execute".to_owned(),
+                attributes: spans::attributes(&json!({"code.runtime": "e2b", "code.success": true})),
+                ..Span::default()
+            },
+        )],
+    );
+    Sender::to(&program).await.accepted(Route::Grpc, &request).await;
+    let setup = setup.set("metrics.push_interval", "1s");
+    setup.config();
+    program.signal(rustix::process::Signal::HUP);
+    sink.wait("a push of one execution", |all| {
+        newest(all).filter(|(_, value, _)| *value == 1.0)
+    })
+    .await;
+    let setup = setup.set("metrics.push_interval", "");
+    setup.config();
+    program.signal(rustix::process::Signal::HUP);
+    // Both are named as applied, and after the second there is not even the push at the end.
+    let key = "\"key\":\"metrics.push_interval\"";
+    crate::common::eventually("the log names the key twice", || async {
+        let log = program.log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(key)).collect();
+        assert!(!lines.iter().any(|line| line.contains("restart")), "{lines:?}");
+        if lines.len() == 2 {
+            Ok(())
+        } else {
+            Err(format!("{lines:?}"))
+        }
+    })
+    .await;
+    program.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pushed_metrics_are_those_of_the_scrape_and_a_killed_program_goes_on_where_it_was() {
     let mut random = random("pushed_metrics");
     let sink = Sink::start().await;

@@ -13,9 +13,20 @@ use crate::ledger::table::EXECUTIONS;
 
 impl Hours for SqliteStore {
     async fn first_hour(&mut self) -> Result<Option<i64>, StoreError> {
-        let sql = format!("SELECT min(created_at) FROM {} WHERE ?", self.names.of(EXECUTIONS.beside.name));
-        let first = self.fetch(sql, numbers(&[1]), |row| row.get::<_, Option<String>>(0)).await?;
-        Ok(first.into_iter().flatten().next().as_deref().and_then(micros).map(hour_of))
+        let sql = format!(
+            "SELECT min(created_at) FROM {} WHERE ?",
+            self.names.of(EXECUTIONS.beside.name)
+        );
+        let first = self
+            .fetch(sql, numbers(&[1]), |row| row.get::<_, Option<String>>(0))
+            .await?;
+        Ok(first
+            .into_iter()
+            .flatten()
+            .next()
+            .as_deref()
+            .and_then(micros)
+            .map(hour_of))
     }
 
     async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError> {
@@ -23,7 +34,9 @@ impl Hours for SqliteStore {
             "SELECT hour FROM {} WHERE part = 0 AND hour >= ? AND hour < ?",
             self.names.own("hours")
         );
-        let found = self.fetch(sql, numbers(&[hours.start, hours.end]), |row| row.get(0)).await?;
+        let found = self
+            .fetch(sql, numbers(&[hours.start, hours.end]), |row| row.get(0))
+            .await?;
         Ok(found.into_iter().collect())
     }
 
@@ -61,7 +74,10 @@ impl Hours for SqliteStore {
     }
 
     async fn hour(&mut self, hour: i64) -> Result<Vec<Vec<u8>>, StoreError> {
-        let sql = format!("SELECT data FROM {} WHERE hour = ? ORDER BY part", self.names.own("hours"));
+        let sql = format!(
+            "SELECT data FROM {} WHERE hour = ? ORDER BY part",
+            self.names.own("hours")
+        );
         self.fetch(sql, numbers(&[hour]), |row| row.get(0)).await
     }
 
