@@ -318,6 +318,13 @@ def from_metrics():
                     counted("code_exit_code_total", code, ["runtime", "exit_code"])])),
             ]),
             (6, [
+                ("code-cost", 4, number("Estimated cost of executions", "US dollars, where spans or prices say it.", [
+                    counted("code_cost_usd_total", "runtime IN $runtime")], "currencyUSD")),
+                ("code-cost-by-runtime", 8, bars("Estimated cost by runtime", "", [
+                    counted("code_cost_usd_total", "runtime IN $runtime", ["runtime"], legend="{{runtime}}")],
+                    "currencyUSD")),
+            ]),
+            (6, [
                 ("e2b", 4, bars("E2B by outcome", "", [
                     counted("e2b_executions_total", "", ["outcome"], legend="{{outcome}}")])),
                 ("wasmedge", 4, bars("WasmEdge by outcome", "", [
@@ -494,6 +501,12 @@ def rules():
         for s, q in (
             ("traces", [spans("A", "count()", EXECUTION, step=step)]),
             ("metrics", [metric("A", "code_executions_total", "increase", step=step)]))]
+    # Prices are spanledger's, so that only its metrics have this cost.
+    yield "code-cost-per-day.metrics.json", rule(
+        "Code executions cost much today (metrics)", "metrics", [metric("A", "code_cost_usd_total", "increase", step=step)],
+        "A", above(50, "in_total"), "", "15m", "codecostperdayhigh",
+        "The estimated cost of code executions since midnight UTC is above 50 US dollars.",
+        "{{$value}} US dollars today (threshold {{$threshold}}).", daily=True)
     for name, (traces, metrics) in both.items():
         yield f"{name}.traces.json", traces
         yield f"{name}.metrics.json", metrics
@@ -505,6 +518,7 @@ SOURCE = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}
 CODE = '{job=~"$job",runtime=~"$runtime",language=~"$language"}'
 TOOLS = '{job=~"$job",tool_id=~"$tool"}'
 JOB = '{job=~"$job"}'
+PRICED = '{job=~"$job",runtime=~"$runtime"}'
 
 
 def targets(*pairs, instant=False):
@@ -594,6 +608,13 @@ def grafana():
                                   "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}})),
                 (8, graf("table", "Exit codes", "short",
                          (f"sum by (runtime, exit_code) (increase(code_exit_code_total{CODE}[$__range])) > 0", ""))),
+            ]),
+            (8, [
+                (6, stat("Estimated cost of executions", "currencyUSD",
+                         f"sum(increase(code_cost_usd_total{PRICED}[$__range])) or vector(0)",
+                         description="Where spans or `prices` say what an execution costs.")),
+                (18, graf("timeseries", "Estimated cost by runtime", "currencyUSD",
+                          (per("runtime", "code_cost_usd_total", PRICED), "{{runtime}}"), stack=True)),
             ]),
             (8, [
                 (8, graf("timeseries", name, "short", (per("outcome", metric_name, JOB), "{{outcome}}"), stack=True))

@@ -83,6 +83,7 @@ macro_rules! file {
 static FILES: &[File] = &[
     file!(SigNozDashboard, "signoz/executions-from-traces.json"),
     file!(SigNozDashboard, "signoz/executions-from-metrics.json"),
+    file!(SigNozRule, "signoz/rules/code-cost-per-day.metrics.json"),
     file!(SigNozRule, "signoz/rules/error-rate-by-runtime.metrics.json"),
     file!(SigNozRule, "signoz/rules/error-rate-by-runtime.traces.json"),
     file!(SigNozRule, "signoz/rules/llm-cost-per-day.metrics.json"),

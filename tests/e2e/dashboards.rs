@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 fn files_are_listed_and_printed_as_they_are() {
     let setup = Setup::new();
     let list = String::from_utf8(setup.command(&["dashboards", "list"]).stdout).unwrap();
-    assert_eq!(list.lines().count(), 19, "{list}");
+    assert_eq!(list.lines().count(), 20, "{list}");
     for line in list.lines() {
         let name = line.split_whitespace().next().unwrap();
         let printed = setup.command(&["dashboards", "print", name]);

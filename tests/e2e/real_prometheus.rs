@@ -3,6 +3,7 @@
 
 use crate::common::http::{self, Http};
 use crate::common::program::{Program, Setup};
+use crate::common::scenario::Scenario;
 use crate::common::send::{Route, Sender};
 use crate::common::{eventually, fixed_port, random, spans, unix_ms_ago};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -213,6 +214,85 @@ fn assert_near(found: &BTreeMap<String, f64>, expected: &[(&str, f64)]) {
             found[*labels]
         );
     }
+}
+
+/// Every query of the Grafana dashboard with its panel, as Grafana would ask it.
+fn grafana_queries() -> Vec<(String, String)> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards/grafana/spanledger.json");
+    let dashboard: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            // All values of each variable; five minutes are more than this test lasts.
+            let expression = target["expr"].as_str().unwrap();
+            let expression = expression.replace("$__rate_interval", "5m").replace("$__range", "5m");
+            let expression = ["$job", "$runtime", "$language", "$tool"]
+                .iter()
+                .fold(expression, |expression, variable| expression.replace(variable, ".*"));
+            assert!(!expression.contains('$'), "{expression}");
+            queries.push((panel["title"].as_str().unwrap().to_owned(), expression));
+        }
+    }
+    queries
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_query_of_the_grafana_dashboard_has_an_answer_from_a_real_prometheus() {
+    let mut random = random("every_query_of_the_grafana_dashboard_has_an_answer_from_a_real_prometheus");
+    let setup = Setup::new().set("prices.runtimes.vm2", json!({"execution": 0.5}));
+    let program = setup.start().await;
+    let target = program.address("metrics").await.to_string();
+    let prometheus = Prometheus::start(&setup, &target).await;
+    let sender = Sender::to(&program).await;
+    // Everything that executors send, twice: a rate needs two values of each series.
+    for round in 1..=2 {
+        let (requests, _) = Scenario::read().requests(&mut random);
+        for request in &requests {
+            sender.accepted(Route::Grpc, request).await;
+        }
+        // Requests are counted in order, and the last one has the retrieval.
+        let counted = program
+            .scrape_until("the round is counted", |scrape| {
+                let total = |name: &str| {
+                    let series = scrape.0.iter().filter(|(series, _)| series.name == name);
+                    series.map(|(_, value)| value).sum::<f64>()
+                };
+                let retrievals = total("rag_requests_total");
+                if retrievals == f64::from(round) {
+                    Ok(total("code_executions_total"))
+                } else {
+                    Err(format!("{retrievals} retrievals in round {round}"))
+                }
+            })
+            .await;
+        eventually(&format!("Prometheus has scraped round {round}"), || async {
+            let now = format!("{:.3}", unix_ms_ago(Duration::ZERO) as f64 / 1000.0);
+            let found = prometheus.query("sum(code_executions_total)", &now).await;
+            if found.get("") == Some(&counted) {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        })
+        .await;
+    }
+    let now = format!("{:.3}", unix_ms_ago(Duration::ZERO) as f64 / 1000.0);
+    let queries = grafana_queries();
+    assert!(queries.len() > 30, "{}", queries.len());
+    for (panel, expression) in queries {
+        let found = prometheus.query(&expression, &now).await;
+        assert!(!found.is_empty(), "{panel}: no answer to {expression}");
+        let is_number = found.values().all(|value| value.is_finite());
+        assert!(is_number, "{panel}: {found:?} to {expression}");
+    }
+    // And one of them by its value: both rounds had as many executions, of which the second is the increase.
+    let cost = prometheus
+        .query(
+            "sum(code_cost_usd_total{runtime=\"vm2\"}) / sum(code_executions_total{runtime=\"vm2\"})",
+            &now,
+        )
+        .await;
+    assert_near(&cost, &[("", 0.5)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
