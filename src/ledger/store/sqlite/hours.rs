@@ -4,29 +4,19 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use chrono::NaiveDateTime;
-use rusqlite::Row;
+use rusqlite::{Connection, Row};
 
-use super::{SqliteStore, Values, texts, timestamp};
+use super::{SqliteStore, Values, integers, texts, timestamp};
 use crate::columns::{Row as Packable, hour_of};
 use crate::ledger::store::{HourRow, Hours, IS_OWN, StoreError, begin_of, hour_columns};
 use crate::ledger::table::EXECUTIONS;
 
 impl Hours for SqliteStore {
     async fn first_hour(&mut self) -> Result<Option<i64>, StoreError> {
-        let sql = format!(
-            "SELECT min(created_at) FROM {} WHERE ?",
-            self.names.of(EXECUTIONS.beside.name)
-        );
-        let first = self
-            .fetch(sql, numbers(&[1]), |row| row.get::<_, Option<String>>(0))
-            .await?;
-        Ok(first
-            .into_iter()
-            .flatten()
-            .next()
-            .as_deref()
-            .and_then(micros)
-            .map(hour_of))
+        let sql = format!("SELECT min(created_at) FROM {}", self.names.of(EXECUTIONS.beside.name));
+        let first = move |connection: &mut Connection| connection.query_row(&sql, [], |row| row.get(0));
+        let first: Option<String> = self.session.run(first).await?;
+        Ok(first.as_deref().and_then(micros).map(hour_of))
     }
 
     async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError> {
@@ -35,7 +25,7 @@ impl Hours for SqliteStore {
             self.names.own("hours")
         );
         let found = self
-            .fetch(sql, numbers(&[hours.start, hours.end]), |row| row.get(0))
+            .fetch(sql, integers(&[hours.start, hours.end]), |row| row.get(0))
             .await?;
         Ok(found.into_iter().collect())
     }
@@ -78,7 +68,7 @@ impl Hours for SqliteStore {
             "SELECT data FROM {} WHERE hour = ? ORDER BY part",
             self.names.own("hours")
         );
-        self.fetch(sql, numbers(&[hour]), |row| row.get(0)).await
+        self.fetch(sql, integers(&[hour]), |row| row.get(0)).await
     }
 
     async fn put_hour(&mut self, hour: i64, packed_at: i64, parts: Vec<Vec<u8>>) -> Result<(), StoreError> {
@@ -100,15 +90,9 @@ impl Hours for SqliteStore {
 
     async fn unpack(&mut self, hours: &[i64]) -> Result<(), StoreError> {
         let sql = format!("DELETE FROM {} WHERE hour = ?", self.names.own("hours"));
-        self.run(sql, numbers(hours)).await?;
+        self.run(sql, integers(hours)).await?;
         Ok(())
     }
-}
-
-fn numbers(numbers: &[i64]) -> Values {
-    let mut values = Values::default();
-    numbers.iter().for_each(|number| values.integer(Some(*number)));
-    values
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<HourRow> {

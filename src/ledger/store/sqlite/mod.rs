@@ -285,8 +285,7 @@ impl Store for SqliteStore {
         };
         self.begin().await?;
         if of.is_of_executions() {
-            let mut last = Values::default();
-            last.integer(Some(crate::columns::hour_of(nanos(created_before) / 1_000)));
+            let last = integers(&[crate::columns::hour_of(nanos(created_before) / 1_000)]);
             self.run(format!("DELETE FROM {} WHERE hour <= ?", self.names.own("hours")), last)
                 .await?;
         }
