@@ -39,10 +39,6 @@ const DECODED_LIMIT: usize = 1 << 30;
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
 
-/// How long the database may take to answer, to a connection or a whole batch, whatever `database.statement_timeout` allows
-/// each statement. A machine that has vanished does not even refuse.
-const ANSWER_WAIT: Duration = Duration::from_secs(120);
-
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
@@ -120,8 +116,7 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     async fn connect<S: Store>(&mut self) -> Result<S, StoreError> {
-        let connecting = in_time(S::connect(&self.ledger.settings));
-        self.heartbeat.while_waiting(connecting).await
+        self.heartbeat.while_waiting(S::connect(&self.ledger.settings)).await
     }
 
     /// Writes until the shutdown, or until something fails.
@@ -129,7 +124,7 @@ impl Stage<'_> {
         let heartbeat = self.heartbeat;
         let journal = self.reader.position().journal;
         let saved = heartbeat
-            .while_waiting(in_time(saved_position(&mut store, self.reader.name(), journal)))
+            .while_waiting(saved_position(&mut store, self.reader.name(), journal))
             .await?;
         self.was_connected = true;
         let resume = self.reader.resume(saved);
@@ -143,17 +138,17 @@ impl Stage<'_> {
             if Instant::now() >= upkeep_due {
                 let limits = &self.ledger.limits;
                 heartbeat
-                    .while_waiting(in_time(upkeep::turn(
+                    .while_waiting(upkeep::turn(
                         &mut store,
                         limits,
                         &self.ledger.settings.destinations,
                         self.ledger.standalone.then_some(&*self.ledger.prices),
                         now(),
                         &self.meters,
-                    )))
+                    ))
                     .await?;
                 let (oldest, at) = (limits.oldest(now()), now());
-                let packed = in_time(packing.turn(&mut store, oldest, at));
+                let packed = packing.turn(&mut store, oldest, at);
                 heartbeat.while_waiting(packed).await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
             }
@@ -199,7 +194,7 @@ impl Stage<'_> {
                 now: at,
                 prices: &self.ledger.prices,
             };
-            let applied = heartbeat.while_waiting(in_time(apply(&mut store, &batch))).await?;
+            let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
             self.reader.passed(position);
             self.unsaved_since = None;
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
@@ -223,16 +218,6 @@ impl Stage<'_> {
             () = self.shutdown.cancelled() => Ok(None),
         }
     }
-}
-
-/// The answer, or that there is none: then the connection is given up, as after any other failure.
-async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or_else(|_| {
-        let seconds = ANSWER_WAIT.as_secs();
-        Err(StoreError::Unavailable(format!(
-            "the database has not answered for {seconds} s"
-        )))
-    })
 }
 
 /// Writes anew what is in the journal, from its oldest record on; when that was received, and how many rows there are.

@@ -4,6 +4,8 @@
 //!
 //! * A store is one connection. Everything of a batch, the reader's position included, is one transaction.
 //! * After any error the connection is given up: nothing is assumed of a session that failed.
+//! * Every answer is waited for in bounded time: a machine that has vanished does not even refuse. What a batch takes in
+//!   all is bounded by nothing, so that a slow database is slow and not cut off again and again.
 //! * No session state: with PostgreSQL everything holds for one transaction only, so that a pooler between the two may
 //!   hand each transaction to another server process.
 

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Row, Statement};
@@ -20,6 +21,8 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 /// See the module.
 pub(super) struct Session {
     jobs: SyncSender<Job>,
+    /// How long one piece of work may take.
+    patience: Duration,
 }
 
 impl Session {
@@ -47,8 +50,13 @@ impl Session {
             .name("spanledger-sqlite".to_owned())
             .spawn(serve)
             .map_err(|error| StoreError::Unavailable(format!("a thread for SQLite: {error}")))?;
-        answer.await.map_err(|_| gone())?.map_err(error)?;
-        Ok(Session { jobs })
+        let opened = tokio::time::timeout(PATIENCE, answer).await;
+        let opened = opened.map_err(|_| hangs(PATIENCE))?;
+        opened.map_err(|_| gone())?.map_err(error)?;
+        Ok(Session {
+            jobs,
+            patience: PATIENCE,
+        })
     }
 
     /// Does `work` on the session's thread.
@@ -60,12 +68,21 @@ impl Session {
         // Whoever asked may be gone.
         let job: Job = Box::new(move |connection| drop(done.send(work(connection))));
         self.jobs.try_send(job).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?.map_err(error)
+        let answer = tokio::time::timeout(self.patience, answer).await;
+        let answer = answer.map_err(|_| hangs(self.patience))?;
+        answer.map_err(|_| gone())?.map_err(error)
     }
 }
 
+/// See [`Session::patience`]: nothing else bounds it where the disk hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Prepared statements that are kept: about twice as many as a batch uses.
 const STATEMENTS: usize = 64;
+
+fn hangs(patience: Duration) -> StoreError {
+    StoreError::Unavailable(format!("the file has not answered for {patience:?}"))
+}
 
 fn gone() -> StoreError {
     StoreError::Unavailable("the thread of SQLite is busy or gone".to_owned())
@@ -282,6 +299,21 @@ mod tests {
 
     fn uri(url: &str) -> Option<String> {
         Place::of(url, true).unwrap().0.uri
+    }
+
+    #[tokio::test]
+    async fn a_file_that_never_answers_is_given_up() {
+        let (place, _) = Place::of("sqlite::memory:", true).unwrap();
+        let mut session = Session::open(place, String::new()).await.unwrap();
+        assert_eq!(session.patience, PATIENCE);
+        session.patience = Duration::ZERO;
+        let (release, hanging) = sync_channel::<()>(0);
+        let answer = session.run(move |_| Ok(hanging.recv().is_ok())).await;
+        let Err(StoreError::Unavailable(reason)) = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(reason, "the file has not answered for 0ns");
+        drop(release);
     }
 
     #[test]
