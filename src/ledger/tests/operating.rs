@@ -447,7 +447,7 @@ async fn foreign_keys_that_may_not_be_asked_null_one_column_of_what_comes_later(
     database
         .execute(&format!(
             "CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON code_exec_logs, spanledger_positions, \
-             spanledger_executions, spanledger_context, spanledger_quarantine TO {role}"
+             spanledger_executions, spanledger_context, spanledger_quarantine, spanledger_hours TO {role}"
         ))
         .await;
     let settings = Settings {
