@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
 use serde_json::{Value, json};
 
+use crate::clock::unix_nanos;
 use crate::egress::{Outcome, Policy, Tail, Workspace};
 use crate::ledger::facts::{Extractor, Facts, Role};
 use crate::otlp::json::transcode;
@@ -116,8 +116,7 @@ fn rows(settings: &Settings, request: &TraceRequest, out: &mut String) -> anyhow
     let redact = Patterns::compile(&settings.database.redact)?;
     let mut extractor = Extractor::new(redact, settings.database.standalone);
     let mut facts: Vec<Facts> = Vec::new();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    extractor.extract(request, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), &mut facts);
+    extractor.extract(request, unix_nanos(), &mut facts);
     let table = &settings.database.table;
     if facts.is_empty() {
         writeln!(out, "  rows: nothing in it concerns {table}")?;

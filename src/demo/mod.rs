@@ -3,8 +3,9 @@
 mod scenario;
 mod spans;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use crate::clock::unix_nanos;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Endpoint;
@@ -64,11 +65,7 @@ pub async fn send(options: &DemoOptions) -> Result<DemoReport, DemoError> {
         if end.is_some_and(|end| tick >= end) {
             return Ok(report);
         }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos() as u64;
-        match client.export(scenarios.next_request(now)).await {
+        match client.export(scenarios.next_request(unix_nanos())).await {
             Ok(_) => report.acknowledged += 1,
             Err(status) => {
                 if report.failed == 0 {

@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::leaving::{Leaving, Loaded, Sent};
 use super::parcel::{Load, LoadError};
 use super::{ExporterOptions, rethrow};
+use crate::clock::unix_nanos;
 use crate::egress::{Policy, Workspace};
 use crate::journal::{Position, ReadError, Reader, Record};
 
@@ -190,9 +190,4 @@ fn take(leaving: &mut Leaving, options: &ExporterOptions, waiting: &mut VecDeque
         taken.push(Taken { record, loaded });
     }
     taken
-}
-
-fn unix_nanos() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

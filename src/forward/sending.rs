@@ -1,7 +1,6 @@
 //! The tasks of one exporter that send a request, or set one aside. Each reports back; nothing is shared between them.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::task::{JoinError, JoinSet};
@@ -14,6 +13,7 @@ use super::lane::Ticket;
 use super::parcel::Parcel;
 use super::refused::{Refused, RefusedStore};
 use super::{MAX_BYTES_IN_FLIGHT, rethrow};
+use crate::clock::unix_nanos;
 use crate::egress::Fingerprint;
 use crate::telemetry::StageStatus;
 
@@ -147,14 +147,13 @@ impl Sending {
 }
 
 fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Fingerprint>) -> std::io::Result<u64> {
-    let refused_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let first = parcel.parts.first();
     let refused = Refused {
         signal: parcel.signal,
         encoding: parcel.held_encoding(),
         items: parcel.items(),
         reason: parcel.history.refused.as_deref().unwrap_or_default(),
-        refused_at: u64::try_from(refused_at.as_nanos()).unwrap_or(u64::MAX),
+        refused_at: unix_nanos(),
         received_at: first.map_or(0, |part| part.received_at),
         sequence: first.map_or(0, |part| part.sequence),
         went_through,

@@ -67,7 +67,7 @@ mod verify;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -88,6 +88,7 @@ use self::disk::{Disk, OsDisk};
 use self::options::Settings;
 use self::segment::lock;
 use self::sync::Next;
+use crate::clock::unix_nanos;
 use crate::otlp::{Encoding, Signal};
 use crate::telemetry::Heartbeat;
 
@@ -169,13 +170,13 @@ impl Journal {
         })?;
         let mut random = [0; 48];
         getrandom::fill(&mut random).map_err(|error| failed("get random bytes for a new journal", error.into()))?;
-        let (core, recovery) = Core::open(Arc::new(disk), locked, settings, now(), &random)?;
+        let (core, recovery) = Core::open(Arc::new(disk), locked, settings, unix_nanos(), &random)?;
         for note in &recovery.notes {
             tracing::warn!(directory = %options.directory.display(), "journal: {note}");
         }
         let end_at_open = lock(&core.state).durable + 1;
         let core = Arc::new(core);
-        core.publish(now());
+        core.publish(unix_nanos());
         let watched = Watched::default();
         let thread = {
             let (core, watched) = (Arc::clone(&core), Arc::clone(&watched));
@@ -249,7 +250,7 @@ impl Journal {
 
     /// What the journal holds and how far its readers are.
     pub fn status(&self) -> Status {
-        self.0.core.status(now())
+        self.0.core.status(unix_nanos())
     }
 
     /// Checks every record that is durable now. Reads the whole journal, so it belongs on a blocking thread.
@@ -296,19 +297,12 @@ impl Drop for Handle {
     }
 }
 
-fn now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    options::nanos(since)
-}
-
 /// The sync thread.
 fn run(core: &Core, watched: &Watched) {
     let _mourning = RefuseOnPanic(core, watched);
     let mut upkeep_at = Instant::now();
     loop {
-        match core.step(&now) {
+        match core.step(&unix_nanos) {
             Next::Again => {}
             Next::Stop => {
                 if let Some(heartbeat) = lock(watched).take() {
@@ -318,7 +312,7 @@ fn run(core: &Core, watched: &Watched) {
             }
             Next::Sleep(until) => {
                 let wait = until.map_or(UPKEEP, |until| {
-                    Duration::from_nanos(until.saturating_sub(now())).min(UPKEEP)
+                    Duration::from_nanos(until.saturating_sub(unix_nanos())).min(UPKEEP)
                 });
                 let state = lock(&core.state);
                 let waited = core.work.wait_timeout_while(state, wait, |state| state.is_idle);
@@ -330,8 +324,8 @@ fn run(core: &Core, watched: &Watched) {
             if let Some(heartbeat) = &*lock(watched) {
                 heartbeat.beat();
             }
-            core.publish(now());
-            if let Err(error) = core.trim(now()) {
+            core.publish(unix_nanos());
+            if let Err(error) = core.trim(unix_nanos()) {
                 tracing::warn!(%error, "spare segments could not be removed");
             }
         }

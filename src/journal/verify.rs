@@ -14,6 +14,7 @@ use super::reader::Position;
 use super::recovery::{Recovery, recover};
 use super::segment::{DATA_START, Frame, Walk, file_name, lock};
 use super::status::Status;
+use crate::clock::unix_nanos;
 
 /// What a journal that no process uses holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +86,7 @@ pub fn inspect(options: &Options, positions: &[(String, Position)]) -> Result<In
         }
     }
     Ok(Inspection {
-        status: core.status(super::now()),
+        status: core.status(unix_nanos()),
         recovery,
         is_in_use,
     })
@@ -126,7 +127,7 @@ fn look(options: &Options) -> Result<(Core, Recovery, bool), JournalError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(()),
         Err(error) => return Err(failed("lock the directory", error)),
     };
-    let recovered = recover(&disk, &settings, super::now(), &[0; 48], false)?;
+    let recovered = recover(&disk, &settings, unix_nanos(), &[0; 48], false)?;
     let (core, recovery) = Core::assemble(Arc::new(disk), locked, settings, recovered);
     Ok((core, recovery, is_in_use))
 }

@@ -46,10 +46,11 @@ pub mod world;
 pub(crate) mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::unix_nanos;
 use crate::journal::{ReadError, Reader};
 use crate::redact::{PatternError, Patterns};
 use crate::rules::prices::Prices;
@@ -304,7 +305,7 @@ impl Ledger {
         with_store!(self, S => {
             let mut store = S::connect(&self.settings).await?;
             let mut packing = packing::Packing::default();
-            while packing.turn(&mut store, self.limits.oldest(now()), now()).await? {}
+            while packing.turn(&mut store, self.limits.oldest(unix_nanos()), unix_nanos()).await? {}
         });
         Ok(())
     }
@@ -326,15 +327,9 @@ impl Ledger {
             let mut store = S::connect(&self.settings).await?;
             let (window, limit) = (self.limits.window_nanos(), i64::from(limit));
             let destinations = &self.settings.destinations;
-            commit::retry_quarantined(&mut store, destinations, window, limit, now(), &self.prices).await?
+            commit::retry_quarantined(&mut store, destinations, window, limit, unix_nanos(), &self.prices).await?
         }))
     }
-}
-
-/// Unix time in nanoseconds.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Makes the tables that are missing if `options.migrate` is set, and checks that all of them fit.

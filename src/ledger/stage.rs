@@ -18,7 +18,8 @@ use super::meters::Meters;
 use super::packing::Packing;
 use super::store::{Store, StoreError};
 use super::upkeep;
-use super::{Ledger, LedgerError, Rebuilt, now};
+use super::{Ledger, LedgerError, Rebuilt};
+use crate::clock::unix_nanos;
 use crate::journal::{JournalId, Position, ReadError, Reader, Record};
 use crate::otlp::{Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
@@ -143,11 +144,11 @@ impl Stage<'_> {
                         limits,
                         &self.ledger.settings.destinations,
                         self.ledger.standalone.then_some(&*self.ledger.prices),
-                        now(),
+                        unix_nanos(),
                         &self.meters,
                     ))
                     .await?;
-                let (oldest, at) = (limits.oldest(now()), now());
+                let (oldest, at) = (limits.oldest(unix_nanos()), unix_nanos());
                 let packed = packing.turn(&mut store, oldest, at);
                 heartbeat.while_waiting(packed).await?;
                 upkeep_due = Instant::now() + upkeep::EVERY;
@@ -182,7 +183,7 @@ impl Stage<'_> {
             }
             let began = Instant::now();
             let journal = position.journal.to_string();
-            let at = now();
+            let at = unix_nanos();
             let batch = Batch {
                 destinations: &self.ledger.settings.destinations,
                 facts: &facts,
@@ -238,7 +239,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         rebuilt.since.get_or_insert(first.received_at);
         let (facts, position) = extract(&mut extractor, &meters, &mut waiting, &reader);
         let journal = position.journal.to_string();
-        let at = now();
+        let at = unix_nanos();
         let batch = Batch {
             destinations: &ledger.settings.destinations,
             facts: &facts,

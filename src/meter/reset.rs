@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::checkpoint::{self, Damage};
-use super::stage::{MeterError, unix_nano};
+use super::stage::MeterError;
+use crate::clock::unix_nanos;
 use crate::rules::Catalogue;
 
 /// Lets a metric start anew while the program does not run: takes its series out of the checkpoint in `directory`. The
@@ -33,7 +34,7 @@ pub fn reset(directory: &Path, name: &str) -> Result<(), MeterError> {
             checkpoint.families.iter().map(|family| &family.name),
         ));
     };
-    family.forget(unix_nano());
+    family.forget(unix_nanos());
     checkpoint::save(directory, &checkpoint.encode()).map_err(|error| failed(error.into()))
 }
 

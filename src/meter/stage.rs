@@ -20,11 +20,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::unix_nanos;
 use crate::journal::{Entry, Position, ReadError, Reader, Record};
 use crate::otlp::{Encoding, Signal, TraceRequest, decompress};
 use crate::rules::Catalogue;
@@ -158,7 +159,7 @@ impl Meter {
         let matcher = Matcher::new(&catalogue, random());
         let mut store = Store::new(&catalogue, options.max_series_per_metric);
         let meters = Meters::new(&store);
-        let now = unix_nano();
+        let now = unix_nanos();
         let restored = match checkpoint::load(&options.directory) {
             Ok(Some(checkpoint)) => restore(checkpoint, &mut store, &matcher, end_at_open, now),
             Ok(None) => Restored::default(),
@@ -316,7 +317,7 @@ impl Meter {
     fn tell_backfill(&mut self, record: &Record) {
         if !self.backfilled.is_empty() {
             let metrics = std::mem::take(&mut self.backfilled).join(", ");
-            let seconds = unix_nano().saturating_sub(record.received_at) / 1_000_000_000;
+            let seconds = unix_nanos().saturating_sub(record.received_at) / 1_000_000_000;
             tracing::info!(
                 metrics,
                 seconds,
@@ -351,7 +352,7 @@ impl Meter {
     pub(super) fn reset(&self, name: &str) -> Result<(), MeterError> {
         let mut store = self.shared.store.lock();
         match store.families.iter_mut().find(|family| family.description.name == name) {
-            Some(family) => family.reset(unix_nano()),
+            Some(family) => family.reset(unix_nanos()),
             None => {
                 let known = store.families.iter().map(|family| &family.description.name);
                 return Err(reset::unknown_metric(name, known));
@@ -372,7 +373,7 @@ impl Meter {
         let directory = self.options.directory.clone();
         let started = Instant::now();
         let saving = tokio::task::spawn_blocking(move || {
-            let bytes = checkpoint::encode(position.journal, unix_nano(), &families);
+            let bytes = checkpoint::encode(position.journal, unix_nanos(), &families);
             checkpoint::save(&directory, &bytes)
         });
         // No beat meanwhile: a disk that does not answer is no progress.
@@ -443,7 +444,7 @@ impl MeterHandle {
     /// The derived metrics as OTLP requests for the journal; see [`super::push`]. `instance` tells this program from
     /// others that send to the same backend.
     pub fn otlp(&self, instance: &str) -> Vec<Entry> {
-        let now = unix_nano();
+        let now = unix_nanos();
         let families = self.shared().store.lock().snapshot(true);
         let requests = push::encode(&families, instance, now).into_iter();
         requests
@@ -501,9 +502,4 @@ fn tell(restored: &Restored) {
 /// A seed for hashes. Without randomness the hashes are still right, only predictable.
 fn random() -> u64 {
     getrandom::u64().unwrap_or_default()
-}
-
-pub(super) fn unix_nano() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

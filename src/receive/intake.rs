@@ -16,7 +16,6 @@
 //! disguise: it is decompressed in place up to [`INLINE_INFLATED`], and handed over if that does not suffice.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -27,6 +26,7 @@ use super::admission::{Admission, Reservation};
 use super::collect::SizeLimit;
 use super::meters::{Meters, Protocol};
 use super::refusal::{Reason, Refusal};
+use crate::clock::unix_nanos;
 use crate::journal::{Appended, Digest, Entry, Journal};
 use crate::listen::Peer;
 use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress, json, opaque};
@@ -228,7 +228,7 @@ impl Shared {
     /// Everything up to the sync. `inflated` bounds the work of decompression.
     fn store(&self, received: &mut Received, inflated: usize) -> Result<Stored, Stop> {
         let Received { signal, encoding, .. } = *received;
-        let received_at = now_unix_nanos();
+        let received_at = unix_nanos();
         let digest = (signal == Signal::Traces).then(|| self.journal.digest(signal, encoding, &received.body));
         if let Some(digest) = &digest
             && let Some(appended) = self.journal.duplicate_of(digest, received_at)
@@ -326,10 +326,4 @@ impl Checked {
             bytes: bytes.clone(),
         }
     }
-}
-
-fn now_unix_nanos() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64)
 }

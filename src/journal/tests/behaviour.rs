@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::super::*;
 use super::{bodies, entry, options};
+use crate::clock::unix_nanos;
 
 fn with_reader(directory: &std::path::Path) -> Options {
     Options {
@@ -65,7 +66,7 @@ async fn a_repeated_request_waits_for_the_first_and_is_answered_like_it() {
     let directory = tempfile::tempdir().unwrap();
     let (journal, _) = Journal::open(with_reader(directory.path())).unwrap();
     let digest = journal.digest(Signal::Traces, Encoding::Identity, b"request");
-    assert!(journal.duplicate_of(&digest, now()).is_none());
+    assert!(journal.duplicate_of(&digest, unix_nanos()).is_none());
     let request = Entry {
         digest: Some(digest),
         rejected: 3,
@@ -81,11 +82,11 @@ async fn a_repeated_request_waits_for_the_first_and_is_answered_like_it() {
     drop(journal);
     let (journal, recovery) = Journal::open(with_reader(directory.path())).unwrap();
     assert_eq!(recovery.remembered, 1);
-    let third = journal.duplicate_of(&digest, now()).unwrap();
+    let third = journal.duplicate_of(&digest, unix_nanos()).unwrap();
     assert_eq!((third.duplicate, third.rejected), (true, 3));
     third.durable.await.unwrap();
     assert_eq!(journal.status().records, 1);
-    let later = now() + Duration::from_secs(601).as_nanos() as u64;
+    let later = unix_nanos() + Duration::from_secs(601).as_nanos() as u64;
     assert!(journal.duplicate_of(&digest, later).is_none());
 }
 

@@ -7,6 +7,7 @@ use super::super::disk::OsDisk;
 use super::super::options::Settings;
 use super::super::sync::Next;
 use super::{entry, options};
+use crate::clock::unix_nanos;
 
 /// A journal whose sync thread is this test, at a time of its own.
 struct Journal {
@@ -22,7 +23,7 @@ impl Journal {
         let directory = tempfile::tempdir().unwrap();
         let settings = Settings::new(&options(directory.path())).unwrap();
         let disk = OsDisk::create(directory.path()).unwrap();
-        let now = super::super::now();
+        let now = unix_nanos();
         let (core, _) = Core::open(Arc::new(disk), Box::new(()), settings, now, &[7; 48]).unwrap();
         let mut journal = Journal {
             core,

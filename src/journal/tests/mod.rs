@@ -12,6 +12,7 @@ mod starts;
 use bytes::Bytes;
 
 use super::*;
+use crate::clock::unix_nanos;
 
 /// Options for small journals in tests.
 pub(super) fn options(directory: &std::path::Path) -> Options {
@@ -27,7 +28,7 @@ pub(super) fn entry(body: impl Into<Bytes>) -> Entry {
     Entry {
         signal: Signal::Traces,
         encoding: Encoding::Identity,
-        received_at: now(),
+        received_at: unix_nanos(),
         items: 1,
         rejected: 0,
         digest: None,
