@@ -133,12 +133,17 @@ pub(super) struct Gathering {
 }
 
 impl Condition {
-    /// When it is worth trying again.
-    pub(super) fn retry_at(&self) -> u64 {
+    /// When it is worth trying again, if anything is wrong.
+    pub(super) fn retry_at(&self) -> Option<u64> {
         match self {
-            Self::Writable => 0,
-            Self::Full { retry_at, .. } | Self::Failing { retry_at, .. } => *retry_at,
+            Self::Writable => None,
+            Self::Full { retry_at, .. } | Self::Failing { retry_at, .. } => Some(*retry_at),
         }
+    }
+
+    /// Whether nothing is wrong, or it is worth trying again.
+    pub(super) fn may_try(&self, now: u64) -> bool {
+        self.retry_at().is_none_or(|at| now >= at)
     }
 
     /// It is now.

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Condition, Core, Phase, State};
+use super::core::{Core, Phase, State};
 use super::options::nanos;
 use super::scan::rewrite;
 use super::segment::{Frame, Segment, Walk, lock};
@@ -124,7 +124,7 @@ impl Core {
         let active = state.active.as_ref().filter(|_| state.written > state.durable)?;
         let is_due = match self.settings.interval {
             None => true,
-            Some(_) if state.salvage_until.is_some() => state.closing || now >= state.condition.retry_at(),
+            Some(_) if state.salvage_until.is_some() => state.closing || state.condition.may_try(now),
             Some(interval) => {
                 let is_wanted = state.closing || active.cut.is_some() || !state.parked.is_empty();
                 is_wanted || now >= state.last_sync.saturating_add(interval) || now < state.last_sync
@@ -230,25 +230,20 @@ impl Core {
 
     /// Whether a new segment is needed and the old one has settled.
     pub(super) fn wants_rotation(&self, state: &State, now: u64) -> bool {
-        let retry_at = state.condition.retry_at();
         let is_needed = match &state.active {
             None => !state.closing || !state.parked.is_empty() || !state.refused.is_empty(),
             Some(active) => active.cut.is_some() || !state.parked.is_empty(),
         };
         let is_settled = state.pending.front().is_none_or(|slot| slot.phase == Phase::Parked);
         // While closing nothing is waited for: one attempt, and what cannot be written is refused.
-        is_needed && is_settled && (now >= retry_at || state.closing)
+        is_needed && is_settled && (state.condition.may_try(now) || state.closing)
     }
 
     /// When to wake up by oneself.
     fn next_time(&self, state: &State) -> Option<u64> {
-        let retry = match &state.condition {
-            Condition::Writable => None,
-            Condition::Full { retry_at, .. } | Condition::Failing { retry_at, .. } => Some(*retry_at),
-        };
         let is_waiting = state.written > state.durable && state.salvage_until.is_none();
         let sync = self.settings.interval.filter(|_| is_waiting);
         let sync = sync.map(|interval| state.last_sync.saturating_add(interval));
-        [retry, sync].into_iter().flatten().min()
+        [state.condition.retry_at(), sync].into_iter().flatten().min()
     }
 }
