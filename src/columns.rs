@@ -6,8 +6,8 @@
 //!
 //! # Form
 //!
-//! A version, the distinct texts, the rows, and a CRC-32C of all that. Numbers are variable-length integers, signed ones
-//! zigzag; a time is the microseconds since the row before.
+//! A version, the distinct texts, the rows, and a CRC-32C of all that. Numbers are varints, signed ones zigzag, as in
+//! protobuf; a time is the microseconds since the row before.
 //!
 //! # Invariants
 //!
@@ -16,10 +16,16 @@
 
 use std::collections::HashMap;
 
+use crate::otlp::wire::{Cursor, put_varint};
+
 /// Rows are packed by the hour.
 pub const HOUR_MICROS: i64 = 3_600_000_000;
 
 const VERSION: u8 = 1;
+
+/// Which rows are packed: those of this program, by their ids, as a condition in SQL on the rows as `t`. Statistics of
+/// hours that are not packed ask for the same.
+pub const IS_OWN: &str = "length(t.id) = 49 AND substr(t.id, 33, 1) = '-'";
 
 /// The hour since 1970 that a time in Unix microseconds belongs to.
 pub fn hour_of(micros: i64) -> i64 {
@@ -103,15 +109,15 @@ impl Packer {
         for (number, present) in numbers.iter().zip([DURATION, MEMORY, EXIT_CODE, TOKENS]) {
             flags |= flag(number.is_some(), present);
         }
-        put(&mut self.rows, flags);
-        put(&mut self.rows, zigzag(row.at.wrapping_sub(self.at)));
+        put_varint(&mut self.rows, flags);
+        put_varint(&mut self.rows, zigzag(row.at.wrapping_sub(self.at)));
         self.at = row.at;
         for text in &row.texts {
             let id = text.as_ref().map_or(0, |text| self.id(text.as_ref()));
-            put(&mut self.rows, u64::from(id));
+            put_varint(&mut self.rows, u64::from(id));
         }
         for number in numbers.into_iter().flatten() {
-            put(&mut self.rows, zigzag(number));
+            put_varint(&mut self.rows, zigzag(number));
         }
         if let Some(cost) = row.cost_usd {
             self.rows.extend(cost.to_le_bytes());
@@ -125,7 +131,7 @@ impl Packer {
         }
         let id = self.ids.len() as TextId + 1;
         self.ids.insert(text.to_owned(), id);
-        put(&mut self.texts, text.len() as u64);
+        put_varint(&mut self.texts, text.len() as u64);
         self.texts.extend(text.as_bytes());
         id
     }
@@ -134,9 +140,9 @@ impl Packer {
     pub fn finish(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.texts.len() + self.rows.len() + 16);
         bytes.push(VERSION);
-        put(&mut bytes, self.ids.len() as u64);
+        put_varint(&mut bytes, self.ids.len() as u64);
         bytes.extend(self.texts);
-        put(&mut bytes, self.count);
+        put_varint(&mut bytes, self.count);
         bytes.extend(self.rows);
         let checksum = crc32c::crc32c(&bytes);
         bytes.extend(checksum.to_le_bytes());
@@ -149,7 +155,7 @@ impl Packer {
 pub struct Packed<'a> {
     /// The distinct texts.
     pub texts: Vec<&'a str>,
-    rows: &'a [u8],
+    rows: Cursor<'a>,
     left: u64,
     at: i64,
 }
@@ -161,18 +167,16 @@ impl<'a> Packed<'a> {
         if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
             return None;
         }
-        let (VERSION, mut rest) = body.split_first().map(|(version, rest)| (*version, rest))? else {
+        let (VERSION, rest) = body.split_first().map(|(version, rest)| (*version, rest))? else {
             return None;
         };
-        let count = take(&mut rest)?;
+        let mut rest = Cursor::new(rest);
+        let count = rest.varint().ok()?;
         let mut texts = Vec::new();
         for _ in 0..count {
-            let length = usize::try_from(take(&mut rest)?).ok()?;
-            let (text, after) = rest.split_at_checked(length)?;
-            texts.push(std::str::from_utf8(text).ok()?);
-            rest = after;
+            texts.push(std::str::from_utf8(rest.slice().ok()?).ok()?);
         }
-        let left = take(&mut rest)?;
+        let left = rest.varint().ok()?;
         Some(Packed {
             texts,
             rows: rest,
@@ -183,9 +187,9 @@ impl<'a> Packed<'a> {
 
     fn row(&mut self) -> Option<Row<TextId>> {
         let rest = &mut self.rows;
-        let flags = take(rest)?;
+        let flags = rest.varint().ok()?;
         let has = |flag: u64| flags & flag != 0;
-        self.at = self.at.wrapping_add(unzigzag(take(rest)?));
+        self.at = self.at.wrapping_add(unzigzag(rest.varint().ok()?));
         let mut row = Row {
             at: self.at,
             success: has(SUCCESS),
@@ -194,7 +198,7 @@ impl<'a> Packed<'a> {
             ..Row::default()
         };
         for text in &mut row.texts {
-            *text = TextId::try_from(take(rest)?).ok()?;
+            *text = TextId::try_from(rest.varint().ok()?).ok()?;
             if *text as usize > self.texts.len() {
                 return None;
             }
@@ -206,13 +210,11 @@ impl<'a> Packed<'a> {
             (TOKENS, &mut row.tokens),
         ] {
             if has(flag) {
-                *number = Some(unzigzag(take(rest)?));
+                *number = Some(unzigzag(rest.varint().ok()?));
             }
         }
         if has(COST) {
-            let (cost, after) = rest.split_first_chunk()?;
-            row.cost_usd = Some(f64::from_le_bytes(*cost));
-            *rest = after;
+            row.cost_usd = Some(f64::from_bits(rest.fixed64().ok()?));
         }
         Some(row)
     }
@@ -233,27 +235,6 @@ fn zigzag(number: i64) -> u64 {
 
 fn unzigzag(number: u64) -> i64 {
     (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
-}
-
-fn put(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-}
-
-fn take(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..70).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

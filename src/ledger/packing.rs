@@ -13,9 +13,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::plan::Plan;
-use super::store::{HourRow, Store, StoreError, begin_of};
+use super::store::{HourRow, Store, StoreError, begin_of, hour_at};
 use super::table::{Details, NewRow, nanos};
-use crate::columns::{Packer, hour_of};
+use crate::columns::Packer;
 
 /// Hours that are over are left alone for as long: late rows and the spans that complete them come meanwhile. It is also
 /// by how much the clocks of two sidecars on one database may differ.
@@ -167,8 +167,4 @@ impl Past {
     fn into_sorted(self) -> Vec<i64> {
         self.hours.into_iter().collect()
     }
-}
-
-fn hour_at(unix_nanos: u64) -> i64 {
-    hour_of(nanos(unix_nanos) / 1_000)
 }

@@ -6,6 +6,7 @@ use super::QueryError;
 use super::database::{Dialect, Sql};
 use super::parameters::Parameters;
 use super::row::{Execution, Outcome, TextColumn};
+use crate::columns::IS_OWN;
 
 /// The parameters that every path with filters knows.
 pub(super) const FILTERS: &str = "from, to, runtime, language, outcome, agentId, organizationId, workspaceId, userId, \
@@ -101,7 +102,7 @@ impl Filter {
         let dialect = sql.dialect;
         let mut sql = Conditions { sql, first: true };
         if self.shown == RowsShown::Own {
-            sql.next().push("length(t.id) = 49 AND substr(t.id, 33, 1) = '-'");
+            sql.next().push(IS_OWN);
         }
         if let Some(organization) = &self.scope {
             sql.next().push("t.organization_id = ").text(organization);

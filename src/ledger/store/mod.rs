@@ -9,18 +9,18 @@
 //! * No session state: with PostgreSQL everything holds for one transaction only, so that a pooler between the two may
 //!   hand each transaction to another server process.
 
+mod hours;
 pub(super) mod postgres;
 pub(super) mod schema;
 pub(super) mod sqlite;
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::time::Duration;
 
 use super::facts::{Facts, SpanId, Told};
 use super::plan::{Stored, Update};
 use super::table::{Destination, Quarantined, Table, TableName};
-use crate::columns;
+pub(super) use hours::{HourRow, Hours, begin_of, hour_at};
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -195,57 +195,6 @@ pub(super) trait Store: Sized + Hours {
     async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError>;
     /// Takes rows, by table and id, out of quarantine.
     async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError>;
-}
-
-/// The packed hours ([`crate::columns`]): how [`super::packing`] reads rows and keeps what it made of them. In a
-/// transaction, all of it.
-#[allow(async_fn_in_trait, reason = "used within this room, with two implementations")]
-pub(super) trait Hours {
-    /// The hour of the oldest row of this program.
-    async fn first_hour(&mut self) -> Result<Option<i64>, StoreError>;
-    /// Which of these hours are packed.
-    async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError>;
-    /// Keeps rows of the hour from being committed until the end of the transaction; false if somebody else has it.
-    async fn lock_hour(&mut self, hour: i64) -> Result<bool, StoreError>;
-    /// The rows of this program of an hour, in the order of time and id, behind `after`; at most `limit`.
-    async fn rows_of_hour(
-        &mut self,
-        hour: i64,
-        after: Option<&HourRow>,
-        limit: i64,
-    ) -> Result<Vec<HourRow>, StoreError>;
-    /// The packed parts of an hour, in order.
-    async fn hour(&mut self, hour: i64) -> Result<Vec<Vec<u8>>, StoreError>;
-    /// Puts these parts in the place of those that are there.
-    async fn put_hour(&mut self, hour: i64, packed_at: i64, parts: Vec<Vec<u8>>) -> Result<(), StoreError>;
-    /// Takes away what was packed of these hours, which are sorted, because their rows change in this transaction.
-    async fn unpack(&mut self, hours: &[i64]) -> Result<(), StoreError>;
-}
-
-/// A row as it is packed, and its id.
-#[derive(Debug, Clone)]
-pub(super) struct HourRow {
-    pub(super) id: String,
-    pub(super) row: columns::Row<Option<String>>,
-}
-
-/// What [`Hours::rows_of_hour`] selects, of the rows as `t` and what is beside them as `e`, in the order of
-/// [`columns::Text`] and [`columns::Row`]. `whole` makes a number wide.
-pub(super) fn hour_columns(whole: impl Fn(&str) -> String) -> String {
-    let numbers = ["duration_ms", "memory_mb", "exit_code", "tokens_used"].map(|column| whole(&format!("t.{column}")));
-    format!(
-        "t.id, t.created_at, t.runtime, t.language, t.code_agent_id, t.organization_id, t.workspace_id, t.user_id, \
-         t.node_id, {}, t.success, t.validation_passed, coalesce(e.reported_outcome = 'timeout', false), e.cost_usd",
-        numbers.join(", ")
-    )
-}
-
-/// Rows of this program are known by their ids, as the query API does.
-pub(super) const IS_OWN: &str = "length(t.id) = 49 AND substr(t.id, 33, 1) = '-'";
-
-/// When an hour since 1970 begins, Unix nanoseconds.
-pub(super) fn begin_of(hour: i64) -> u64 {
-    (hour.saturating_mul(columns::HOUR_MICROS).saturating_mul(1_000)).cast_unsigned()
 }
 
 /// What a store needs of the configuration.

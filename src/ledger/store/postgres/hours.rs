@@ -14,8 +14,9 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::{PostgresStore, error, query, timestamp};
-use crate::columns::{Row, hour_of};
-use crate::ledger::store::{HourRow, Hours, IS_OWN, StoreError, begin_of, hour_columns};
+use crate::columns::{Row, TEXTS, hour_of};
+use crate::ledger::store::StoreError;
+use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
 use crate::ledger::table::EXECUTIONS;
 
 impl Hours for PostgresStore {
@@ -52,27 +53,13 @@ impl Hours for PostgresStore {
         after: Option<&HourRow>,
         limit: i64,
     ) -> Result<Vec<HourRow>, StoreError> {
-        let (rows, beside) = (self.names.rows(), self.names.of(EXECUTIONS.beside.name));
-        let behind = if after.is_some() {
-            "AND (t.created_at, t.id) > ($1, $4)"
-        } else {
-            ""
-        };
-        let sql = format!(
-            "SELECT {} FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id \
-             WHERE {IS_OWN} AND t.created_at >= $1 AND t.created_at < $2 {behind} \
-             ORDER BY t.created_at, t.id LIMIT $3",
-            hour_columns(|column| format!("{column}::bigint"))
-        );
-        // Behind the last one its own time is the better bound.
-        let from = after.map_or(begin_of(hour), |last| last.row.at.saturating_mul(1_000).cast_unsigned());
-        let mut query = query(sql)
+        let sql = rows_of_hour_sql(&self.names, '$', |column| format!("{column}::bigint"));
+        let (from, id, to) = bounds(hour, after);
+        let query = query(sql)
             .bind(timestamp(from))
-            .bind(timestamp(begin_of(hour + 1)))
+            .bind(id)
+            .bind(timestamp(to))
             .bind(limit);
-        if let Some(last) = after {
-            query = query.bind(last.id.as_str());
-        }
         let rows = self.fetch(query).await?;
         rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
     }
@@ -124,7 +111,7 @@ fn read(row: &PgRow) -> Result<HourRow, sqlx::Error> {
         Ok(at) => at.and_utc(),
         Err(_) => row.try_get(1)?,
     };
-    let mut texts: [Option<String>; 7] = Default::default();
+    let mut texts: [Option<String>; TEXTS] = Default::default();
     for (index, text) in texts.iter_mut().enumerate() {
         *text = row.try_get(index + 2)?;
     }

@@ -353,7 +353,7 @@ impl Store for PostgresStore {
         self.begin().await?;
         if of.is_of_executions() {
             let sql = format!("DELETE FROM {} WHERE hour <= $1", self.names.own("hours"));
-            let last = crate::columns::hour_of(nanos(created_before) / 1_000);
+            let last = super::hour_at(created_before);
             self.run(query(sql).bind(last)).await?;
         }
         let query = query(sql).bind(timestamp(created_before)).bind(limit);

@@ -7,8 +7,9 @@ use chrono::NaiveDateTime;
 use rusqlite::{Connection, Row};
 
 use super::{SqliteStore, Values, integers, texts, timestamp};
-use crate::columns::{Row as Packable, hour_of};
-use crate::ledger::store::{HourRow, Hours, IS_OWN, StoreError, begin_of, hour_columns};
+use crate::columns::{Row as Packable, TEXTS, hour_of};
+use crate::ledger::store::StoreError;
+use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
 use crate::ledger::table::EXECUTIONS;
 
 impl Hours for SqliteStore {
@@ -41,24 +42,9 @@ impl Hours for SqliteStore {
         after: Option<&HourRow>,
         limit: i64,
     ) -> Result<Vec<HourRow>, StoreError> {
-        let (rows, beside) = (self.names.rows(), self.names.of(EXECUTIONS.beside.name));
-        let behind = if after.is_some() {
-            "AND (t.created_at, t.id) > (?, ?)"
-        } else {
-            ""
-        };
-        let sql = format!(
-            "SELECT {} FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id \
-             WHERE {IS_OWN} AND t.created_at >= ? AND t.created_at < ? {behind} ORDER BY t.created_at, t.id LIMIT ?",
-            hour_columns(str::to_owned)
-        );
-        // Behind the last one its own time is the better bound.
-        let from = after.map_or(begin_of(hour), |last| last.row.at.saturating_mul(1_000).cast_unsigned());
-        let (from, to) = (timestamp(from), timestamp(begin_of(hour + 1)));
-        let mut values = match after {
-            Some(last) => texts(&[&from, &to, &from, &last.id]),
-            None => texts(&[&from, &to]),
-        };
+        let sql = rows_of_hour_sql(&self.names, '?', str::to_owned);
+        let (from, id, to) = bounds(hour, after);
+        let mut values = texts(&[&timestamp(from), id, &timestamp(to)]);
         values.integer(Some(limit));
         self.fetch(sql, values, read).await
     }
@@ -99,7 +85,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HourRow> {
     let at = row.get_ref(1)?.as_str()?;
     let wrong = || rusqlite::Error::InvalidColumnType(1, "created_at".to_owned(), rusqlite::types::Type::Text);
     let at = micros(at).ok_or_else(wrong)?;
-    let mut texts: [Option<String>; 7] = Default::default();
+    let mut texts: [Option<String>; TEXTS] = Default::default();
     for (index, text) in texts.iter_mut().enumerate() {
         *text = row.get(index + 2)?;
     }

@@ -18,7 +18,7 @@ use super::{
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value, nanos};
+use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
@@ -221,9 +221,7 @@ impl Store for SqliteStore {
         self.run(format!("UPDATE {beside} SET sources = ? WHERE id = ?"), plain)
             .await?;
         let sql = format!("UPDATE {beside} SET sources = ?, cost_usd = ? WHERE id = ?");
-        if !with_cost.is_empty() {
-            self.run(sql, with_cost).await?;
-        }
+        self.run(sql, with_cost).await?;
         Ok(())
     }
 
@@ -285,7 +283,7 @@ impl Store for SqliteStore {
         };
         self.begin().await?;
         if of.is_of_executions() {
-            let last = integers(&[crate::columns::hour_of(nanos(created_before) / 1_000)]);
+            let last = integers(&[super::hour_at(created_before)]);
             self.run(format!("DELETE FROM {} WHERE hour <= ?", self.names.own("hours")), last)
                 .await?;
         }
@@ -357,11 +355,18 @@ impl SqliteStore {
 
     /// Runs the statement for each row of values; how many rows of the table it changed.
     async fn run(&mut self, sql: String, values: Values) -> Result<u64, StoreError> {
-        let changed = self
-            .session
-            .run(move |connection| values.execute(connection, &sql))
-            .await?;
+        let changed = self.run_each(sql, values).await?;
         Ok(changed.into_iter().sum::<usize>() as u64)
+    }
+
+    /// As [`SqliteStore::run`], of each row. Without any it costs nothing.
+    async fn run_each(&mut self, sql: String, values: Values) -> Result<Vec<usize>, StoreError> {
+        if values.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.session
+            .run(move |connection| values.execute(connection, &sql))
+            .await
     }
 
     /// What the statement finds for each row of values.
@@ -388,9 +393,6 @@ impl SqliteStore {
         table: &'static Table<T>,
         rows: &[&T],
     ) -> Result<Vec<usize>, StoreError> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
         let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
         let sql = format!(
             "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
@@ -398,10 +400,7 @@ impl SqliteStore {
             columns.join(", "),
             vec!["?"; columns.len()].join(", ")
         );
-        let values = Values::of_rows(table, rows);
-        self.session
-            .run(move |connection| values.execute(connection, &sql))
-            .await
+        self.run_each(sql, Values::of_rows(table, rows)).await
     }
 
     /// Does something with each of these waiting spans.
