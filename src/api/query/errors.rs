@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::database::{Cell, Kind};
 use super::filter::{FILTERS, Filter};
-use super::row::{Outcome, iso};
+use super::row::Outcome;
+use super::timestamp::iso;
 use super::{Answer, Asked, QueryApi, QueryError};
 
 /// Distinct messages that are read, the commonest first.

@@ -6,6 +6,7 @@ use super::QueryError;
 use super::database::{Dialect, Sql};
 use super::parameters::Parameters;
 use super::row::{Execution, Outcome, TextColumn};
+use super::timestamp::text_of;
 use crate::columns::IS_OWN;
 
 /// The parameters that every path with filters knows.
@@ -324,7 +325,7 @@ pub(super) fn time(parameter: &'static str, text: &str, now: DateTime<Utc>) -> R
     if !(1..=9999).contains(&chrono::Datelike::year(&moment)) {
         return Err(wrong());
     }
-    Ok(moment.format("%Y-%m-%d %H:%M:%S%.6f").to_string())
+    Ok(text_of(moment.timestamp_micros()))
 }
 
 #[cfg(test)]

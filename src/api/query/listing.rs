@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::database::{Dialect, Kind, Sql};
 use super::filter::{FILTERS, Filter};
 use super::parameters::Parameters;
-use super::row::{Execution, KINDS, TextColumn, iso};
+use super::row::{Execution, KINDS, TextColumn};
+use super::timestamp::{iso, micros_of, text_of};
 use super::{Answer, Asked, QueryApi, QueryError};
 
 /// Rows on one page, unless `limit` says otherwise, and at most.
@@ -238,9 +239,7 @@ fn camel(name: &str) -> String {
 }
 
 fn nanos_iso(nanos: i64) -> String {
-    iso(&chrono::DateTime::from_timestamp_nanos(nanos)
-        .format("%Y-%m-%d %H:%M:%S%.6f")
-        .to_string())
+    iso(&text_of(nanos.div_euclid(1_000)))
 }
 
 /// After which row a page begins.
@@ -269,8 +268,7 @@ impl Cursor {
                 .bytes()
                 .all(|byte| byte.is_ascii_digit() || b"-: .".contains(&byte))
             && chrono::NaiveDate::parse_from_str(created_at.get(..10).unwrap_or_default(), "%Y-%m-%d").is_ok()
-            && (created_at.len() == 10
-                || chrono::NaiveDateTime::parse_from_str(created_at, "%Y-%m-%d %H:%M:%S%.f").is_ok())
+            && (created_at.len() == 10 || micros_of(created_at).is_some())
             && !id.contains('\0');
         if !looks_right {
             return Err(wrong());

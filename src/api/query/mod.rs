@@ -27,6 +27,8 @@ mod pipeline;
 mod plans;
 mod row;
 mod stats;
+mod timestamp;
+mod visitors;
 
 use std::sync::Arc;
 

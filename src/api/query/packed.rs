@@ -7,8 +7,9 @@ use std::ops::Range;
 use super::database::{Cell, Kind, Sql};
 use super::filter::{Filter, RowsShown};
 use super::row::{Outcome, TextColumn};
+use super::timestamp::{micros_of, text_of};
 use super::{QueryApi, QueryError};
-use crate::columns::{HOUR_MICROS, Packed, Row, TEXTS, Text, TextId, hour_of};
+use crate::columns::{HOUR_MICROS, Packed, Row, Text, TextId, hour_of};
 
 /// Parts in one answer of the database, at most, unless one hour has more: 3 MiB.
 const PARTS: i64 = 16;
@@ -22,7 +23,7 @@ pub(super) type PackedRow = Row<TextId>;
 /// Takes packed rows.
 pub(super) trait Visitor: Send {
     /// The texts of the rows that follow.
-    fn texts(&mut self, texts: &[&str]);
+    fn texts(&mut self, _: &[&str]) {}
     /// A row that passes the filter.
     fn row(&mut self, row: &PackedRow);
 }
@@ -166,10 +167,14 @@ impl<'f> Wanted<'f> {
                 .iter()
                 .map(|scope| (Text::Organization, std::slice::from_ref(scope))),
         );
+        // Nothing, where the text is no time.
+        let micros = |text: &Option<String>| match text {
+            Some(text) => micros_of(text).map(Some),
+            None => Some(None),
+        };
         Some(Wanted {
             filter,
-            times: filter.from.as_deref().map(micros_of).transpose().ok()?
-                ..filter.to.as_deref().map(micros_of).transpose().ok()?,
+            times: micros(&filter.from)?..micros(&filter.to)?,
             texts,
         })
     }
@@ -241,17 +246,6 @@ fn left(times: &Range<Option<i64>>, hours: &[Range<i64>]) -> Vec<Range<Option<i6
         left.push(from..times.end);
     }
     left
-}
-
-/// `YYYY-MM-DD HH:MM:SS.ffffff` as Unix microseconds.
-fn micros_of(text: &str) -> Result<i64, chrono::ParseError> {
-    let at = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f")?;
-    Ok(at.and_utc().timestamp_micros())
-}
-
-fn text_of(micros: i64) -> String {
-    let at = chrono::DateTime::from_timestamp_micros(micros).unwrap_or_default();
-    at.format("%Y-%m-%d %H:%M:%S%.6f").to_string()
 }
 
 /// What rows are told apart by.
@@ -344,8 +338,6 @@ impl Values {
         self.names
     }
 }
-
-const _: () = assert!(TEXTS == 7, "TextColumn::packed names all of them");
 
 #[cfg(test)]
 mod tests {

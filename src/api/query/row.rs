@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::database::{Cell, Dialect, Kind};
 use super::filter::outcome_sql;
+use super::timestamp::iso;
 
 /// How an execution ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -284,35 +285,5 @@ impl Execution {
         object.insert("spanId".to_owned(), self.span_id().into());
         object.insert("costUsd".to_owned(), self.cost_usd.into());
         object.insert("signozUrl".to_owned(), link.into());
-    }
-}
-
-/// `YYYY-MM-DD HH:MM:SS.ffffff` as JavaScript writes a date. What others wrote into SQLite may be shorter.
-pub(super) fn iso(created_at: &str) -> String {
-    let mut text: String = created_at.replacen(' ', "T", 1).chars().take(23).collect();
-    match text.len() {
-        10 => text.push_str("T00:00:00.000"),
-        19 => text.push_str(".000"),
-        20..23 => text.extend(std::iter::repeat_n('0', 23 - text.len())),
-        _ => {}
-    }
-    text.push('Z');
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_javascript_does() {
-        for (text, expected) in [
-            ("2026-01-31 12:00:00.123456", "2026-01-31T12:00:00.123Z"),
-            ("2026-01-31 12:00:00", "2026-01-31T12:00:00.000Z"),
-            ("2026-01-31 12:00:00.5", "2026-01-31T12:00:00.500Z"),
-            ("2026-01-31", "2026-01-31T00:00:00.000Z"),
-        ] {
-            assert_eq!(iso(text), expected);
-        }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use serde_json::{Map, Value, json};
 
 use super::aggregate::{self, Aggregate, Gathering};
-use super::database::{Cell, Dialect, Kind};
+use super::database::{Dialect, Kind};
 use super::filter::{FILTERS, Filter, outcome_sql, time};
-use super::packed::{Key, PackedRow, Values, Visitor};
+use super::packed::Key;
 use super::row::TextColumn;
+use super::timestamp::micros_of;
+use super::visitors::{Analysis, Analytics, Counts, Facets, Groups};
 use super::{Answer, Asked, QueryApi, QueryError};
-use crate::columns::Text;
 
 /// Groups in one answer, at most: the largest ones.
 const LARGEST_GROUPS: i64 = 1000;
@@ -166,26 +167,26 @@ impl QueryApi {
     }
 
     async fn total(&self, filter: &Filter) -> Result<Aggregate, QueryError> {
-        let mut total = Total::default();
+        let mut total = Gathering::default();
         for filter in self.visit(filter, &mut total).await? {
             let mut sql = self.select(&aggregate::columns(self.dialect()), &filter);
             sql.push(" GROUP BY t.duration_ms");
             for row in self.database().fetch(sql, &aggregate::KINDS).await? {
-                total.0.add(&row)?;
+                total.add(&row)?;
             }
         }
-        Ok(total.0.finish())
+        Ok(total.finish())
     }
 
     async fn count(&self, filter: &Filter) -> Result<u64, QueryError> {
-        let mut count = Count::default();
+        let mut count = 0;
         for filter in self.visit(filter, &mut count).await? {
             let sql = self.select(&self.dialect().integer("count(*)"), &filter);
             let rows = self.database().fetch(sql, &[Kind::Integer]).await?;
             let rows = rows.first().and_then(|row| row[0].integer()).unwrap_or_default();
-            count.0 += rows.cast_unsigned();
+            count += rows.cast_unsigned();
         }
-        Ok(count.0)
+        Ok(count)
     }
 
     /// What `/code-agents/analytics` tells of the rows.
@@ -225,10 +226,10 @@ impl QueryApi {
         let Some(group) = group else {
             return Ok(Answer::one(self.total(&filter).await?.to_json()));
         };
-        let mut groups = self.by_group_and_time(Some(group), None, &filter).await?;
+        let groups = self.by_group_and_time(Some(group), None, &filter).await?;
         let mut total = Aggregate::default();
         let mut groups: Vec<(Option<String>, Aggregate)> = groups
-            .drain()
+            .into_iter()
             .map(|((key, _), aggregate)| {
                 total.merge(&aggregate);
                 (key, aggregate)
@@ -263,10 +264,13 @@ impl QueryApi {
         if filter.from.is_none() {
             filter.from = Some(time("from", "now-24h", asked.now)?);
         }
-        let from = seconds(filter.from.as_deref()).unwrap_or_default();
-        let to = seconds(filter.to.as_deref())
-            .unwrap_or(asked.now.timestamp() + 1)
-            .max(from + 1);
+        let seconds = |text: &Option<String>| {
+            text.as_deref()
+                .and_then(micros_of)
+                .map(|micros| micros.div_euclid(1_000_000))
+        };
+        let from = seconds(&filter.from).unwrap_or_default();
+        let to = seconds(&filter.to).unwrap_or(asked.now.timestamp() + 1).max(from + 1);
         let step = step.unwrap_or_else(|| {
             let wanted = (to - from) / 120;
             STEPS
@@ -320,12 +324,9 @@ impl QueryApi {
         filter: &Filter,
     ) -> Result<HashMap<(Option<String>, i64), Aggregate>, QueryError> {
         let dialect = self.dialect();
-        let mut groups = Groups {
-            values: group.map(|group| group.packed().map(Values::of)),
-            step,
-            parts: HashMap::new(),
-        };
-        let left = match &groups.values {
+        let packed = group.map(Group::packed);
+        let mut groups = Groups::of(packed.flatten(), step);
+        let left = match packed {
             // Packed rows do not have it.
             Some(None) => vec![filter.clone()],
             _ => self.visit(filter, &mut groups).await?,
@@ -402,19 +403,15 @@ impl QueryApi {
         if fields.is_empty() {
             return Ok(Vec::new());
         }
-        let mut facets = Facets(Vec::new());
         let packed: Option<Vec<Key>> = fields.iter().map(|(_, group)| group.packed()).collect();
-        let left = match packed {
+        let (mut counts, left) = match packed {
             Some(keys) => {
-                facets
-                    .0
-                    .extend(keys.into_iter().map(|key| (Values::of(key), Vec::new())));
-                self.visit(filter, &mut facets).await?
+                let mut facets = Facets::of(keys);
+                let left = self.visit(filter, &mut facets).await?;
+                (facets.finish(), left)
             }
-            None => vec![filter.clone()],
+            None => (vec![Counts::new(); fields.len()], vec![filter.clone()]),
         };
-        let mut counts: Vec<Counts> = facets.finish();
-        counts.resize_with(fields.len(), Counts::new);
         let keys: Vec<String> = fields.iter().map(|(_, group)| group.sql(self.dialect())).collect();
         let keys = keys.join(", ");
         let mut kinds = vec![Kind::Text; fields.len()];
@@ -425,209 +422,13 @@ impl QueryApi {
             for mut row in self.database().fetch(sql, &kinds).await? {
                 let count = row.pop().and_then(|cell| cell.integer()).unwrap_or_default();
                 for (counts, value) in counts.iter_mut().zip(row) {
-                    *counts.entry(value.into_text()).or_default() += count;
+                    *counts.entry(value.into_text()).or_default() += count.cast_unsigned();
                 }
             }
         }
         Ok(fields.iter().map(|(field, _)| *field).zip(counts).collect())
     }
 }
-
-/// All packed rows as one.
-#[derive(Default)]
-struct Total(Gathering);
-
-impl Visitor for Total {
-    fn texts(&mut self, _: &[&str]) {}
-
-    fn row(&mut self, row: &PackedRow) {
-        self.0.add_row(row);
-    }
-}
-
-/// How many packed rows there are.
-#[derive(Default)]
-struct Count(u64);
-
-impl Visitor for Count {
-    fn texts(&mut self, _: &[&str]) {}
-
-    fn row(&mut self, _: &PackedRow) {
-        self.0 += 1;
-    }
-}
-
-/// Packed rows by the number of their value, and by time.
-struct Groups {
-    /// `Some(None)`: by something that packed rows do not have.
-    values: Option<Option<Values>>,
-    step: Option<i64>,
-    parts: HashMap<(usize, i64), Gathering>,
-}
-
-impl Groups {
-    fn finish(self) -> HashMap<(Option<String>, i64), Gathering> {
-        let names = self.values.flatten().map(Values::into_names).unwrap_or_default();
-        let name = |number: usize| names.get(number).cloned().flatten();
-        let parts = self.parts.into_iter();
-        parts.map(|((number, at), part)| ((name(number), at), part)).collect()
-    }
-}
-
-impl Visitor for Groups {
-    fn texts(&mut self, texts: &[&str]) {
-        if let Some(Some(values)) = &mut self.values {
-            values.texts(texts);
-        }
-    }
-
-    fn row(&mut self, row: &PackedRow) {
-        let number = match &mut self.values {
-            Some(Some(values)) => values.number(row),
-            _ => 0,
-        };
-        let at = self.step.map_or(0, |step| row.at.div_euclid(step * 1_000_000) * step);
-        self.parts.entry((number, at)).or_default().add_row(row);
-    }
-}
-
-/// The values of packed rows, with their counts by number.
-struct Facets(Vec<(Values, Vec<i64>)>);
-
-impl Facets {
-    fn finish(self) -> Vec<Counts> {
-        let counts = |(values, counts): (Values, Vec<i64>)| {
-            // A value that no row has is none: outcomes are numbered before they are met.
-            let counted = values.into_names().into_iter().zip(counts);
-            counted.filter(|(_, count)| *count > 0).collect()
-        };
-        self.0.into_iter().map(counts).collect()
-    }
-}
-
-impl Visitor for Facets {
-    fn texts(&mut self, texts: &[&str]) {
-        self.0.iter_mut().for_each(|(values, _)| values.texts(texts));
-    }
-
-    fn row(&mut self, row: &PackedRow) {
-        for (values, counts) in &mut self.0 {
-            let number = values.number(row);
-            if counts.len() <= number {
-                counts.resize(number + 1, 0);
-            }
-            counts[number] += 1;
-        }
-    }
-}
-
-/// What `/code-agents/analytics` tells.
-struct Analytics {
-    total: Aggregate,
-    runtimes: BTreeMap<String, u64>,
-    languages: BTreeMap<String, u64>,
-    /// As the backend lists days: only those with executions, oldest first.
-    days: Vec<Value>,
-    /// Inputs that were validated, and how many of these failed.
-    attempts: u64,
-    failures: u64,
-}
-
-/// [`Analytics`] in the making.
-struct Analysis {
-    total: Gathering,
-    runtimes: (Values, Vec<u64>),
-    languages: (Values, Vec<u64>),
-    /// Executions and successes, by the number of days since 1970.
-    days: BTreeMap<i64, [u64; 2]>,
-    validations: [u64; 2],
-}
-
-impl Default for Analysis {
-    fn default() -> Analysis {
-        let values = |text| (Values::of(Key::Text(text)), Vec::new());
-        Analysis {
-            total: Gathering::default(),
-            runtimes: values(Text::Runtime),
-            languages: values(Text::Language),
-            days: BTreeMap::new(),
-            validations: [0; 2],
-        }
-    }
-}
-
-impl Analysis {
-    fn count((_, counts): &mut (Values, Vec<u64>), number: usize, rows: u64) {
-        if counts.len() <= number {
-            counts.resize(number + 1, 0);
-        }
-        counts[number] += rows;
-    }
-
-    fn count_day(&mut self, day: i64, rows: u64, successes: u64) {
-        let [all, good] = self.days.entry(day).or_default();
-        *all += rows;
-        *good += successes;
-    }
-
-    /// Adds runtime, language, day, validations, failed ones, and what [`aggregate::columns`] selects.
-    fn add(&mut self, row: &[Cell]) -> Result<(), QueryError> {
-        let whole = |index: usize| row[index].integer().unwrap_or_default().cast_unsigned();
-        let (rows, successes) = (whole(6), whole(7));
-        for (counts, cell) in [(&mut self.runtimes, &row[0]), (&mut self.languages, &row[1])] {
-            let number = counts.0.named(cell.clone().into_text());
-            Analysis::count(counts, number, rows);
-        }
-        let day = row[2].clone().into_text().unwrap_or_default();
-        if let Ok(day) = chrono::NaiveDate::parse_from_str(&day, "%Y-%m-%d") {
-            let day = day.signed_duration_since(chrono::NaiveDate::default()).num_days();
-            self.count_day(day, rows, successes);
-        }
-        self.validations[0] += whole(3);
-        self.validations[1] += whole(4);
-        self.total.add(&row[5..])
-    }
-
-    fn finish(self) -> Analytics {
-        let named = |(values, counts): (Values, Vec<u64>)| {
-            let names = values.into_names().into_iter();
-            names.map(Option::unwrap_or_default).zip(counts).collect()
-        };
-        let day = |(day, [all, good]): (i64, [u64; 2])| {
-            let date = DateTime::from_timestamp(day * 86_400, 0).map(|at| at.format("%Y-%m-%d").to_string());
-            json!({"date": date, "count": all, "successCount": good, "errorCount": all - good})
-        };
-        Analytics {
-            total: self.total.finish(),
-            runtimes: named(self.runtimes),
-            languages: named(self.languages),
-            days: self.days.into_iter().map(day).collect(),
-            attempts: self.validations[0],
-            failures: self.validations[1],
-        }
-    }
-}
-
-impl Visitor for Analysis {
-    fn texts(&mut self, texts: &[&str]) {
-        self.runtimes.0.texts(texts);
-        self.languages.0.texts(texts);
-    }
-
-    fn row(&mut self, row: &PackedRow) {
-        self.total.add_row(row);
-        for counts in [&mut self.runtimes, &mut self.languages] {
-            let number = counts.0.number(row);
-            Analysis::count(counts, number, 1);
-        }
-        self.count_day(row.at.div_euclid(86_400_000_000), 1, u64::from(row.success));
-        self.validations[0] += u64::from(row.validation.is_some());
-        self.validations[1] += u64::from(row.validation == Some(false));
-    }
-}
-
-/// How many rows have each value.
-type Counts = HashMap<Option<String>, i64>;
 
 fn commonest(counts: Counts, limit: usize) -> Value {
     let mut counts: Vec<_> = counts.into_iter().collect();
@@ -637,10 +438,4 @@ fn commonest(counts: Counts, limit: usize) -> Value {
         .take(limit)
         .map(|(value, count)| json!({"value": value, "count": count}))
         .collect()
-}
-
-/// `YYYY-MM-DD HH:MM:SS.ffffff` as Unix seconds.
-fn seconds(text: Option<&str>) -> Option<i64> {
-    let moment = chrono::NaiveDateTime::parse_from_str(text?, "%Y-%m-%d %H:%M:%S%.f").ok()?;
-    Some(DateTime::<Utc>::from_naive_utc_and_offset(moment, Utc).timestamp())
 }

@@ -1,0 +1,233 @@
+//! What statistics make of packed rows, and of the rows that are not packed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::DateTime;
+use serde_json::{Value, json};
+
+use super::QueryError;
+use super::aggregate::{Aggregate, Gathering};
+use super::database::Cell;
+use super::packed::{Key, PackedRow, Values, Visitor};
+use crate::columns::Text;
+
+/// How many rows have each value.
+pub(super) type Counts = HashMap<Option<String>, u64>;
+
+/// All rows as one.
+impl Visitor for Gathering {
+    fn row(&mut self, row: &PackedRow) {
+        self.add_row(row);
+    }
+}
+
+/// How many rows there are.
+impl Visitor for u64 {
+    fn row(&mut self, _: &PackedRow) {
+        *self += 1;
+    }
+}
+
+/// Rows by the number of their value, and by time.
+pub(super) struct Groups {
+    values: Option<Values>,
+    /// In seconds.
+    step: Option<i64>,
+    parts: HashMap<(usize, i64), Gathering>,
+}
+
+impl Groups {
+    /// Without a key or a step, by neither.
+    pub(super) fn of(key: Option<Key>, step: Option<i64>) -> Groups {
+        Groups {
+            values: key.map(Values::of),
+            step,
+            parts: HashMap::new(),
+        }
+    }
+
+    pub(super) fn finish(self) -> HashMap<(Option<String>, i64), Gathering> {
+        let names = self.values.map(Values::into_names).unwrap_or_default();
+        let name = |number: usize| names.get(number).cloned().flatten();
+        let parts = self.parts.into_iter();
+        parts.map(|((number, at), part)| ((name(number), at), part)).collect()
+    }
+}
+
+impl Visitor for Groups {
+    fn texts(&mut self, texts: &[&str]) {
+        if let Some(values) = &mut self.values {
+            values.texts(texts);
+        }
+    }
+
+    fn row(&mut self, row: &PackedRow) {
+        let number = self.values.as_mut().map_or(0, |values| values.number(row));
+        let at = self.step.map_or(0, |step| row.at.div_euclid(step * 1_000_000) * step);
+        self.parts.entry((number, at)).or_default().add_row(row);
+    }
+}
+
+/// Rows counted by one of their values.
+struct Tally {
+    values: Values,
+    /// By the number of the value.
+    counts: Vec<u64>,
+}
+
+impl Tally {
+    fn of(key: Key) -> Tally {
+        Tally {
+            values: Values::of(key),
+            counts: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, value: Option<String>, rows: u64) {
+        let number = self.values.named(value);
+        self.count(number, rows);
+    }
+
+    fn count(&mut self, number: usize, rows: u64) {
+        if self.counts.len() <= number {
+            self.counts.resize(number + 1, 0);
+        }
+        self.counts[number] += rows;
+    }
+
+    /// The values that there are, each with its rows.
+    fn finish(self) -> impl Iterator<Item = (Option<String>, u64)> {
+        // A value that no row has is none: outcomes are numbered before they are met.
+        let counted = self.values.into_names().into_iter().zip(self.counts);
+        counted.filter(|(_, rows)| *rows > 0)
+    }
+}
+
+impl Visitor for Tally {
+    fn texts(&mut self, texts: &[&str]) {
+        self.values.texts(texts);
+    }
+
+    fn row(&mut self, row: &PackedRow) {
+        let number = self.values.number(row);
+        self.count(number, 1);
+    }
+}
+
+/// Rows counted by each of several values.
+pub(super) struct Facets(Vec<Tally>);
+
+impl Facets {
+    pub(super) fn of(keys: Vec<Key>) -> Facets {
+        Facets(keys.into_iter().map(Tally::of).collect())
+    }
+
+    /// In the order of the keys.
+    pub(super) fn finish(self) -> Vec<Counts> {
+        self.0.into_iter().map(|tally| tally.finish().collect()).collect()
+    }
+}
+
+impl Visitor for Facets {
+    fn texts(&mut self, texts: &[&str]) {
+        self.0.iter_mut().for_each(|tally| tally.texts(texts));
+    }
+
+    fn row(&mut self, row: &PackedRow) {
+        self.0.iter_mut().for_each(|tally| tally.row(row));
+    }
+}
+
+/// What `/code-agents/analytics` tells.
+pub(super) struct Analytics {
+    pub(super) total: Aggregate,
+    pub(super) runtimes: BTreeMap<String, u64>,
+    pub(super) languages: BTreeMap<String, u64>,
+    /// As the backend lists days: only those with executions, oldest first.
+    pub(super) days: Vec<Value>,
+    /// Inputs that were validated, and how many of these failed.
+    pub(super) attempts: u64,
+    pub(super) failures: u64,
+}
+
+/// [`Analytics`] in the making.
+pub(super) struct Analysis {
+    total: Gathering,
+    runtimes: Tally,
+    languages: Tally,
+    /// Executions and successes, by the number of days since 1970.
+    days: BTreeMap<i64, [u64; 2]>,
+    validations: [u64; 2],
+}
+
+impl Default for Analysis {
+    fn default() -> Analysis {
+        let tally = |text| Tally::of(Key::Text(text));
+        Analysis {
+            total: Gathering::default(),
+            runtimes: tally(Text::Runtime),
+            languages: tally(Text::Language),
+            days: BTreeMap::new(),
+            validations: [0; 2],
+        }
+    }
+}
+
+impl Analysis {
+    fn count_day(&mut self, day: i64, rows: u64, successes: u64) {
+        let [all, good] = self.days.entry(day).or_default();
+        *all += rows;
+        *good += successes;
+    }
+
+    /// Adds runtime, language, day, validations, failed ones, and what [`aggregate::columns`] selects.
+    pub(super) fn add(&mut self, row: &[Cell]) -> Result<(), QueryError> {
+        let whole = |index: usize| row[index].integer().unwrap_or_default().cast_unsigned();
+        let (rows, successes) = (whole(6), whole(7));
+        self.runtimes.add(row[0].clone().into_text(), rows);
+        self.languages.add(row[1].clone().into_text(), rows);
+        let day = row[2].clone().into_text().unwrap_or_default();
+        if let Ok(day) = chrono::NaiveDate::parse_from_str(&day, "%Y-%m-%d") {
+            let day = day.signed_duration_since(chrono::NaiveDate::default()).num_days();
+            self.count_day(day, rows, successes);
+        }
+        self.validations[0] += whole(3);
+        self.validations[1] += whole(4);
+        self.total.add(&row[5..])
+    }
+
+    pub(super) fn finish(self) -> Analytics {
+        let named = |tally: Tally| {
+            let counts = tally.finish();
+            counts.map(|(name, rows)| (name.unwrap_or_default(), rows)).collect()
+        };
+        let day = |(day, [all, good]): (i64, [u64; 2])| {
+            let date = DateTime::from_timestamp(day * 86_400, 0).map(|at| at.format("%Y-%m-%d").to_string());
+            json!({"date": date, "count": all, "successCount": good, "errorCount": all - good})
+        };
+        Analytics {
+            total: self.total.finish(),
+            runtimes: named(self.runtimes),
+            languages: named(self.languages),
+            days: self.days.into_iter().map(day).collect(),
+            attempts: self.validations[0],
+            failures: self.validations[1],
+        }
+    }
+}
+
+impl Visitor for Analysis {
+    fn texts(&mut self, texts: &[&str]) {
+        self.runtimes.texts(texts);
+        self.languages.texts(texts);
+    }
+
+    fn row(&mut self, row: &PackedRow) {
+        self.total.add_row(row);
+        self.runtimes.row(row);
+        self.languages.row(row);
+        self.count_day(row.at.div_euclid(86_400_000_000), 1, u64::from(row.success));
+        self.validations[0] += u64::from(row.validation.is_some());
+        self.validations[1] += u64::from(row.validation == Some(false));
+    }
+}
