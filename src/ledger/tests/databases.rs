@@ -38,6 +38,17 @@ macro_rules! on_both {
 }
 pub(super) use on_both;
 
+/// Does the same with the store of either database.
+macro_rules! with {
+    ($session:expr, $store:ident => $work:expr) => {
+        match &mut $session {
+            crate::ledger::tests::databases::Session::Sqlite($store) => $work,
+            crate::ledger::tests::databases::Session::Postgres($store) => $work,
+        }
+    };
+}
+pub(super) use with;
+
 /// An empty database.
 pub(super) struct Database {
     pub(super) settings: Settings,
@@ -210,10 +221,7 @@ impl Session {
     }
 
     pub(super) async fn apply(&mut self, batch: &Batch<'_>) -> Result<Applied, StoreError> {
-        match self {
-            Session::Sqlite(store) => apply(store, batch).await,
-            Session::Postgres(store) => apply(store, batch).await,
-        }
+        with!(*self, store => apply(store, batch).await)
     }
 }
 

@@ -1,9 +1,8 @@
 //! What is kept, for how long, and rows of runtimes that nobody executed.
 
-use super::databases::{Database, Session, on_both};
-use super::support::{EPOCH, HOUR, MS, S, V, execution, facts, failure, node, request, span, success};
+use super::databases::{Database, on_both, with};
+use super::support::{EPOCH, HOUR, MS, S, V, at, execution, facts, failure, node, span, success};
 use crate::ledger::commit::Applied;
-use crate::ledger::facts::{Extractor, Facts};
 use crate::ledger::meters::Meters;
 use crate::ledger::standalone::stand_alone;
 use crate::ledger::table::EXECUTIONS;
@@ -22,47 +21,15 @@ on_both! {
     what_is_in_quarantine_is_deleted_when_its_time_is_over
 }
 
-fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
-    let mut facts = Vec::new();
-    let mut extractor = Extractor {
-        standalone: true,
-        ..Extractor::default()
-    };
-    extractor.extract(&request(spans), EPOCH + received_at, &mut facts);
-    facts
-}
-
 async fn turn(database: &Database, limits: Limits, now: u64) {
     turn_with(database, limits, false, now).await;
 }
 
 async fn turn_with(database: &Database, limits: Limits, standalone: bool, now: u64) {
     let standalone = standalone.then_some(&*super::databases::PRICES);
-    match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => {
-            upkeep::turn(
-                &mut store,
-                &limits,
-                &[EXECUTIONS],
-                standalone,
-                EPOCH + now,
-                &Meters::new(),
-            )
-            .await
-        }
-        Session::Postgres(mut store) => {
-            upkeep::turn(
-                &mut store,
-                &limits,
-                &[EXECUTIONS],
-                standalone,
-                EPOCH + now,
-                &Meters::new(),
-            )
-            .await
-        }
-    }
-    .unwrap();
+    let (mut session, meters) = (database.connect().await.unwrap(), Meters::new());
+    with!(session, store => upkeep::turn(store, &limits, &[EXECUTIONS], standalone, EPOCH + now, &meters).await)
+        .unwrap();
 }
 
 const LIMITS: Limits = Limits {
@@ -130,21 +97,9 @@ fn e2b() -> S {
 }
 
 async fn due(database: &Database, now: u64) -> Applied {
-    let now = EPOCH + now;
-    match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => {
-            stand_alone(&mut store, HOUR, 0, now, &super::databases::PRICES)
-                .await
-                .unwrap()
-                .1
-        }
-        Session::Postgres(mut store) => {
-            stand_alone(&mut store, HOUR, 0, now, &super::databases::PRICES)
-                .await
-                .unwrap()
-                .1
-        }
-    }
+    let mut session = database.connect().await.unwrap();
+    let done = with!(session, store => stand_alone(store, HOUR, 0, EPOCH + now, &super::databases::PRICES).await);
+    done.unwrap().1
 }
 
 const TWO_MINUTES: u64 = 120_000 * MS;

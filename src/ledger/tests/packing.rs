@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::databases::{Database, PRICES, Session, batch, on_both};
-use super::support::{EPOCH, HOUR, MS, S, V, execution, failure, node, request, span, success};
+use super::databases::{Database, PRICES, batch, on_both, with};
+use super::support::{EPOCH, HOUR, MS, S, V, at, execution, failure, node, span, success};
 use crate::columns::{Packed, hour_of};
 use crate::ledger::commit::Batch;
-use crate::ledger::facts::{Extractor, Facts};
 use crate::ledger::packing::{Packing, parts_of};
 use crate::ledger::standalone::stand_alone;
 use crate::ledger::store::{Hours, Store};
@@ -24,25 +23,6 @@ on_both! {
 }
 
 const FIRST: u64 = EPOCH / HOUR;
-
-macro_rules! with {
-    ($session:expr, $store:ident => $work:expr) => {
-        match &mut $session {
-            Session::Sqlite($store) => $work,
-            Session::Postgres($store) => $work,
-        }
-    };
-}
-
-fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
-    let mut facts = Vec::new();
-    let mut extractor = Extractor {
-        standalone: true,
-        ..Extractor::default()
-    };
-    extractor.extract(&request(spans), EPOCH + received_at, &mut facts);
-    facts
-}
 
 /// Writes spans that are received so long after the epoch.
 async fn write(database: &Database, spans: &[S], received_at: u64) {

@@ -199,6 +199,17 @@ pub(super) fn facts_of(request: &TraceRequest, received_at: u64) -> Vec<Facts> {
     facts
 }
 
+/// The same, received so long after [`EPOCH`]; runtimes may stand alone.
+pub(super) fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
+    let mut facts = Vec::new();
+    let mut extractor = Extractor {
+        standalone: true,
+        ..Extractor::default()
+    };
+    extractor.extract(&request(spans), EPOCH + received_at, &mut facts);
+    facts
+}
+
 /// The rows of the spans, in the order of the spans, by the pure core alone.
 pub(super) fn rows(spans: &[S]) -> Vec<Row> {
     rows_of(&facts(spans))
