@@ -180,7 +180,7 @@ impl Analysis {
         *good += successes;
     }
 
-    /// Adds runtime, language, day, validations, failed ones, and what [`aggregate::columns`] selects.
+    /// Adds runtime, language, day, validations, failed ones, and what [`super::aggregate::columns`] selects.
     pub(super) fn add(&mut self, row: &[Cell]) -> Result<(), QueryError> {
         let whole = |index: usize| row[index].integer().unwrap_or_default().cast_unsigned();
         let (rows, successes) = (whole(6), whole(7));
