@@ -60,6 +60,14 @@ impl Body {
         }
     }
 
+    /// The bytes, of a body that is made of nothing else.
+    pub(super) fn into_bytes(self) -> Bytes {
+        match self.content {
+            Content::Bytes(bytes, _) => bytes,
+            Content::End | Content::Trailers(_) | Content::Stream(_) => Bytes::new(),
+        }
+    }
+
     /// Counts the request as in flight until this body is sent.
     pub(super) fn holding(mut self, mut in_flight: InFlight) -> Body {
         // A stream may wait for what is to be sent; only its stalled writes count against the peer.

@@ -22,7 +22,7 @@ use super::Limits;
 const CLOSING_GRACE: Duration = Duration::from_secs(5);
 
 /// The first bytes of an HTTP/2 connection.
-const HTTP2_PREFACE: &[u8] = b"PRI ";
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What a connection is doing. Times are milliseconds since it began; 0 means never.
 pub(super) struct Activity {
@@ -43,7 +43,10 @@ pub(super) struct Activity {
     /// When the first of them was made, or one was sent since. Over HTTP/2 an answer waits for the peer's flow control,
     /// while the socket takes everything.
     sent_at: AtomicU64,
-    http2: AtomicBool,
+    /// How many of its first bytes are those of HTTP/2; they may come one by one.
+    preface: AtomicUsize,
+    /// The service was asked, and what it answered is not all taken by the socket.
+    owes_answer: AtomicBool,
 }
 
 /// Counts one request as in flight while it lives.
@@ -75,17 +78,35 @@ impl Activity {
             write_stalled_at: AtomicU64::new(0),
             unsent: AtomicUsize::new(0),
             sent_at: AtomicU64::new(0),
-            http2: AtomicBool::new(false),
+            preface: AtomicUsize::new(0),
+            owes_answer: AtomicBool::new(false),
         })
     }
 
     /// A request has begun.
     pub(super) fn begin(self: &Arc<Activity>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.owes_answer.store(true, Ordering::Relaxed);
         InFlight {
             activity: self.clone(),
             is_answered: false,
         }
+    }
+
+    /// Whether what is written may come from the service.
+    pub(super) fn owes_answer(&self) -> bool {
+        self.owes_answer.load(Ordering::Relaxed)
+    }
+
+    /// Everything that was written is taken by the socket.
+    pub(super) fn flushed(&self) {
+        if self.in_flight.load(Ordering::Relaxed) == 0 {
+            self.owes_answer.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.preface.load(Ordering::Relaxed) == HTTP2_PREFACE.len()
     }
 
     /// A request is in flight, or an answer is not taken by the socket yet.
@@ -127,11 +148,10 @@ impl Activity {
         if self.is_busy() {
             return Verdict::Leave(limits.shortest_wait());
         }
-        let http2 = self.http2.load(Ordering::Relaxed);
         let quiet_since = self.quiet_since.load(Ordering::Relaxed);
         let heard_at = self.heard_at.load(Ordering::Relaxed);
         // Over HTTP/2, bytes without a request are pings and window updates; a partial head is bounded by its size.
-        let head_began = if heard_at != 0 && !http2 {
+        let head_began = if heard_at != 0 && !self.is_http2() {
             Some(heard_at)
         } else if quiet_since == 0 && heard_at == 0 {
             Some(0)
@@ -158,11 +178,19 @@ impl Activity {
     }
 
     fn heard(&self, bytes: &[u8]) {
+        let preface = self.preface.load(Ordering::Relaxed);
+        if let Some(expected) = HTTP2_PREFACE.get(preface..).filter(|rest| !rest.is_empty()) {
+            let expected = &expected[..expected.len().min(bytes.len())];
+            let is_preface = bytes.starts_with(expected);
+            let preface = if is_preface {
+                preface + expected.len()
+            } else {
+                usize::MAX
+            };
+            self.preface.store(preface, Ordering::Relaxed);
+        }
         if self.heard_at.load(Ordering::Relaxed) != 0 {
             return;
-        }
-        if self.quiet_since.load(Ordering::Relaxed) == 0 && bytes.starts_with(HTTP2_PREFACE) {
-            self.http2.store(true, Ordering::Relaxed);
         }
         self.heard_at.store(self.now(), Ordering::Relaxed);
     }
@@ -352,6 +380,24 @@ mod tests {
         activity.heard(b"a ping");
         assert!(matches!(verdict(&activity, 300), Verdict::Leave(_)));
         assert_eq!(verdict(&activity, 601), Verdict::Close);
+    }
+
+    #[test]
+    fn http2_is_known_however_its_first_bytes_are_cut_up_and_only_by_its_first_bytes() {
+        for (reads, expected) in [
+            (&[HTTP2_PREFACE][..], true),
+            (&[HTTP2_PREFACE, b"a frame"], true),
+            (&[b"P", b"R", b"I", b" ", &HTTP2_PREFACE[4..]], true),
+            (&[b"PR", b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n a frame"], true),
+            (&[b"PRI * HTTP/2.0\r\n"], false),
+            (&[b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n"], false),
+            (&[b"P", b"OST / HTTP/1.1"], false),
+            (&[b"POST / HTTP/1.1", HTTP2_PREFACE], false),
+        ] {
+            let activity = activity();
+            reads.iter().for_each(|read| activity.heard(read));
+            assert_eq!(activity.is_http2(), expected, "{reads:?}");
+        }
     }
 
     #[test]

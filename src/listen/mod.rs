@@ -28,11 +28,12 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unreadable;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
@@ -100,7 +101,7 @@ pub struct Limits {
     pub ping_interval: Option<Duration>,
     /// How long it may take to answer that.
     pub ping_timeout: Duration,
-    /// Bytes of one request's head. What is far beyond it is refused by the HTTP machinery, without words.
+    /// Bytes of one request's head. What is far beyond it is refused by the HTTP machinery; over HTTP/2 without words.
     pub max_header_bytes: u32,
     /// Header fields of one HTTP/1.1 request.
     pub max_headers: usize,
@@ -160,10 +161,26 @@ pub enum NotAdmitted {
         /// [`Limits::max_header_bytes`].
         limit: u32,
     },
+    /// The HTTP machinery cannot make anything of it, and gave it this status.
+    #[error("{}", unreadable_because(*status))]
+    Unreadable {
+        /// 400, 414 or 431.
+        status: StatusCode,
+    },
 }
 
-/// Makes the answer to a request that is not admitted, in the form of the listener's protocol.
-type Refuse = Arc<dyn Fn(&Request<Incoming>, &NotAdmitted) -> Response<Body> + Send + Sync>;
+fn unreadable_because(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::URI_TOO_LONG => "the path of the request is too long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the request has too many header fields, or too long ones",
+        _ => {
+            "this is not a request of HTTP/1.1: its request line, a header field, content-length or transfer-encoding is wrong"
+        }
+    }
+}
+
+/// Makes the answer to a request with these fields that is not admitted, in the form of the listener's protocol.
+type Refuse = Arc<dyn Fn(&HeaderMap, &NotAdmitted) -> Response<Body> + Send + Sync>;
 
 /// A bound listener.
 pub struct Listener {
@@ -199,7 +216,7 @@ impl Listener {
     /// Answers requests that are not admitted by `refuse` instead of plain text.
     pub fn refusing_with(
         mut self,
-        refuse: impl Fn(&Request<Incoming>, &NotAdmitted) -> Response<Body> + Send + Sync + 'static,
+        refuse: impl Fn(&HeaderMap, &NotAdmitted) -> Response<Body> + Send + Sync + 'static,
     ) -> Listener {
         self.refuse = Arc::new(refuse);
         self
@@ -248,6 +265,7 @@ fn plain_refusal(refusal: &NotAdmitted) -> Response<Body> {
     *response.status_mut() = match refusal {
         NotAdmitted::Unauthorized(_) => StatusCode::UNAUTHORIZED,
         NotAdmitted::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        NotAdmitted::Unreadable { status } => *status,
     };
     response.headers_mut().insert(
         header::CONTENT_TYPE,

@@ -20,6 +20,7 @@ use super::connection::{Watched, drive};
 use super::open::{Open, Place};
 use super::peer::{Peer, identity};
 use super::socket::Stream;
+use super::unreadable::Outspoken;
 use super::{Auth, Body, Limits, Listener, NotAdmitted, Refuse};
 
 /// How often the certificate files are looked at.
@@ -35,7 +36,7 @@ const LOG_SHORTAGE_EVERY: Duration = Duration::from_secs(10);
 const DISCARD: usize = 1024 * 1024;
 const DISCARD_FOR: Duration = Duration::from_secs(2);
 
-/// What an HTTP/1.1 connection reads at once. A head that does not fit is refused by hyper, without words.
+/// What an HTTP/1.1 connection reads at once. A head that does not fit is refused by hyper, to which [`Outspoken`] lends words.
 const HTTP1_BUFFER: usize = 128 * 1024;
 
 /// So many times the limit of a head HTTP/2 takes, so that we are asked what to answer.
@@ -162,7 +163,8 @@ where
             },
         };
         let activity = &place.activity;
-        let io = TokioIo::new(Watched::new(stream, activity.clone()));
+        let stream = Watched::new(stream, activity.clone());
+        let io = TokioIo::new(Outspoken::new(stream, activity.clone(), self.refuse.clone()));
         let service = service_fn(|request| self.answer(request, &place));
         let connection = self.http.serve_connection(io, service);
         let outcome = drive(connection, |it| it.graceful_shutdown(), activity, &self.limits).await;
@@ -206,7 +208,7 @@ where
                 Ok((self.service)(request, place.peer.clone()))
             }
             Err(refusal) => {
-                let mut response = (self.refuse)(&request, &refusal);
+                let mut response = (self.refuse)(request.headers(), &refusal);
                 if let NotAdmitted::Unauthorized(_) = refusal {
                     self.meters.unauthorized.increment(1);
                     self.auth.challenge(&mut response);

@@ -356,6 +356,28 @@ async fn a_peer_that_does_not_read_its_answer_is_cut() {
     served.stop().await;
 }
 
+#[tokio::test]
+async fn a_peer_whose_head_cannot_be_read_gets_the_answer_although_it_goes_on_sending_and_is_cut_in_time() {
+    let mut impatient = options();
+    impatient.limits.header_timeout = Duration::from_millis(20);
+    impatient.limits.max_connections = 1;
+    let served = serve(impatient, version);
+    let mut peer = TcpStream::connect(served.tcp()).await.unwrap();
+    peer.write_all(b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n")
+        .await
+        .unwrap();
+    peer.write_all(&[b'x'; 500_000]).await.unwrap();
+    let mut said = String::new();
+    peer.read_to_string(&mut said).await.unwrap();
+    assert!(
+        said.starts_with("HTTP/1.1 400 Bad Request\r\n") && said.ends_with("is wrong\n"),
+        "{said}"
+    );
+    // It does not close. The only place is free again when it is cut.
+    while http1().get(served.url().parse().unwrap()).await.is_err() {}
+    served.stop().await;
+}
+
 /// An authority and the files of one server certificate signed by it.
 struct Certificates {
     directory: tempfile::TempDir,

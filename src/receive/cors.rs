@@ -58,19 +58,13 @@ impl Cors {
             && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
     }
 
-    /// The answer to such a question. A page that may not send gets one without permissions.
-    pub(super) fn preflight(&self, head: &Parts) -> Response<Body> {
+    /// The answer to such a question of a page that may send.
+    pub(super) fn preflight(&self, head: &Parts) -> Option<Response<Body>> {
+        let origin = self.allowed(&head.headers)?;
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
-        headers.insert(
-            header::VARY,
-            HeaderValue::from_static("origin, access-control-request-headers"),
-        );
-        let Some(origin) = self.allowed(&head.headers) else {
-            *response.status_mut() = StatusCode::FORBIDDEN;
-            return response;
-        };
+        Cors::vary(headers);
         allow(origin, headers);
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
         let asked = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
@@ -83,7 +77,15 @@ impl Cors {
         if head.headers.get(REQUEST_PRIVATE_NETWORK) == Some(&TRUE) {
             headers.insert(ALLOW_PRIVATE_NETWORK, TRUE);
         }
-        response
+        Some(response)
+    }
+
+    /// Says what the answer to a preflight depends on, for caches.
+    pub(super) fn vary(headers: &mut HeaderMap) {
+        headers.insert(
+            header::VARY,
+            HeaderValue::from_static("origin, access-control-request-headers"),
+        );
     }
 
     /// Lets the page that sent `request` read an answer with these `headers`, if it may send at all.

@@ -28,7 +28,7 @@ mod refusal;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ impl Receivers {
         for (name, listen) in wanted.into_iter().flatten() {
             let listener = Listener::bind(name, listen)?;
             let service = service.clone();
-            listeners.push(listener.refusing_with(move |request, refusal| service.refuse(request.headers(), refusal)));
+            listeners.push(listener.refusing_with(move |headers, refusal| service.refuse(headers, refusal)));
         }
         Ok(Receivers { listeners, service })
     }
@@ -124,7 +124,9 @@ impl Service {
     /// The future is boxed: the HTTP machinery moves it several times before it is first polled, which costs more than
     /// the box.
     fn answer(self: Arc<Service>, request: Request<Incoming>, peer: Peer) -> Answering {
-        if is_grpc(request.headers()) {
+        if is_grpc(request.headers()) && request.version() < Version::HTTP_2 {
+            Box::pin(async move { self.http.grpc_over_http1() })
+        } else if is_grpc(request.headers()) {
             Box::pin(async move { self.grpc.answer(request, peer).await })
         } else {
             Box::pin(async move { self.http.answer(request, peer).await })
@@ -132,7 +134,9 @@ impl Service {
     }
 
     fn refuse(&self, headers: &HeaderMap, refusal: &NotAdmitted) -> Response<Body> {
-        if is_grpc(headers) {
+        // What cannot be read is HTTP/1.1, and so not gRPC, whatever it says.
+        let is_unreadable = matches!(refusal, NotAdmitted::Unreadable { .. });
+        if is_grpc(headers) && !is_unreadable {
             self.grpc.not_admitted(refusal)
         } else {
             self.http.not_admitted(headers, refusal)

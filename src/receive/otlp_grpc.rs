@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,7 @@ use super::intake::{Intake, Received, Taken};
 use super::meters::Protocol;
 use super::options::GrpcOptions;
 use super::refusal::{Reason, Refusal};
-use super::{HOP_HEADER, otlp_http, rejected_spans_message};
+use super::{HOP_HEADER, rejected_spans_message};
 use crate::listen::{Body, NotAdmitted, Peer};
 use crate::otlp::{Encoding, Signal, status};
 
@@ -82,9 +82,6 @@ impl GrpcService {
 
     pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let began = Instant::now();
-        if request.version() < Version::HTTP_2 {
-            return otlp_http::plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "gRPC needs HTTP/2\n");
-        }
         let (head, mut body) = request.into_parts();
         let signal = Signal::ALL
             .into_iter()
@@ -117,7 +114,7 @@ impl GrpcService {
         })
     }
 
-    /// The answer to a request without valid credentials.
+    /// The answer to a request that the listener did not admit.
     pub(super) fn not_admitted(&self, refused_as: &NotAdmitted) -> Response<Body> {
         let refusal = Refusal::from(refused_as);
         self.intake.meters().refused(Protocol::Grpc, None, &refusal);

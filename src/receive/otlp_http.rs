@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 
 use super::collect::{SizeLimit, whole_body};
@@ -59,7 +59,7 @@ impl HttpService {
         let (head, mut body) = request.into_parts();
         let signal = Signal::ALL.into_iter().find(|signal| signal.path() == head.uri.path());
         if signal.is_some() && Cors::is_preflight(&head) {
-            return self.cors.preflight(&head);
+            return self.preflight(&head, signal);
         }
         let mut response = match self.take(&head, &mut body, signal, peer).await {
             Ok((form, signal, taken)) => {
@@ -79,12 +79,33 @@ impl HttpService {
         response
     }
 
-    /// The answer to a request without valid credentials.
+    fn preflight(&self, head: &Parts, signal: Option<Signal>) -> Response<Body> {
+        self.cors.preflight(head).unwrap_or_else(|| {
+            let form = answer_form(&head.headers);
+            let refusal = foreign_origin();
+            self.intake.meters().refused(form.protocol(), signal, &refusal);
+            let mut response = refused(form, &refusal);
+            Cors::vary(response.headers_mut());
+            response
+        })
+    }
+
+    /// gRPC needs HTTP/2, and this was not: there is nothing but HTTP in which that can be said.
+    pub(super) fn grpc_over_http1(&self) -> Response<Body> {
+        let refusal = Refusal::new(Reason::HttpVersion, "gRPC needs HTTP/2");
+        self.intake.meters().refused(Protocol::Grpc, None, &refusal);
+        refused(Form::Protobuf, &refusal)
+    }
+
+    /// The answer to a request that the listener did not admit.
     pub(super) fn not_admitted(&self, request: &HeaderMap, refused_as: &NotAdmitted) -> Response<Body> {
         let form = answer_form(request);
         let refusal = Refusal::from(refused_as);
         self.intake.meters().refused(form.protocol(), None, &refusal);
         let mut response = refused(form, &refusal);
+        if let NotAdmitted::Unreadable { status } = refused_as {
+            *response.status_mut() = *status;
+        }
         self.cors.expose(request, response.headers_mut());
         response
     }
@@ -235,17 +256,13 @@ fn unknown_encoding() -> Refusal {
     )
 }
 
-fn slow_body() -> Refusal {
-    Refusal::new(Reason::SlowBody, "the request body did not arrive in time")
+fn foreign_origin() -> Refusal {
+    Refusal::new(
+        Reason::Origin,
+        "pages of this origin may not send (receivers.otlp.protocols.http.cors.allowed_origins)",
+    )
 }
 
-/// Used where a plain status is all that can be said.
-pub(super) fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
+fn slow_body() -> Refusal {
+    Refusal::new(Reason::SlowBody, "the request body did not arrive in time")
 }

@@ -50,6 +50,10 @@ pub(super) enum Reason {
     Unauthorized,
     /// Path and header fields are too long.
     HeadTooLarge,
+    /// gRPC over HTTP/1.1.
+    HttpVersion,
+    /// A web page whose origin is not allowed asks whether it may send.
+    Origin,
     /// A defect of ours.
     Internal,
 }
@@ -78,6 +82,8 @@ impl Reason {
             Reason::Deadline => "deadline",
             Reason::Unauthorized => "unauthorized",
             Reason::HeadTooLarge => "head_too_large",
+            Reason::HttpVersion => "http_version",
+            Reason::Origin => "origin",
             Reason::Internal => "internal",
         }
     }
@@ -89,13 +95,14 @@ impl Reason {
                 Code::Unavailable
             }
             Reason::TooLarge | Reason::HeadTooLarge => Code::ResourceExhausted,
-            Reason::Malformed | Reason::UnknownType | Reason::Method => Code::InvalidArgument,
+            Reason::Malformed | Reason::UnknownType | Reason::Method | Reason::HttpVersion => Code::InvalidArgument,
             Reason::UnknownEncoding | Reason::UnknownPath => Code::Unimplemented,
             Reason::UnknownService => Code::NotFound,
             Reason::Loop => Code::FailedPrecondition,
             Reason::SlowBody | Reason::Deadline => Code::DeadlineExceeded,
             Reason::Aborted => Code::Cancelled,
             Reason::Unauthorized => Code::Unauthenticated,
+            Reason::Origin => Code::PermissionDenied,
             Reason::Internal => Code::Internal,
         }
     }
@@ -115,6 +122,8 @@ impl Reason {
             Reason::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reason::Unauthorized => StatusCode::UNAUTHORIZED,
             Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reason::HttpVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Reason::Origin => StatusCode::FORBIDDEN,
             Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -199,6 +208,8 @@ impl From<&NotAdmitted> for Refusal {
         let reason = match refused {
             NotAdmitted::Unauthorized(_) => Reason::Unauthorized,
             NotAdmitted::HeadTooLarge { .. } => Reason::HeadTooLarge,
+            NotAdmitted::Unreadable { status } if *status == StatusCode::BAD_REQUEST => Reason::Malformed,
+            NotAdmitted::Unreadable { .. } => Reason::HeadTooLarge,
         };
         Refusal::new(reason, refused.to_string())
     }

@@ -105,8 +105,10 @@ const ITEMS: &[Item] = items! {
         Not("nothing is taken that would need a warning; the form is written and tested in src/otlp/status.rs");
     37 "C" "MUST" "partial success is not retried" =>
         There(&[(FAILURES, "a_success_is_a_success_whatever_its_body_and_partial_success_is_not_retried")]);
-    38 "S" "MUST" "failures are 4xx and 5xx" => Here(&["every_error_has_a_status"]);
-    39 "S" "MUST" "the body of each is a `Status`" => Here(&["every_error_has_a_status"]);
+    38 "S" "MUST" "failures are 4xx and 5xx" =>
+        Here(&["every_error_has_a_status", "what_is_not_http_has_a_status"]);
+    39 "S" "MUST" "the body of each is a `Status`" =>
+        Here(&["every_error_has_a_status", "what_is_not_http_has_a_status"]);
     40 "S" "MUST" "undecodable data is 400 with `BadRequest`" =>
         Here(&["undecodable_is_a_bad_request", "undecodable_says_what"]);
     41 "C" "MUST" "400 is not retried" =>

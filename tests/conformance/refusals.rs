@@ -25,6 +25,8 @@ requirements! {
         "a broken compressed stream is INVALID_ARGUMENT, or 400" => broken_gzip;
     every_error_has_a_status: "Failures", "MUST",
         "the body of every 4xx and 5xx is a `Status` in the content type of the request" => statuses;
+    what_is_not_http_has_a_status: "Failures", "MUST",
+        "so is that of a request that is no valid HTTP/1.1: its line, a field, or its length" => unreadable;
     unknown_content_types: "OTLP/HTTP Response", "MUST",
         "an unknown content type is refused by a 4xx" => unknown_type;
     unknown_content_encodings: "–", "MUST",
@@ -140,6 +142,31 @@ async fn statuses(target: &Target) -> Outcomes {
         ] {
             let answer = target.http(protocol, method.clone(), path, headers, body.clone()).await;
             let case = format!("the status of {} for {method} {path} {headers:?}", answer.status);
+            outcomes.push(match http_status(protocol, &answer) {
+                Ok(status) => expect(&case, status.message.is_empty(), false),
+                Err(problem) => Outcome::Deviates(format!("{case}: {problem}")),
+            });
+        }
+        all(outcomes)
+    })
+    .await
+}
+
+async fn unreadable(target: &Target) -> Outcomes {
+    over(&HTTP, |protocol| async move {
+        let mut outcomes = Vec::new();
+        for (line, field) in [
+            ("POST /v1/traces HTTP/7.3", "x: y"),
+            ("PO ST /v1/traces HTTP/1.1", "x: y"),
+            ("POST /v1/traces HTTP/1.1", "no field"),
+            ("POST /v1/traces HTTP/1.1", "content-length: -1"),
+            ("POST /v1/traces HTTP/1.0", "transfer-encoding: chunked"),
+        ] {
+            let content_type = protocol.content_type();
+            let request =
+                format!("{line}\r\nhost: a\r\nconnection: close\r\ncontent-type: {content_type}\r\n{field}\r\n\r\n");
+            let answer = send_raw(target.http_address(), request.as_bytes()).await;
+            let case = format!("the status of {} for {line}, {field}", answer.status);
             outcomes.push(match http_status(protocol, &answer) {
                 Ok(status) => expect(&case, status.message.is_empty(), false),
                 Err(problem) => Outcome::Deviates(format!("{case}: {problem}")),

@@ -11,9 +11,11 @@ use bytes::Bytes;
 use http::Method;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use prost::Message;
-use spanledger::otlp::{Encoding, compress};
+use spanledger::otlp::{Encoding, compress, decompress};
 
 use crate::fixture::{self, Answer, Fixture, GRPC_TRACES, JSON, PROTOBUF, Status};
 
@@ -190,51 +192,68 @@ impl Target {
     }
 }
 
-/// What an answer means.
+/// What an answer means. An empty partial success is as good as none.
 pub fn meaning(protocol: Protocol, answer: &Answer) -> Meaning {
-    match protocol {
-        Protocol::Grpc => match answer.grpc_status() {
-            "0" => match answer.body.get(5..).map(ExportTraceServiceResponse::decode) {
-                Some(Ok(response)) => Meaning::Success(response.partial_success.map(|it| it.rejected_spans)),
-                other => Meaning::Nonsense(format!("not a response message: {other:?}")),
-            },
-            code => {
-                let details = answer
-                    .headers
-                    .get("grpc-status-details-bin")
-                    .or(answer.trailers.get("grpc-status-details-bin"));
-                let status = match details {
-                    Some(_) => Ok(answer.grpc_details()),
-                    None => Err("no grpc-status-details-bin".to_owned()),
-                };
-                match code.parse() {
-                    Ok(code) => Meaning::Refused { code, status },
-                    Err(_) => Meaning::Nonsense(format!("grpc-status is {code:?}")),
-                }
+    let is_success = match protocol {
+        Protocol::Grpc => answer.grpc_status() == "0",
+        Protocol::HttpProtobuf | Protocol::HttpJson => answer.status.is_success(),
+    };
+    if is_success {
+        return match response(protocol, answer) {
+            Ok(response) => {
+                let partial = response.partial_success.filter(|it| *it != Default::default());
+                Meaning::Success(partial.map(|it| it.rejected_spans))
             }
-        },
-        Protocol::HttpProtobuf if answer.status.is_success() => {
-            match ExportTraceServiceResponse::decode(answer.body.clone()) {
-                Ok(response) => Meaning::Success(response.partial_success.map(|it| it.rejected_spans)),
-                Err(error) => Meaning::Nonsense(format!("not a response message: {error}")),
-            }
-        }
-        Protocol::HttpJson if answer.status.is_success() => {
-            let response: serde_json::Value = match serde_json::from_slice(&answer.body) {
-                Ok(response) => response,
-                Err(error) => return Meaning::Nonsense(format!("not JSON: {error}")),
-            };
-            let rejected = response.get("partialSuccess").map(|partial| &partial["rejectedSpans"]);
-            Meaning::Success(rejected.map(|it| {
-                it.as_str()
-                    .map_or_else(|| it.as_i64(), |it| it.parse().ok())
-                    .unwrap_or(0)
-            }))
-        }
-        Protocol::HttpProtobuf | Protocol::HttpJson => Meaning::Refused {
+            Err(error) => Meaning::Nonsense(format!("not a response message: {error}")),
+        };
+    }
+    if protocol != Protocol::Grpc {
+        return Meaning::Refused {
             code: answer.status.as_u16(),
             status: http_status(protocol, answer),
-        },
+        };
+    }
+    let code = answer.grpc_status();
+    let status = answer.any_grpc_details().ok_or("no grpc-status-details-bin".to_owned());
+    match code.parse() {
+        Ok(code) => Meaning::Refused { code, status },
+        Err(_) => Meaning::Nonsense(format!("grpc-status is {code:?}")),
+    }
+}
+
+/// The message of a success.
+pub fn response(protocol: Protocol, answer: &Answer) -> Result<ExportTraceServiceResponse, String> {
+    match protocol {
+        Protocol::Grpc => {
+            let Some((&[flag, ..], message)) = answer.body.split_first_chunk::<5>() else {
+                return Err("no message".to_owned());
+            };
+            let encoding = match flag {
+                0 => Encoding::Identity,
+                _ => {
+                    let token = answer.headers.get("grpc-encoding").and_then(|it| it.to_str().ok());
+                    token.and_then(Encoding::from_token).ok_or("an unknown compression")?
+                }
+            };
+            let message = Bytes::copy_from_slice(message);
+            let plain = decompress(encoding, &message, 1 << 20).map_err(|error| error.to_string())?;
+            ExportTraceServiceResponse::decode(plain).map_err(|error| error.to_string())
+        }
+        Protocol::HttpProtobuf => {
+            ExportTraceServiceResponse::decode(answer.body.clone()).map_err(|error| error.to_string())
+        }
+        Protocol::HttpJson => {
+            let json: serde_json::Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+            let partial_success = json.get("partialSuccess").map(|partial| {
+                let rejected = &partial["rejectedSpans"];
+                let rejected = rejected.as_str().map_or(rejected.as_i64(), |it| it.parse().ok());
+                ExportTracePartialSuccess {
+                    rejected_spans: rejected.unwrap_or(0),
+                    error_message: partial["errorMessage"].as_str().unwrap_or("").to_owned(),
+                }
+            });
+            Ok(ExportTraceServiceResponse { partial_success })
+        }
     }
 }
 

@@ -171,6 +171,11 @@ async fn full_success(target: &Target) -> Outcomes {
             expect("the status", answer.status.as_u16(), 200),
             expect("the content type", answer.content_type(), protocol.content_type()),
             expect("the answer", meaning(protocol, &answer), Meaning::Success(None)),
+            expect(
+                "that partial_success is set",
+                response(protocol, &answer).is_ok_and(|it| it.partial_success.is_some()),
+                false,
+            ),
         ])
     })
     .await

@@ -138,6 +138,7 @@ async fn web_pages_may_not_send_by_default() {
     let refused = fixture.request(Method::OPTIONS, "/v1/traces", &PREFLIGHT, "").await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     assert!(!refused.headers.contains_key("access-control-allow-origin"));
+    assert!(refused.protobuf_status().message.contains("cors.allowed_origins"));
     let headers = [("content-type", JSON), ("origin", "https://app.example.com")];
     let answer = fixture.post("/v1/traces", &headers, JSON_TRACES).await;
     assert!(!answer.headers.contains_key("access-control-allow-origin"));

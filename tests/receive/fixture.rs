@@ -161,6 +161,17 @@ pub async fn send(client: Client<HttpConnector, Full<Bytes>>, request: Request<F
     Answer::from(client.request(request).await.unwrap()).await
 }
 
+/// Sends bytes as they are, and reads one answer of HTTP/1.1 and the end of the connection.
+pub async fn send_raw(address: SocketAddr, bytes: &[u8]) -> Answer {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut received = Vec::new();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), stream.read_to_end(&mut received));
+    ended.await.expect("the connection does not end").unwrap();
+    Answer::parse(&received)
+}
+
 /// A gRPC message with its prefix.
 pub fn framed(flag: u8, message: &[u8]) -> Bytes {
     let mut body = vec![flag];
@@ -178,6 +189,33 @@ impl Answer {
             status: head.status,
             headers: head.headers,
             body: collected.to_bytes(),
+            trailers,
+        }
+    }
+
+    /// One answer of HTTP/1.1 with nothing behind it.
+    pub fn parse(received: &[u8]) -> Answer {
+        let text = String::from_utf8_lossy(received);
+        let end = received.windows(4).position(|it| it == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no answer of HTTP/1.1: {text:?}"));
+        let mut lines = text[..end].split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5));
+        let status = status.unwrap().parse().unwrap();
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let (name, value) = line.split_once(": ").unwrap();
+            let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+            headers.append(name, value.parse().unwrap());
+        }
+        let body = Bytes::copy_from_slice(&received[end + 4..]);
+        if let Some(length) = headers.get("content-length") {
+            assert_eq!(length, &body.len().to_string(), "{text:?}");
+        }
+        let trailers = HeaderMap::new();
+        Answer {
+            status,
+            headers,
+            body,
             trailers,
         }
     }
@@ -216,10 +254,16 @@ impl Answer {
 
     /// `grpc-status-details-bin`.
     pub fn grpc_details(&self) -> Status {
+        self.any_grpc_details().expect("grpc-status-details-bin")
+    }
+
+    /// The same, wherever it stands and if it is there.
+    pub fn any_grpc_details(&self) -> Option<Status> {
         use base64::Engine;
-        let text = self.headers["grpc-status-details-bin"].as_bytes();
-        let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).unwrap();
-        Status::decode(Bytes::from(bytes)).unwrap()
+        const NAME: &str = "grpc-status-details-bin";
+        let text = self.headers.get(NAME).or(self.trailers.get(NAME))?;
+        let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text.as_bytes());
+        Some(Status::decode(Bytes::from(bytes.unwrap())).unwrap())
     }
 }
 

@@ -159,7 +159,7 @@ async fn each_protocol_is_served_on_the_others_port_and_grpc_over_http1_is_told_
     let over_http1 = request(Method::POST, fixture.grpc, GRPC_TRACES, &grpc_headers, Bytes::new());
     let refused = send(http1(), over_http1).await;
     assert_eq!(refused.status, StatusCode::HTTP_VERSION_NOT_SUPPORTED);
-    assert_eq!(refused.body, "gRPC needs HTTP/2\n");
+    assert_eq!(refused.protobuf_status().message, "gRPC needs HTTP/2");
 }
 
 #[tokio::test]

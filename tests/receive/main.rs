@@ -9,3 +9,4 @@ mod http;
 mod large;
 mod observed;
 mod streams;
+mod unreadable;
