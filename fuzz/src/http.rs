@@ -55,6 +55,11 @@ pub fn run(data: &[u8]) {
     // Bytes that begin as HTTP/2 do are answered in HTTP/2.
     let is_http = answer.is_empty() || answer.starts_with(b"HTTP/1.") || request.starts_with(b"PRI ");
     assert!(is_http, "{:?}", String::from_utf8_lossy(&answer));
+    let head = answer.split(|&byte| byte == b'\n').take_while(|line| line.len() > 1);
+    let mut head = head.map(|line| line.trim_ascii_end().to_ascii_lowercase());
+    let is_refusal = head.next().is_some_and(|line| line.starts_with(b"http/1.1 4"));
+    let is_empty = head.any(|line| line == b"content-length: 0");
+    assert!(!(is_refusal && is_empty), "no status message");
     if how % 3 != 0 {
         assert!(
             !answer.starts_with(b"HTTP/1.1 5"),
