@@ -47,6 +47,30 @@ pub(super) trait DiskFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
 }
 
+/// Whether that is all that is wrong.
+pub(super) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Creates a directory when it is missing, readable by nobody else; it survives a power failure, and so do those above
+/// it that were missing.
+pub fn create_directory(directory: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    for parent in missing.iter().filter_map(|created| created.parent()) {
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
+        // One that may be written to and not read cannot be synced.
+        if let Ok(parent) = File::open(parent) {
+            parent.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
 /// A directory of the operating system.
 pub(super) struct OsDisk {
     directory: PathBuf,
@@ -54,21 +78,9 @@ pub(super) struct OsDisk {
 }
 
 impl OsDisk {
-    /// Creates the directory when it is missing, readable by nobody else, and durably.
+    /// See [`create_directory`].
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
-        let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        for parent in missing.iter().filter_map(|created| created.parent()) {
-            let parent = if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            };
-            // One that may be written to and not read cannot be synced.
-            if let Ok(parent) = File::open(parent) {
-                parent.sync_all()?;
-            }
-        }
+        create_directory(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
             writable: true,

@@ -73,6 +73,7 @@ use bytes::Bytes;
 
 pub use self::completion::Durable;
 pub use self::dedup::Digest;
+pub use self::disk::create_directory;
 pub use self::error::{AppendError, JournalError, ReadError};
 pub use self::identity::JournalId;
 pub use self::options::{Fsync, Options, WhenFull};

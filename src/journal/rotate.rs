@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::budget::{self, Room};
 use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, Spoiled, State, entry_span};
 use super::dedup::SNAPSHOT_FILE;
-use super::disk::replace_file;
+use super::disk::{is_no_room, replace_file};
 use super::error::AppendError;
 use super::options::nanos;
 use super::segment::{DATA_START, Segment, SegmentHeader, Summary, file_name, lock};
@@ -67,9 +67,7 @@ impl Core {
                 }
             }
             Ok(Outcome::Full) => self.stall(now, None),
-            Err(error)
-                if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded =>
-            {
+            Err(error) if is_no_room(&error) => {
                 tracing::warn!(%error, "no room for another journal segment");
                 self.stall(now, None);
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::disk::DiskFile;
+use super::disk::{DiskFile, is_no_room};
 use super::segment::{DATA_START, Frame, Mark, Segment, Summary, Walk};
 
 /// What was found in a segment.
@@ -107,19 +107,16 @@ pub(super) fn scan(segment: &Segment, valid_through: u64, check_bodies: bool) ->
 /// Cuts off what is behind the last record and makes the rest durable. Returns the new size.
 ///
 /// Syncing is not enough: when a sync had failed just before the program died, the pages count as clean although they
-/// are not on the disk. So what is not known to be durable is written again, as it is.
+/// are not on the disk. So what is not known to be durable is written again, as it is. When that fails the journal must
+/// not be opened: readers and senders would be told that it is safe. Only where there is no room to write over what is
+/// there (a file system that copies on write) it is opened nevertheless, because the readers may make some.
 pub(super) fn settle(segment: &Segment, scan: &Scan) -> io::Result<u64> {
     let end = scan.summary.end;
-    let mut walk = Walk::new(segment, DATA_START, end);
-    let doubtful = loop {
-        match walk.next().unwrap_or(Frame::End) {
-            Frame::Record { offset, header } if header.sequence > scan.known_durable => break offset,
-            Frame::Record { .. } | Frame::Gap { .. } => {}
-            Frame::End => break end,
+    match rewrite_records(segment, scan) {
+        Err(error) if is_no_room(&error) => {
+            tracing::warn!(%error, "no room to write the newest records of the journal again");
         }
-    };
-    if let Err(error) = rewrite(&*segment.file, doubtful, end) {
-        tracing::warn!(%error, "the newest records of the journal could not be written again");
+        outcome => outcome?,
     }
     let size = end.next_multiple_of(4096);
     // Only to give room back: nothing is ever appended here, so a file that cannot be cut is just larger.
@@ -130,9 +127,30 @@ pub(super) fn settle(segment: &Segment, scan: &Scan) -> io::Result<u64> {
     Ok(if is_cut { size } else { segment.size })
 }
 
+/// Writes again each record that is not known to be durable. What the scan could not read it has passed over, and so
+/// does this.
+fn rewrite_records(segment: &Segment, scan: &Scan) -> io::Result<()> {
+    let mut walk = Walk::new(segment, DATA_START, scan.summary.end);
+    loop {
+        match walk.next() {
+            Ok(Frame::End) => return Ok(()),
+            Ok(Frame::Record { offset, header }) if header.sequence > scan.known_durable => {
+                match walk.body(offset, &header) {
+                    Ok(Some(_)) => rewrite(&*segment.file, offset, offset + header.extent())?,
+                    Err(error) if scan.unreadable.is_none() => return Err(error),
+                    Ok(None) | Err(_) => {}
+                }
+            }
+            Ok(Frame::Record { .. } | Frame::Gap { .. }) => {}
+            Err(error) if scan.unreadable.is_none() => return Err(error),
+            Err(_) => walk.skip_page(),
+        }
+    }
+}
+
 /// Writes again what is there, as it is, so that the system takes it for new.
 pub(super) fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; (1 << 20).min((to - from) as usize)];
     let mut at = from;
     while at < to {
         let length = buffer.len().min((to - at) as usize);

@@ -19,6 +19,10 @@ struct Bench {
 }
 
 fn open(disk: &SimDisk, now: u64) -> (Arc<Core>, Recovery) {
+    try_open(disk, now).unwrap()
+}
+
+fn try_open(disk: &SimDisk, now: u64) -> Result<(Arc<Core>, Recovery), JournalError> {
     let options = Options {
         max_size: 1 << 20,
         segment_size: Some(64 << 10),
@@ -28,8 +32,8 @@ fn open(disk: &SimDisk, now: u64) -> (Arc<Core>, Recovery) {
         ..Options::new("/simulated")
     };
     let settings = Settings::new(&options).unwrap();
-    let (core, recovery) = Core::open(Arc::new(disk.clone()), Box::new(()), settings, now, &[42; 48]).unwrap();
-    (Arc::new(core), recovery)
+    let (core, recovery) = Core::open(Arc::new(disk.clone()), Box::new(()), settings, now, &[42; 48])?;
+    Ok((Arc::new(core), recovery))
 }
 
 impl Bench {
@@ -105,6 +109,39 @@ fn a_process_that_dies_while_the_disk_fails_loses_nothing() {
     let (core, recovery) = open(&bench.disk, bench.now);
     bench.core = core;
     assert_eq!((bench.records(), recovery.lost_records), (10, 0));
+}
+
+#[test]
+fn at_the_next_start_a_place_that_cannot_be_read_does_not_keep_the_rest_from_being_written_again() {
+    for seed in 0..32 {
+        let mut bench = Bench::new(seed);
+        bench.disk.kill();
+        bench.disk.break_after(None);
+        // In it are five of the ten, the fourth and the eighth in part.
+        bench.disk.set_unreadable(12 << 10..16 << 10);
+        (bench.core, _) = open(&bench.disk, bench.now);
+        bench.disk.set_unreadable(0..0);
+        bench.disk.lose_power();
+        (bench.core, _) = open(&bench.disk, bench.now);
+        assert!(bench.records() >= 5, "seed {seed}: {}", bench.records());
+    }
+}
+
+#[test]
+fn a_journal_whose_last_records_cannot_be_written_again_is_not_opened_before_they_can() {
+    for seed in 0..32 {
+        let mut bench = Bench::new(seed);
+        bench.disk.kill();
+        bench.disk.break_after(None);
+        bench.disk.set_read_only(true);
+        assert!(try_open(&bench.disk, bench.now).is_err());
+        bench.disk.set_read_only(false);
+        (bench.core, _) = open(&bench.disk, bench.now);
+        assert_eq!(bench.records(), 10);
+        bench.disk.lose_power();
+        (bench.core, _) = open(&bench.disk, bench.now);
+        assert_eq!(bench.records(), 10, "on the disk");
+    }
 }
 
 #[test]

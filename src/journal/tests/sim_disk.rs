@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -70,6 +71,9 @@ struct Inner {
     /// One in so many writes and syncs fails; 0: none.
     faults: u32,
     read_faults: u32,
+    /// What cannot be read in any file, by offset.
+    unreadable: Range<u64>,
+    is_read_only: bool,
     /// Operations until every further one fails.
     until_broken: Option<u64>,
     /// Operations until the power goes.
@@ -154,6 +158,8 @@ impl SimDisk {
             capacity,
             faults: 0,
             read_faults: 0,
+            unreadable: 0..0,
+            is_read_only: false,
             until_broken: None,
             power: None,
             is_off: false,
@@ -168,6 +174,16 @@ impl SimDisk {
         let mut inner = self.inner();
         inner.faults = one_in;
         inner.read_faults = reads_one_in;
+    }
+
+    /// The disk cannot read these offsets of any file; an empty range heals it.
+    pub(super) fn set_unreadable(&self, offsets: Range<u64>) {
+        self.inner().unreadable = offsets;
+    }
+
+    /// Every write fails, and every sync says that it did not.
+    pub(super) fn set_read_only(&self, is_read_only: bool) {
+        self.inner().is_read_only = is_read_only;
     }
 
     /// After so many operations none succeeds any more. `None`: the disk is whole.
@@ -308,6 +324,9 @@ impl SimFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut inner = self.disk.inner();
         inner.operation()?;
+        if inner.is_read_only {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         if inner.is_unlucky() {
             // Part of it may be done.
             if let Change::Write { offset, data } = &change {
@@ -349,6 +368,9 @@ impl DiskFile for SimFile {
         let content = &inner.contents[self.file].current;
         let from = (offset as usize).min(content.len());
         let count = buffer.len().min(content.len() - from);
+        if offset < inner.unreadable.end && offset + count as u64 > inner.unreadable.start {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         buffer[..count].copy_from_slice(&content[from..from + count]);
         Ok(count)
     }
