@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RefusedLimits;
 use crate::egress::Fingerprint;
+use crate::journal::create_directory;
 use crate::otlp::{Encoding, Signal};
 
 const SUFFIX: &str = ".refused";
@@ -102,6 +103,8 @@ pub(super) struct RefusedStore {
     files: VecDeque<(PathBuf, u64)>,
     size: u64,
     counter: u64,
+    /// Deleted to make room and not told yet.
+    evicted: u64,
 }
 
 impl RefusedStore {
@@ -124,6 +127,7 @@ impl RefusedStore {
             files,
             size,
             counter: 0,
+            evicted: 0,
         })
     }
 
@@ -148,46 +152,52 @@ impl RefusedStore {
         if size > self.limits.max_size || self.limits.max_count == 0 {
             return Ok(1);
         }
-        let evicted = self.make_room(size)?;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory)?;
+        self.make_room(size)?;
+        create_directory(&self.directory)?;
         self.counter += 1;
         let name = format!("{:020}-{:06}{SUFFIX}", refused.refused_at, self.counter);
         let path = self.directory.join(&name);
         let unfinished = self.directory.join(format!("{name}{UNFINISHED}"));
+        if let Err(error) = self.write(&unfinished, &path, [&line, refused.body]) {
+            // The next attempt has another name: what is left of this one would be within no limit.
+            fs::remove_file(&unfinished).ok();
+            fs::remove_file(&path).ok();
+            return Err(error);
+        }
+        self.files.push_back((path, size));
+        self.size += size;
+        Ok(std::mem::take(&mut self.evicted))
+    }
+
+    /// When this returns, the file survives a power failure.
+    fn write(&self, unfinished: &Path, path: &Path, parts: [&[u8]; 2]) -> io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(&unfinished)?;
-        file.write_all(&line)?;
-        file.write_all(refused.body)?;
+            .open(unfinished)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
-        File::open(&self.directory)?.sync_all()?;
-        self.files.push_back((path, size));
-        self.size += size;
-        Ok(evicted)
+        fs::rename(unfinished, path)?;
+        File::open(&self.directory)?.sync_all()
     }
 
-    fn make_room(&mut self, size: u64) -> io::Result<u64> {
-        let mut evicted = 0;
+    fn make_room(&mut self, size: u64) -> io::Result<()> {
         while self.size + size > self.limits.max_size || self.files.len() >= self.limits.max_count {
-            let Some((path, freed)) = self.files.pop_front() else {
-                break;
-            };
-            self.size = self.size.saturating_sub(freed);
+            let Some((path, freed)) = self.files.front() else { break };
             match fs::remove_file(path) {
-                Ok(()) => evicted += 1,
+                Ok(()) => self.evicted += 1,
                 // Removed by the command line.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
+            self.size = self.size.saturating_sub(*freed);
+            self.files.pop_front();
         }
-        Ok(evicted)
+        Ok(())
     }
 }
 
@@ -344,6 +354,26 @@ mod tests {
         static HUGE: [u8; 4096] = [0; 4096];
         assert_eq!(store.keep(&refused(5, &HUGE)).unwrap(), 1);
         assert_eq!(sequences(root.path()), [3, 4]);
+    }
+
+    #[test]
+    fn an_attempt_that_fails_leaves_nothing_behind_and_what_it_deleted_is_told_later() {
+        let root = tempfile::tempdir().unwrap();
+        let limits = RefusedLimits {
+            max_size: 1 << 20,
+            max_count: 1,
+        };
+        let mut store = RefusedStore::open(root.path().to_owned(), "otlp", limits).unwrap();
+        assert_eq!(store.keep(&refused(1, b"body")).unwrap(), 0);
+        // A directory is where the file shall be.
+        let second = refused(2, b"body");
+        let place = root.path().join(format!("{:020}-{:06}{SUFFIX}", second.refused_at, 2));
+        fs::create_dir(&place).unwrap();
+        assert!(store.keep(&second).is_err());
+        fs::remove_dir(place).unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        assert_eq!(store.keep(&second).unwrap(), 1);
+        assert_eq!(sequences(root.path()), [2]);
     }
 
     #[test]
