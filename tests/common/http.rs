@@ -101,9 +101,7 @@ impl Http {
                 body: body.to_bytes(),
             })
         };
-        tokio::time::timeout(super::DEADLINE, exchange)
-            .await
-            .map_err(|_| "no answer".to_owned())?
+        super::in_time(exchange).await.ok_or("no answer")?
     }
 
     /// GET.

@@ -7,6 +7,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 use serde_json::json;
 
+/// What lies between the ids of two requests; more than a request has spans.
+const SPANS: u64 = 64;
+
 /// The traffic of one test.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
@@ -36,6 +39,12 @@ impl Load {
         }
     }
 
+    /// The number of the request that a span or row of this traffic belongs to.
+    pub fn number(&self, id: &str) -> Option<u64> {
+        let rest = id.strip_prefix(&format!("{:016x}", self.seed))?;
+        Some(u64::from_str_radix(rest.get(..16)?, 16).ok()? / SPANS)
+    }
+
     /// The request of a number.
     pub fn request(&self, number: u64) -> Planned {
         let mut random = fastrand::Rng::with_seed(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -51,8 +60,8 @@ impl Load {
         for index in 0..executions + tools {
             // Unlike each other and unlike those of every other test, in trace and span id both.
             let mut span = Span {
-                trace_id: [self.seed.to_be_bytes(), (number * 64 + index).to_be_bytes()].concat(),
-                span_id: (self.seed.rotate_left(32) ^ (number * 64 + index))
+                trace_id: [self.seed.to_be_bytes(), (number * SPANS + index).to_be_bytes()].concat(),
+                span_id: (self.seed.rotate_left(32) ^ (number * SPANS + index))
                     .max(1)
                     .to_be_bytes()
                     .to_vec(),

@@ -21,21 +21,59 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long anything that must happen may take. Generous, because it is only ever waited out by a failing test.
 pub const DEADLINE: Duration = Duration::from_secs(45);
 
+/// How much of [`DEADLINE`] is over. While this process was held, as by SIGSTOP together with all that it waits for,
+/// nothing could happen: of a longer gap only a moment counts. On a machine that gives it little time for long,
+/// `SPANLEDGER_TEST_PATIENCE=10` waits ten times as long.
+pub struct Patience {
+    last: Instant,
+    spent: Duration,
+    deadline: Duration,
+}
+
+impl Patience {
+    const MOST_AT_ONCE: Duration = Duration::from_secs(5);
+
+    /// All of it is left.
+    pub fn new() -> Patience {
+        Patience {
+            last: Instant::now(),
+            spent: Duration::ZERO,
+            deadline: DEADLINE * std::env::var("SPANLEDGER_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap()),
+        }
+    }
+
+    /// Whether nothing is left; to be asked again and again.
+    pub fn is_over(&mut self) -> bool {
+        self.spent += self.last.elapsed().min(Patience::MOST_AT_ONCE);
+        self.last = Instant::now();
+        self.spent >= self.deadline
+    }
+}
+
+/// What comes of it, unless that takes longer than [`DEADLINE`].
+pub async fn in_time<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    let mut patience = Patience::new();
+    while !patience.is_over() {
+        if let Ok(done) = tokio::time::timeout(Patience::MOST_AT_ONCE, &mut work).await {
+            return Some(done);
+        }
+    }
+    None
+}
+
 /// Tries until it succeeds, and says what was still wrong if it never does.
 pub async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
-    let began = Instant::now();
+    let mut patience = Patience::new();
     loop {
         let wrong = match attempt().await {
             Ok(result) => return result,
             Err(wrong) => wrong,
         };
-        assert!(
-            began.elapsed() < DEADLINE,
-            "{what}: not within {DEADLINE:?}; at last: {wrong}"
-        );
+        assert!(!patience.is_over(), "{what}: not within {DEADLINE:?}; at last: {wrong}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

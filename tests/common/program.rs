@@ -2,7 +2,7 @@
 
 use super::http::{self, Answer};
 use super::prometheus::Scrape;
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, Patience, eventually, in_time};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -233,10 +232,10 @@ impl Program {
                 }
             }
         };
-        match tokio::time::timeout(DEADLINE, search).await {
-            Ok(Some(found)) => found,
-            Ok(None) => panic!("the process ended before there was {what}; its output:\n{}", self.log()),
-            Err(_) => panic!("no {what} within {DEADLINE:?}; the output:\n{}", self.log()),
+        match in_time(search).await {
+            Some(Some(found)) => found,
+            Some(None) => panic!("the process ended before there was {what}; its output:\n{}", self.log()),
+            None => panic!("no {what} within {DEADLINE:?}; the output:\n{}", self.log()),
         }
     }
 
@@ -297,7 +296,7 @@ impl Program {
 
     /// The same for a program that may be killed before: whether it became ready.
     pub async fn ready_unless_killed(&mut self) -> bool {
-        let began = Instant::now();
+        let mut patience = Patience::new();
         loop {
             if self.is_killed() {
                 return false;
@@ -314,7 +313,7 @@ impl Program {
             if ready {
                 return true;
             }
-            assert!(began.elapsed() < DEADLINE, "not ready: {}", self.log());
+            assert!(!patience.is_over(), "not ready: {}", self.log());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
@@ -369,13 +368,13 @@ impl Program {
 
     /// Waits until the process has ended by itself; returns how, and all it wrote.
     pub async fn ended(mut self) -> (ExitStatus, String) {
-        let began = Instant::now();
+        let mut patience = Patience::new();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(
-                began.elapsed() < DEADLINE,
+                !patience.is_over(),
                 "does not end within {DEADLINE:?}; its output:\n{}",
                 self.log()
             );

@@ -1,6 +1,7 @@
 //! Reads `code_exec_logs` from the database, beside the program that writes it.
 
 use super::eventually;
+use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 use std::collections::BTreeMap;
@@ -58,13 +59,20 @@ pub async fn open(database: &Path) -> Result<SqliteConnection, sqlx::Error> {
 
 /// All rows by id.
 pub async fn read(database: &Path) -> Result<Vec<Row>, sqlx::Error> {
+    let mut rows = Vec::new();
+    each(database, |row| rows.push(row)).await?;
+    Ok(rows)
+}
+
+/// One row after the other, by id.
+pub async fn each(database: &Path, mut visit: impl FnMut(Row)) -> Result<(), sqlx::Error> {
     let mut connection = open(database).await?;
     let query = format!("SELECT {} FROM code_exec_logs ORDER BY id", COLUMNS.join(", "));
-    let rows = sqlx::query(sqlx::AssertSqlSafe(query))
-        .fetch_all(&mut connection)
-        .await?;
-    connection.close().await?;
-    rows.iter().map(row).collect()
+    let mut rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch(&mut connection);
+    while let Some(found) = rows.try_next().await? {
+        visit(row(&found)?);
+    }
+    Ok(())
 }
 
 fn row(row: &SqliteRow) -> Result<Row, sqlx::Error> {
@@ -104,8 +112,8 @@ where
     })
 }
 
-/// All rows by id from a PostgreSQL database.
-pub async fn read_postgres(url: &str) -> Result<Vec<Row>, sqlx::Error> {
+/// One row after the other from a PostgreSQL database, by id.
+pub async fn each_postgres(url: &str, mut visit: impl FnMut(Row)) -> Result<(), sqlx::Error> {
     let mut connection = sqlx::PgConnection::connect(url).await?;
     // As the types that SQLite has.
     let columns = COLUMNS.map(|column| match column {
@@ -117,12 +125,29 @@ pub async fn read_postgres(url: &str) -> Result<Vec<Row>, sqlx::Error> {
         "SELECT {} FROM code_exec_logs ORDER BY id COLLATE \"C\"",
         columns.join(", ")
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(query))
-        .fetch_all(&mut connection)
-        .await?;
-    connection.close().await?;
-    let row = |row: &sqlx::postgres::PgRow| row_with(row, row.try_get("created_at")?);
-    rows.iter().map(row).collect()
+    let mut rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch(&mut connection);
+    while let Some(found) = rows.try_next().await? {
+        visit(row_with(&found, found.try_get("created_at")?)?);
+    }
+    Ok(())
+}
+
+const HAS: &str = "SELECT 1 FROM code_exec_logs WHERE id = $1";
+
+/// Whether there is a row.
+pub async fn has(database: &Path, id: &str) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query(HAS).bind(id);
+    Ok(query.fetch_optional(&mut open(database).await?).await?.is_some())
+}
+
+/// The same in PostgreSQL.
+pub async fn has_postgres(url: &str, id: &str) -> Result<bool, sqlx::Error> {
+    let mut connection = sqlx::PgConnection::connect(url).await?;
+    Ok(sqlx::query(HAS)
+        .bind(id)
+        .fetch_optional(&mut connection)
+        .await?
+        .is_some())
 }
 
 /// Reported runtime, language, outcome; how many executions, and the sum of their durations.
@@ -178,6 +203,9 @@ pub fn difference(found: &[Row], expected: &[Row]) -> Vec<String> {
     let by_id: BTreeMap<_, _> = found.iter().map(|row| (&row.id, row)).collect();
     let expected: BTreeMap<_, _> = expected.iter().map(|row| (&row.id, row)).collect();
     let mut wrong = Vec::new();
+    if by_id.len() < found.len() {
+        wrong.push(format!("{} ids twice", found.len() - by_id.len()));
+    }
     for (id, row) in &expected {
         match by_id.get(id) {
             None => wrong.push(format!("missing: {row:?}")),

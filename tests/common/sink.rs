@@ -1,7 +1,7 @@
-//! A backend inside the test: it remembers every request, and can be away, slow or unwilling.
+//! A backend inside the test: it remembers every request unless told otherwise, and can be away, slow or unwilling.
 
 use super::http::{io, whole};
-use super::{DEADLINE, ReservedPort};
+use super::{DEADLINE, ReservedPort, in_time};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
@@ -52,9 +52,12 @@ pub struct Sink {
     server: Option<JoinHandle<()>>,
 }
 
+type Watcher = Box<dyn Fn(&Delivery) + Send + Sync>;
+
 struct State {
     mode: Mutex<Mode>,
     deliveries: Mutex<Vec<Delivery>>,
+    watcher: Option<Watcher>,
     attempts: watch::Sender<usize>,
 }
 
@@ -66,11 +69,23 @@ impl Sink {
         sink
     }
 
+    /// A backend that shows each delivery to the watcher and forgets it, for more than should be kept in memory.
+    pub async fn watched(watcher: impl Fn(&Delivery) + Send + Sync + 'static) -> Sink {
+        let mut sink = Sink::with(Some(Box::new(watcher)));
+        sink.come_back().await;
+        sink
+    }
+
     /// A backend that is not there yet: connections to it are refused.
     pub fn away() -> Sink {
+        Sink::with(None)
+    }
+
+    fn with(watcher: Option<Watcher>) -> Sink {
         let state = State {
             mode: Mutex::new(Mode::Willing),
             deliveries: Mutex::new(Vec::new()),
+            watcher,
             attempts: watch::channel(0).0,
         };
         Sink {
@@ -158,9 +173,9 @@ impl Sink {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         };
-        match tokio::time::timeout(DEADLINE, search).await {
-            Ok(found) => found,
-            Err(_) => panic!(
+        match in_time(search).await {
+            Some(found) => found,
+            None => panic!(
                 "the sink: no {what} within {DEADLINE:?}, {} deliveries",
                 self.deliveries().len()
             ),
@@ -206,7 +221,10 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             headers: head.headers,
             body,
         };
-        state.deliveries.lock().unwrap().push(delivery);
+        match &state.watcher {
+            Some(watcher) => watcher(&delivery),
+            None => state.deliveries.lock().unwrap().push(delivery),
+        }
     }
     state.attempts.send_modify(|attempts| *attempts += 1);
     if status == 0 {

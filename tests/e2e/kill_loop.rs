@@ -4,18 +4,20 @@
 //! `SPANLEDGER_KILLS=1000` kills so many times on each database instead of the few dozen of a default run, and
 //! `SPANLEDGER_KILL_MINUTES=45` ends that early, to judge what there is by then.
 
-use crate::common::load::{Load, Planned};
+use crate::common::load::Load;
 use crate::common::postgres::{self, Cluster};
 use crate::common::program::{Program, Setup};
 use crate::common::prometheus::{Expected, Scrape};
 use crate::common::rows::{self, Row};
 use crate::common::send::{Outcome, Prepared, ROUTES, Sender};
 use crate::common::sink::{Mode, Sink};
-use crate::common::{DEADLINE, eventually, http, random};
-use crate::end_to_end::delivered_spans;
+use crate::common::{Patience, eventually, http, random};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
 use rustix::process::Signal;
 use spanledger::failpoint::Point;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,14 +30,20 @@ use tokio_util::sync::CancellationToken;
 const KILLS: usize = 54;
 /// By then every commit point has been passed many times.
 const MOST_ANSWERS: u64 = 20_000;
+/// How often is scraped: to do nothing else would keep the machine busy with that.
+const SCRAPE_EVERY: Duration = Duration::from_millis(25);
 /// Executors that send at the same time.
 const DRIVERS: u64 = 4;
 
-/// What the executors know: which requests were answered with success, and which they gave up without an answer.
+/// The number of the request that is sent when everything else was.
+const LAST: u64 = u32::MAX as u64;
+
+/// What the executors know: which requests were answered with success, and which they gave up without an answer. The
+/// numbers are enough: what must follow from a request is made from its number again.
 #[derive(Default)]
 struct Notes {
-    acknowledged: Mutex<BTreeMap<u64, Planned>>,
-    in_doubt: Mutex<BTreeMap<u64, Planned>>,
+    acknowledged: Mutex<BTreeSet<u64>>,
+    in_doubt: Mutex<BTreeSet<u64>>,
     answers: AtomicU64,
     /// Nothing new is sent for now.
     is_paused: AtomicBool,
@@ -52,22 +60,58 @@ enum Rows {
 }
 
 impl Rows {
-    async fn read(&self) -> Result<Vec<Row>, String> {
-        let rows = match self {
-            Rows::Sqlite(path) => rows::read(path).await,
-            Rows::Postgres { url, .. } => rows::read_postgres(url).await,
+    async fn has(&self, id: &str) -> Result<bool, String> {
+        let has = match self {
+            Rows::Sqlite(path) => rows::has(path, id).await,
+            Rows::Postgres { url, .. } => rows::has_postgres(url, id).await,
         };
-        rows.map_err(|error| error.to_string())
+        has.map_err(|error| error.to_string())
     }
-}
 
-impl Rows {
+    async fn each(&self, visit: impl FnMut(Row)) {
+        let end = match self {
+            Rows::Sqlite(path) => rows::each(path, visit).await,
+            Rows::Postgres { url, .. } => rows::each_postgres(url, visit).await,
+        };
+        end.unwrap();
+    }
+
     async fn aggregates(&self) -> Vec<rows::Aggregate> {
         let aggregates = match self {
             Rows::Sqlite(path) => rows::aggregates(path).await,
             Rows::Postgres { url, .. } => rows::aggregates_postgres(url).await,
         };
         aggregates.unwrap()
+    }
+}
+
+/// A span at the backend: its ids, and a digest of it with its resource and scope. A long run has a million of them.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Arrival {
+    trace_id: u128,
+    span_id: u64,
+    digest: u64,
+}
+
+impl Arrival {
+    fn all(request: &ExportTraceServiceRequest) -> Vec<Arrival> {
+        let mut all = Vec::new();
+        for of_resource in &request.resource_spans {
+            for of_scope in &of_resource.scope_spans {
+                all.extend(of_scope.spans.iter().map(|span| {
+                    let mut hasher = DefaultHasher::new();
+                    hasher.write(&of_resource.resource.clone().unwrap_or_default().encode_to_vec());
+                    hasher.write(&of_scope.scope.clone().unwrap_or_default().encode_to_vec());
+                    hasher.write(&span.encode_to_vec());
+                    Arrival {
+                        trace_id: u128::from_be_bytes(span.trace_id[..].try_into().unwrap()),
+                        span_id: u64::from_be_bytes(span.span_id[..].try_into().unwrap()),
+                        digest: hasher.finish(),
+                    }
+                }));
+            }
+        }
+        all
     }
 }
 
@@ -154,7 +198,10 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
     let kills = std::env::var("SPANLEDGER_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let mut random = random(name);
     let load = Load::new(&mut random);
-    let mut sink = Sink::start().await;
+    let arrivals = Arc::new(Mutex::new(HashSet::new()));
+    let arriving = arrivals.clone();
+    let mut sink =
+        Sink::watched(move |delivery| arriving.lock().unwrap().extend(Arrival::all(&delivery.request()))).await;
     // A backend that often refuses and is often away: retries are on their way at every moment.
     let flaky = Mode::Flaky(20, random.fork());
     sink.set(flaky.clone());
@@ -208,14 +255,15 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
         let metrics = program.url("metrics", "/metrics").await;
         let first = notes.answers.load(Ordering::Relaxed);
         let until = first + random.u64(1..60);
-        let (mut answers, mut last_answer, mut is_told) = (first, Instant::now(), false);
+        let (mut answers, mut patience, mut is_told) = (first, Patience::new(), false);
+        let mut scrape_at = Instant::now();
         while !program.is_killed() {
             // However slow the machine is: what is waited for is work done, and only without any is it a matter of time.
             let so_far = notes.answers.load(Ordering::Relaxed);
             if so_far > answers {
-                (answers, last_answer) = (so_far, Instant::now());
+                (answers, patience) = (so_far, Patience::new());
             }
-            if last_answer.elapsed() > DEADLINE || answers - first > MOST_ANSWERS {
+            if patience.is_over() || answers - first > MOST_ANSWERS {
                 println!(
                     "kill {kill}, {death:?}: does not come by there in {} answers",
                     answers - first
@@ -224,9 +272,11 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
                 missed += 1;
                 break;
             }
-            if let Ok(answer) = http::get(&metrics).await
+            if Instant::now() >= scrape_at
+                && let Ok(answer) = http::get(&metrics).await
                 && answer.status == 200
             {
+                scrape_at = Instant::now() + SCRAPE_EVERY;
                 let scrape = Scrape::parse(&answer.text()).derived();
                 not_decreased(&last, &scrape, kill);
                 last = scrape;
@@ -266,7 +316,7 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
     not_decreased(&last, &program.scrape().await.derived(), done);
     println!("{name}: {done} kills, {missed} of them not where they were planned");
     assert!(missed * 20 <= done, "commit points are not passed");
-    judge(&rows, &sink, &program, &notes, &Load::new(&mut random).request(0)).await;
+    judge(&load, &rows, &sink, &arrivals, &program, &notes).await;
 }
 
 /// Sends the requests whose number is its own modulo the number of drivers. Most of them again and again until they are
@@ -286,19 +336,18 @@ async fn drive(
         while notes.is_paused.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let planned = load.request(number);
-        let prepared = Prepared::new(ROUTES[random.usize(..ROUTES.len())], &planned.request);
+        let prepared = Prepared::new(ROUTES[random.usize(..ROUTES.len())], &load.request(number).request);
         let gives_up = random.u8(..10) == 0;
         loop {
             let sender = running.wait_for(Option::is_some).await.unwrap().clone().unwrap();
             match sender.deliver(&prepared).await {
                 Outcome::Accepted(0, _) => {
                     notes.answers.fetch_add(1, Ordering::Relaxed);
-                    notes.acknowledged.lock().unwrap().insert(number, planned);
+                    notes.acknowledged.lock().unwrap().insert(number);
                     break;
                 }
                 Outcome::Unknown(_) if gives_up => {
-                    notes.in_doubt.lock().unwrap().insert(number, planned);
+                    notes.in_doubt.lock().unwrap().insert(number);
                     break;
                 }
                 Outcome::Unknown(_) | Outcome::Refused(_, true) => {
@@ -321,44 +370,88 @@ fn not_decreased(before: &Scrape, now: &Scrape, kill: usize) {
     assert!(decreased.is_empty(), "after kill {kill}:\n{}", decreased.join("\n"));
 }
 
-async fn judge(rows: &Rows, sink: &Sink, program: &Program, notes: &Notes, last: &Planned) {
-    let acknowledged = notes.acknowledged.lock().unwrap().clone();
-    let in_doubt = notes.in_doubt.lock().unwrap().clone();
-    println!(
-        "{} requests acknowledged, {} in doubt",
-        acknowledged.len(),
-        in_doubt.len()
-    );
+/// What the rows were found to be, request by request, and what must follow from them elsewhere.
+struct Judgement<'a> {
+    load: &'a Load,
+    /// Of these all rows must be there …
+    acknowledged: BTreeSet<u64>,
+    /// … and of these all or none. Both without what has been judged.
+    in_doubt: BTreeSet<u64>,
+    wrong: Vec<String>,
+    series: Expected,
+    arrivals: HashSet<Arrival>,
+}
 
+impl Judgement<'_> {
+    /// All rows that there are of one request.
+    fn request(&mut self, number: Option<u64>, found: &[Row]) {
+        let number = number.filter(|number| self.acknowledged.remove(number) || self.in_doubt.remove(number));
+        let Some(number) = number else {
+            self.wrong.push(format!("of no request: {found:?}"));
+            return;
+        };
+        let planned = self.load.request(number);
+        self.wrong.extend(rows::difference(found, &planned.rows));
+        self.series.merge(&planned.series);
+        self.arrivals.extend(Arrival::all(&planned.request));
+    }
+}
+
+async fn judge(
+    load: &Load,
+    rows: &Rows,
+    sink: &Sink,
+    arrivals: &Mutex<HashSet<Arrival>>,
+    program: &Program,
+    notes: &Notes,
+) {
     // Everything that can still come has come when the last thing that was sent is there, for each destination reads in
     // order. The last thing is a request of our own.
+    let last = load.request(LAST);
     Sender::to(program).await.accepted(ROUTES[0], &last.request).await;
-    let marker = last.rows[0].id.clone();
-    let found = eventually("the last row", || async {
-        let rows = rows.read().await?;
-        if rows.iter().any(|row| row.id == marker) {
-            Ok(rows)
-        } else {
-            Err(format!("{} rows", rows.len()))
-        }
+    notes.acknowledged.lock().unwrap().insert(LAST);
+    eventually("the last row", || async {
+        let has = rows.has(&last.rows[0].id).await?;
+        has.then_some(()).ok_or_else(|| "it is not there".to_owned())
     })
     .await;
 
-    // Rows: of acknowledged requests all, of those in doubt all or none, and nothing else.
-    let present: BTreeSet<&str> = found.iter().map(|row| row.id.as_str()).collect();
-    assert_eq!(present.len(), found.len(), "an id twice");
-    let mut counted = last.series.clone();
-    let mut expected_rows = last.rows.clone();
-    let mut expected_spans: BTreeSet<String> = last.spans.iter().cloned().collect();
-    let arrived = in_doubt
-        .values()
-        .filter(|planned| present.contains(planned.rows[0].id.as_str()));
-    for planned in acknowledged.values().chain(arrived) {
-        counted.merge(&planned.series);
-        expected_rows.extend(planned.rows.clone());
-        expected_spans.extend(planned.spans.clone());
-    }
-    let wrong = rows::difference(&found, &expected_rows);
+    let mut judgement = Judgement {
+        load,
+        acknowledged: notes.acknowledged.lock().unwrap().clone(),
+        in_doubt: notes.in_doubt.lock().unwrap().clone(),
+        wrong: Vec::new(),
+        series: Expected::default(),
+        arrivals: HashSet::new(),
+    };
+    println!(
+        "{} requests acknowledged, {} in doubt",
+        judgement.acknowledged.len(),
+        judgement.in_doubt.len()
+    );
+
+    // Rows: of acknowledged requests all, of those in doubt all or none, and nothing else. They come in the order of
+    // their ids, and so those of one request together.
+    let (mut number, mut found, mut count) = (None, Vec::new(), 0);
+    rows.each(|row| {
+        let of = load.number(&row.id);
+        if of != number && !found.is_empty() {
+            judgement.request(number, &std::mem::take(&mut found));
+        }
+        number = of;
+        found.push(row);
+        count += 1;
+    })
+    .await;
+    judgement.request(number, &found);
+    let Judgement {
+        acknowledged,
+        wrong,
+        series,
+        arrivals: expected,
+        ..
+    } = judgement;
+    assert!(acknowledged.is_empty(), "no rows of the requests {acknowledged:?}");
     assert!(
         wrong.is_empty(),
         "{} rows are wrong:\n{}",
@@ -367,8 +460,7 @@ async fn judge(rows: &Rows, sink: &Sink, program: &Program, notes: &Notes, last:
     );
 
     // Counters and histograms: the fold over exactly the requests whose rows there are.
-    let counted: Expected = counted;
-    let counted = counted.series();
+    let counted = series.series();
     program
         .scrape_until("counters and histograms as the rows say", |scrape| {
             let wrong = scrape.derived().difference(&counted);
@@ -399,19 +491,27 @@ async fn judge(rows: &Rows, sink: &Sink, program: &Program, notes: &Notes, last:
         }
     }
 
-    // The sink: each of them at least once, and nothing else.
-    let delivered = sink
-        .wait("every span at the sink", |all| {
-            let delivered: BTreeSet<String> = delivered_spans(all).into_iter().collect();
-            (delivered.len() >= expected_spans.len()).then_some(delivered)
-        })
-        .await;
-    let lost: Vec<_> = expected_spans.difference(&delivered).collect();
-    assert!(lost.is_empty(), "{} spans did not reach the sink: {lost:?}", lost.len());
-    let invented: Vec<_> = delivered.difference(&expected_spans).collect();
+    // The sink: each of them as it was sent, at least once, and nothing else.
+    sink.wait("every span at the sink", |_| {
+        (arrivals.lock().unwrap().len() >= expected.len()).then_some(())
+    })
+    .await;
+    let arrived = std::mem::take(&mut *arrivals.lock().unwrap());
+    let lost: Vec<_> = expected.difference(&arrived).collect();
+    assert!(
+        lost.is_empty(),
+        "{} spans did not reach the sink: {lost:x?}",
+        lost.len()
+    );
+    let invented: Vec<_> = arrived.difference(&expected).collect();
     assert!(
         invented.is_empty(),
-        "{} spans at the sink that are in no row: {invented:?}",
+        "{} spans at the sink that are in no row: {invented:x?}",
         invented.len()
+    );
+    println!(
+        "judged: {count} rows, {} series, {} spans at the backend",
+        counted.0.len(),
+        arrived.len()
     );
 }
