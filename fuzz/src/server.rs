@@ -60,7 +60,8 @@ impl Server {
         grpc.max_recv_msg_size = LIMIT;
         http.endpoint = "127.0.0.1:0".to_owned();
         http.max_request_body_size = LIMIT;
-        let short = Duration::from_secs(2);
+        // More than a starved machine takes between two reads.
+        let short = Duration::from_secs(60);
         (grpc.read_timeout, http.read_timeout) = (short, short);
         (grpc.limits.header_timeout, http.limits.header_timeout) = (short, short);
         let _entered = runtime.enter();

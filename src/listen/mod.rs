@@ -41,6 +41,7 @@ pub use auth::{Auth, Caller, Unauthorized};
 pub(crate) use body::discard;
 pub use body::{Body, BoxError};
 pub use peer::Peer;
+pub(crate) use peer::Peers;
 pub use socket::{Address, ListenError, address_of};
 pub use tls::{TlsError, TlsOptions, TlsReloader};
 
@@ -191,6 +192,7 @@ pub struct Listener {
     auth: Auth,
     limits: Limits,
     refuse: Refuse,
+    peers: Peers,
 }
 
 impl Listener {
@@ -210,6 +212,7 @@ impl Listener {
             auth: options.auth,
             limits: options.limits,
             refuse: Arc::new(|_, refusal| plain_refusal(refusal)),
+            peers: Peers::default(),
         })
     }
 
@@ -219,6 +222,12 @@ impl Listener {
         refuse: impl Fn(&HeaderMap, &NotAdmitted) -> Response<Body> + Send + Sync + 'static,
     ) -> Listener {
         self.refuse = Arc::new(refuse);
+        self
+    }
+
+    /// Takes whoever comes to several listeners with the same `peers` for one [`Peer`].
+    pub(crate) fn with_peers(mut self, peers: Peers) -> Listener {
+        self.peers = peers;
         self
     }
 

@@ -9,13 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 use super::connection::Activity;
-use super::peer::Peer;
+use super::peer::{Peer, Peers};
 
 /// The open connections.
 pub(super) struct Open {
     table: Mutex<Table>,
     most: usize,
     most_of_one_peer: usize,
+    known: Peers,
     gauge: Gauge,
 }
 
@@ -40,11 +41,12 @@ pub(super) struct Place {
 }
 
 impl Open {
-    pub(super) fn new(limits: &Limits, gauge: Gauge) -> Arc<Open> {
+    pub(super) fn new(limits: &Limits, known: Peers, gauge: Gauge) -> Arc<Open> {
         Arc::new(Open {
             table: Mutex::default(),
             most: limits.max_connections,
             most_of_one_peer: limits.max_connections_of_one_peer,
+            known,
             gauge,
         })
     }
@@ -69,7 +71,7 @@ impl Open {
                 activity: activity.clone(),
             },
         );
-        let (known, connections) = table.peers.entry(peer).or_insert_with(|| (Peer::new(peer), 0));
+        let (known, connections) = table.peers.entry(peer).or_insert_with(|| (self.known.at(peer), 0));
         *connections += 1;
         let peer = known.clone();
         self.gauge.set(table.connections.len() as f64);
@@ -133,7 +135,7 @@ mod tests {
             max_connections_of_one_peer: most_of_one_peer,
             ..Limits::default()
         };
-        Open::new(&limits, Gauge::noop())
+        Open::new(&limits, Peers::default(), Gauge::noop())
     }
 
     fn address(last: u8) -> Option<IpAddr> {

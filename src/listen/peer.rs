@@ -1,8 +1,9 @@
 //! Who is at the other end of a connection, so that nobody can take everything.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
@@ -17,17 +18,27 @@ pub struct Peer {
 struct Shared {
     address: Option<IpAddr>,
     held: AtomicUsize,
+    streams: AtomicUsize,
     turns: Arc<Semaphore>,
+    /// Where this peer is known, and forgotten in the end.
+    known_to: Weak<Known>,
 }
 
 impl Peer {
-    /// A peer of which nothing is known yet.
+    /// A peer of which nothing is known yet, and which nobody else will know.
+    #[cfg(test)]
     pub(crate) fn new(address: Option<IpAddr>) -> Peer {
+        Peer::known_to(&Weak::new(), address)
+    }
+
+    fn known_to(known: &Weak<Known>, address: Option<IpAddr>) -> Peer {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Shared {
             address,
             held: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(cores)),
+            known_to: known.clone(),
         };
         Peer {
             shared: Arc::new(shared),
@@ -45,10 +56,53 @@ impl Peer {
         &self.shared.held
     }
 
+    /// How many streams that last are open to this peer; the service keeps the count.
+    pub(crate) fn streams(&self) -> &AtomicUsize {
+        &self.shared.streams
+    }
+
     /// One for each core: as many of this peer's requests may stand in a queue that all peers share.
     pub(crate) fn turns(&self) -> &Arc<Semaphore> {
         &self.shared.turns
     }
+}
+
+/// The peers of listeners that share what they ration: who comes to several of them is one peer. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Peers {
+    known: Arc<Known>,
+}
+
+type Known = Mutex<HashMap<Option<IpAddr>, Weak<Shared>>>;
+
+impl Peers {
+    /// The peer at this address.
+    pub(super) fn at(&self, address: Option<IpAddr>) -> Peer {
+        let mut known = lock(&self.known);
+        if let Some(shared) = known.get(&address).and_then(Weak::upgrade) {
+            return Peer { shared };
+        }
+        let peer = Peer::known_to(&Arc::downgrade(&self.known), address);
+        known.insert(address, Arc::downgrade(&peer.shared));
+        peer
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(known) = self.known_to.upgrade() else {
+            return;
+        };
+        let mut known = lock(&known);
+        // Unless the peer has come back meanwhile.
+        if known.get(&self.address).is_some_and(|peer| peer.strong_count() == 0) {
+            known.remove(&self.address);
+        }
+    }
+}
+
+fn lock(known: &Known) -> MutexGuard<'_, HashMap<Option<IpAddr>, Weak<Shared>>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The address by which a peer is told from others.
@@ -63,6 +117,24 @@ pub(super) fn identity(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_is_the_same_to_all_who_know_it_and_is_forgotten_with_its_last_connection() {
+        let peers = Peers::default();
+        let address = Some(IpAddr::from([192, 0, 2, 1]));
+        let (first, second) = (peers.at(address), peers.clone().at(address));
+        assert!(Arc::ptr_eq(&first.shared, &second.shared));
+        assert!(!Arc::ptr_eq(&first.shared, &peers.at(None).shared));
+        assert_eq!(
+            lock(&peers.known).len(),
+            1,
+            "nobody has a connection over a Unix socket"
+        );
+        drop(first);
+        assert!(Arc::ptr_eq(&second.shared, &peers.at(address).shared));
+        drop(second);
+        assert!(lock(&peers.known).is_empty());
+    }
 
     #[test]
     fn one_ipv6_network_is_one_peer_and_mapped_ipv4_is_ipv4() {

@@ -67,6 +67,7 @@ where
         auth,
         limits,
         refuse,
+        peers,
     } = listener;
     let meters = Meters::new(name);
     let server = Arc::new(Server {
@@ -75,7 +76,7 @@ where
         keep_alive: keep_alive_hint(limits.idle_timeout),
         auth,
         refuse,
-        open: Open::new(&limits, meters.open.clone()),
+        open: Open::new(&limits, peers, meters.open.clone()),
         meters,
         limits,
     });

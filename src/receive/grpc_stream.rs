@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,9 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::refusal::{Reason, Refusal};
+use crate::listen::Peer;
 
 /// Streams of all peers together. Each keeps a connection from being closed as idle.
 const STREAMS: usize = 128;
+
+/// Streams of one peer, so that the others get some.
+const STREAMS_OF_ONE_PEER: usize = STREAMS - STREAMS / 4;
 
 /// How long a stream may live. Clients begin a new one; a peer that is gone without a word is not kept for ever.
 pub(super) const LONGEST: Duration = Duration::from_secs(3600);
@@ -38,6 +43,7 @@ pub(super) struct Streams {
 pub(super) struct StreamPlace {
     /// Cancelled when the stream has to end.
     pub(super) shutdown: CancellationToken,
+    peer: Peer,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -55,17 +61,33 @@ impl Streams {
         self.shutdown.get_or_init(|| shutdown.clone());
     }
 
-    pub(super) fn open(&self) -> Result<StreamPlace, Refusal> {
-        let permit = self.free.clone().try_acquire_owned().map_err(|_| {
-            Refusal::new(
-                Reason::Overloaded,
-                "there are as many streams as are served; ask with unary calls",
-            )
-        })?;
-        Ok(StreamPlace {
+    pub(super) fn open(&self, peer: Peer) -> Result<StreamPlace, Refusal> {
+        let permit = self.free.clone().try_acquire_owned().map_err(|_| too_many())?;
+        // Counted by the place, which takes it back also when it is one too many.
+        let before = peer.streams().fetch_add(1, Ordering::Relaxed);
+        let place = StreamPlace {
             shutdown: self.shutdown.get().cloned().unwrap_or_default(),
+            peer,
             _permit: permit,
-        })
+        };
+        if before < STREAMS_OF_ONE_PEER {
+            Ok(place)
+        } else {
+            Err(too_many())
+        }
+    }
+}
+
+fn too_many() -> Refusal {
+    Refusal::new(
+        Reason::Overloaded,
+        "there are as many streams as are served; ask with unary calls",
+    )
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.peer.streams().fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -36,7 +36,7 @@ pub use intake::Intake;
 pub use options::{CorsOptions, GrpcOptions, HttpOptions, ReceiveOptions};
 
 use crate::journal::Journal;
-use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, NotAdmitted, Peer, TlsReloader};
+use crate::listen::{Address, Body, ListenError, ListenOptions, Listener, NotAdmitted, Peer, Peers, TlsReloader};
 use otlp_grpc::{GrpcService, is_grpc};
 use otlp_http::HttpService;
 
@@ -85,9 +85,11 @@ impl Receivers {
                 ("otlp_http", listen(key, http.endpoint, http.tls, http.limits))
             }),
         ];
+        // Both listeners share one intake.
+        let peers = Peers::default();
         let mut listeners = Vec::new();
         for (name, listen) in wanted.into_iter().flatten() {
-            let listener = Listener::bind(name, listen)?;
+            let listener = Listener::bind(name, listen)?.with_peers(peers.clone());
             let service = service.clone();
             listeners.push(listener.refusing_with(move |headers, refusal| service.refuse(headers, refusal)));
         }

@@ -87,6 +87,10 @@ impl GrpcService {
             .into_iter()
             .find(|signal| signal.grpc_path() == head.uri.path());
         let work = async {
+            // Before anything else: what looks like the preflight of a browser was let in without credentials.
+            if head.method != Method::POST {
+                return Err(Refusal::new(Reason::Method, "gRPC calls are sent with POST"));
+            }
             match signal {
                 Some(signal) => {
                     let taken = self.export(signal, &head, &mut body, peer).await?;
@@ -122,9 +126,6 @@ impl GrpcService {
     }
 
     async fn export(&self, signal: Signal, head: &Parts, body: &mut Incoming, peer: Peer) -> Result<Taken, Refusal> {
-        if head.method != Method::POST {
-            return Err(Refusal::new(Reason::Method, "gRPC calls are sent with POST"));
-        }
         self.intake.check_hops(&head.headers.get_all(HOP_HEADER))?;
         let encoding = message_encoding(&head.headers)?;
         let mut room = self.intake.room(peer);
@@ -160,14 +161,14 @@ impl GrpcService {
         peer: Peer,
     ) -> Result<Response<Body>, Refusal> {
         if grpc_reflection::METHODS.contains(&path) {
-            let asking = Asking::new(Messages::of(body), self.streams.open()?);
+            let asking = Asking::new(Messages::of(body), self.streams.open(peer)?);
             return Ok(stream_response(Replies::new(asking, Asking::turn, trailers)));
         }
         let limit = SizeLimit {
             bytes: 4096,
             key: "of grpc.health.v1",
         };
-        let mut room = self.intake.room(peer);
+        let mut room = self.intake.room(peer.clone());
         let message = one_message(&mut body, limit, &mut room);
         let message = tokio::time::timeout(self.read_timeout, message)
             .await
@@ -176,7 +177,7 @@ impl GrpcService {
             grpc_health::CHECK => grpc_health::check(&self.intake, message.bytes).map(message_response),
             grpc_health::LIST => Ok(message_response(grpc_health::list(&self.intake))),
             _ => {
-                let watch = Watch::new(self.intake.clone(), message.bytes, self.streams.open()?)?;
+                let watch = Watch::new(self.intake.clone(), message.bytes, self.streams.open(peer)?)?;
                 Ok(stream_response(Replies::new(watch, Watch::turn, trailers)))
             }
         }

@@ -5,6 +5,8 @@ use crate::fixture::*;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use spanledger::listen::Auth;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +40,26 @@ async fn requests_without_a_valid_token_are_refused_in_the_form_of_their_protoco
         "0"
     );
     assert_eq!(fixture.journalled().len(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_pretends_to_be_the_preflight_of_a_browser_gets_nothing_without_a_token() {
+    let fixture = Fixture::with(|options, _| options.auth = Auth::bearer(["secret"]));
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    for path in [
+        GRPC_TRACES,
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ] {
+        let mut headers = PREFLIGHT.to_vec();
+        headers.push(("content-type", "application/grpc"));
+        let question = request(Method::OPTIONS, fixture.grpc, path, &headers, framed(0, &[]));
+        let answer = send(client.clone(), question).await;
+        assert_eq!(answer.grpc_status(), "3", "{path}");
+        assert_eq!(answer.body, "", "{path}");
+    }
 }
 
 #[tokio::test]

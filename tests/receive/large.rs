@@ -222,13 +222,13 @@ async fn an_announced_length_takes_nothing_from_others_until_it_arrives() {
 }
 
 #[tokio::test]
-async fn one_peer_that_takes_all_the_room_it_gets_leaves_others_theirs() {
+async fn one_peer_that_takes_all_the_room_it_gets_over_both_listeners_leaves_others_theirs() {
     let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 400_000);
     let mut held = Vec::new();
-    for _ in 0..4 {
+    for address in [fixture.http, fixture.grpc, fixture.http, fixture.grpc] {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-        let mut stream = socket.connect(fixture.http).await.unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
         let head =
             format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-length: 75001\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
