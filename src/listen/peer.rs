@@ -20,6 +20,7 @@ struct Shared {
     held: AtomicUsize,
     streams: AtomicUsize,
     turns: Arc<Semaphore>,
+    large_turn: Arc<Semaphore>,
     /// Where this peer is known, and forgotten in the end.
     known_to: Weak<Known>,
 }
@@ -38,6 +39,7 @@ impl Peer {
             held: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(cores)),
+            large_turn: Arc::new(Semaphore::new(1)),
             known_to: known.clone(),
         };
         Peer {
@@ -64,6 +66,11 @@ impl Peer {
     /// One for each core: as many of this peer's requests may stand in a queue that all peers share.
     pub(crate) fn turns(&self) -> &Arc<Semaphore> {
         &self.shared.turns
+    }
+
+    /// One: as many of this peer's large requests may stand in the queue of those that go one at a time.
+    pub(crate) fn large_turn(&self) -> &Arc<Semaphore> {
+        &self.shared.large_turn
     }
 }
 

@@ -10,16 +10,18 @@
 //!   always room for another one's requests.
 //! * A request that is larger than its quarter goes alone: beside the others, one at a time, whoever sends it. The
 //!   receivers' size limits bound it. So the usual limit can be small, and the largest request still fits.
-//! * A request that says beforehand that it is so large waits for its turn, in order, before anything of it is read; it
-//!   holds no memory meanwhile. Only one whose size was not told is refused when another one goes alone.
-//! * Who goes alone must not dawdle: others wait.
+//! * A request that says beforehand that it is so large waits for its turn before anything of it is read, and holds no
+//!   memory meanwhile; one of which it turns out by decompression holds what it has received. Only one whose size was not
+//!   told is refused when another one goes alone.
+//! * Turns go round between peers: each has at most one request in the queue.
+//! * Who goes alone must not dawdle, and least of all while another peer waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::listen::Peer;
@@ -30,6 +32,9 @@ const TURN_WAIT: Duration = Duration::from_secs(5);
 /// How long the body of a request may take to arrive once it goes alone.
 const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
+/// While another peer waits, the body has to arrive with this many bytes a second, after the first second.
+const PRESSED_RATE: usize = 2 * 1024 * 1024;
+
 /// The bytes that requests may hold together.
 pub(super) struct Admission {
     limit: usize,
@@ -38,6 +43,10 @@ pub(super) struct Admission {
     shared: AtomicUsize,
     /// One permit: to go alone.
     turn: Arc<Semaphore>,
+    /// Requests of other peers that wait for that.
+    waiting: AtomicUsize,
+    /// Told when one begins to wait.
+    pressed: Notify,
     /// What the one that goes alone holds.
     alone: AtomicUsize,
     turn_wait: Duration,
@@ -59,8 +68,20 @@ pub(super) struct Reservation {
 
 /// Of a request that goes alone.
 struct Alone {
-    until: Instant,
-    _turn: OwnedSemaphorePermit,
+    since: Instant,
+    _turn: Turn,
+}
+
+/// The right to go alone: that of the peer, and that of all.
+type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Counts one that waits while it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Admission {
@@ -71,6 +92,8 @@ impl Admission {
             of_one_request: limit / 4,
             shared: AtomicUsize::new(0),
             turn: Arc::new(Semaphore::new(1)),
+            waiting: AtomicUsize::new(0),
+            pressed: Notify::new(),
             alone: AtomicUsize::new(0),
             turn_wait: TURN_WAIT,
             alone_within: ALONE_WITHIN,
@@ -96,6 +119,15 @@ impl Admission {
             bytes: 0,
             alone: None,
         }
+    }
+
+    /// The turn of this peer, when all that wait before it had theirs.
+    async fn turn(&self, peer: &Peer) -> Result<Turn, AcquireError> {
+        let of_peer = peer.large_turn().clone().acquire_owned().await?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        self.pressed.notify_one();
+        Ok((of_peer, self.turn.clone().acquire_owned().await?))
     }
 
     fn publish(&self) {
@@ -129,30 +161,41 @@ impl Reservation {
         self.admission.of_one_request.saturating_sub(self.bytes)
     }
 
-    /// Goes alone from now on, before it is known how many bytes it takes.
-    pub(super) fn alone(&mut self) -> Result<(), NoRoom> {
-        if self.alone.is_some() { Ok(()) } else { self.go_alone(0) }
-    }
-
     /// Waits for its turn if it is going to hold more than it may beside the others.
     pub(super) async fn expect(&mut self, bytes: usize) -> Result<(), NoRoom> {
         if self.alone.is_some() || bytes <= self.admission.of_one_request {
             return Ok(());
         }
-        let turn = Arc::clone(&self.admission.turn).acquire_owned();
+        let turn = self.admission.turn(&self.peer);
         match tokio::time::timeout(self.admission.turn_wait, turn).await {
             Ok(Ok(turn)) => {
                 self.begin_alone(turn, 0);
                 Ok(())
             }
-            // The semaphore is never closed.
+            // The semaphores are never closed.
             Ok(Err(_)) | Err(_) => Err(NoRoom),
         }
     }
 
-    /// When the body has to be there, if it goes alone.
-    pub(super) fn alone_until(&self) -> Option<Instant> {
-        self.alone.as_ref().map(|alone| alone.until)
+    /// Returns when the rest of the body has been waited for long enough, which is never if it does not go alone.
+    pub(super) async fn dawdles(&self) {
+        let Some(alone) = &self.alone else {
+            return std::future::pending().await;
+        };
+        let admission = &self.admission;
+        loop {
+            let is_pressed = admission.waiting.load(Ordering::Relaxed) > 0;
+            let until = alone.since + time_for(self.bytes, is_pressed, admission.alone_within);
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {
+                    // Who pressed may be gone.
+                    if !is_pressed || admission.waiting.load(Ordering::Relaxed) > 0 {
+                        return;
+                    }
+                }
+                () = admission.pressed.notified() => {}
+            }
+        }
     }
 
     fn share(&self, bytes: usize) -> Result<(), NoRoom> {
@@ -164,15 +207,16 @@ impl Reservation {
     }
 
     fn go_alone(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        let turn = Arc::clone(&self.admission.turn).try_acquire_owned();
-        self.begin_alone(turn.map_err(|_| NoRoom)?, bytes);
+        let of_peer = self.peer.large_turn().clone().try_acquire_owned().map_err(|_| NoRoom)?;
+        let of_all = self.admission.turn.clone().try_acquire_owned().map_err(|_| NoRoom)?;
+        self.begin_alone((of_peer, of_all), bytes);
         Ok(())
     }
 
-    fn begin_alone(&mut self, turn: OwnedSemaphorePermit, bytes: usize) {
+    fn begin_alone(&mut self, turn: Turn, bytes: usize) {
         self.give_back();
         self.alone = Some(Alone {
-            until: Instant::now() + self.admission.alone_within,
+            since: Instant::now(),
             _turn: turn,
         });
         self.admission.alone.store(self.bytes + bytes, Ordering::Relaxed);
@@ -186,6 +230,12 @@ impl Reservation {
             self.admission.shared.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }
+}
+
+/// How long a body may take to arrive, alone, of which so much has arrived.
+fn time_for(bytes: usize, is_pressed: bool, most: Duration) -> Duration {
+    let pressed = Duration::from_secs(1).mul_f64(1.0 + bytes as f64 / PRESSED_RATE as f64);
+    if is_pressed { pressed.min(most) } else { most }
 }
 
 /// Adds to a counter unless it would be more than `limit` then.
@@ -270,6 +320,68 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn turns_go_round_between_peers() {
+        let admission = Admission::new(100, Gauge::noop());
+        let (greedy, modest) = (Peer::new(None), Peer::new(None));
+        let waits = |peer: &Peer| {
+            let mut reservation = admission.begin(peer.clone());
+            tokio::spawn(async move { reservation.expect(500).await.map(|()| reservation) })
+        };
+        let first = waits(&greedy).await.unwrap().unwrap();
+        let others: Vec<_> = (0..9).map(|_| waits(&greedy)).collect();
+        tokio::task::yield_now().await;
+        let of_modest = waits(&modest);
+        tokio::task::yield_now().await;
+        drop(first);
+        assert!(of_modest.await.unwrap().is_ok());
+        let mut served = 0;
+        for other in others {
+            served += usize::from(other.await.unwrap().is_ok());
+        }
+        assert_eq!(served, 9);
+    }
+
+    #[tokio::test]
+    async fn who_goes_alone_may_take_its_time_until_another_peer_waits() {
+        let admission = Admission::new(100, Gauge::noop());
+        let greedy = Peer::new(None);
+        let mut slow = admission.begin(greedy.clone());
+        slow.expect(500).await.unwrap();
+        let of_its_own = tokio::spawn({
+            let mut further = admission.begin(greedy);
+            async move { further.expect(500).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);
+        let pressing = tokio::spawn({
+            let mut other = admission.begin(Peer::new(None));
+            async move { other.expect(500).await }
+        });
+        slow.dawdles().await;
+        assert!(!pressing.is_finished(), "it waits long enough for that");
+        drop(slow);
+        assert_eq!(pressing.await.unwrap(), Ok(()));
+        assert_eq!(of_its_own.await.unwrap(), Ok(()));
+        assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn while_another_peer_waits_the_body_has_to_come_with_a_certain_speed() {
+        let mebibyte = 1 << 20;
+        for (bytes, is_pressed, milliseconds) in [
+            (0, false, 20_000),
+            (64 * mebibyte, false, 20_000),
+            (0, true, 1_000),
+            (mebibyte, true, 1_500),
+            (8 * mebibyte, true, 5_000),
+            (64 * mebibyte, true, 20_000),
+        ] {
+            let time = time_for(bytes, is_pressed, ALONE_WITHIN);
+            assert_eq!(time, Duration::from_millis(milliseconds), "{bytes} {is_pressed}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_large_request_does_not_wait_for_ever() {
         let admission = Admission::impatient(100, Duration::from_millis(10));
         let mut first = admission.begin(Peer::new(None));
@@ -295,6 +407,6 @@ mod tests {
         drop(first);
         let (second, outcome) = waiting.await.unwrap();
         assert_eq!(outcome, Ok(()));
-        assert!(second.alone_until().is_some());
+        assert!(second.alone.is_some());
     }
 }

@@ -131,17 +131,14 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
 {
-    let Some(until) = room.alone_until() else {
-        return next_data(body).await;
-    };
-    tokio::time::timeout_at(until, next_data(body))
-        .await
-        .unwrap_or_else(|_| {
-            Err(Refusal::new(
-                Reason::SlowBody,
-                "a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)",
-            ))
-        })
+    tokio::select! {
+        biased;
+        piece = next_data(body) => piece,
+        () = room.dawdles() => Err(Refusal::new(
+            Reason::SlowBody,
+            "a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)",
+        )),
+    }
 }
 
 /// The next piece of the body; trailers of requests mean nothing here.

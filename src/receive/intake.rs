@@ -185,6 +185,28 @@ impl Intake {
                 Err(Stop::Heavy) => {}
             }
         }
+        // At first only what the request may hold beside the others is decompressed; one that becomes larger waits for its
+        // turn to go alone, so that no more than one at a time does.
+        let shareable = received.room.shareable().max(INLINE_INFLATED + 1);
+        let (stored, mut received) = self.work(received, shareable).await?;
+        let stored = match stored {
+            Err(Stop::Heavy) => {
+                received.room.expect(usize::MAX).await?;
+                let (stored, again) = self.work(received, usize::MAX).await?;
+                received = again;
+                stored
+            }
+            settled => settled,
+        };
+        match stored {
+            Ok(stored) => Ok((stored, received.room)),
+            Err(Stop::Refused(refusal)) => Err(refusal),
+            Err(Stop::Heavy) => Err(defect()),
+        }
+    }
+
+    /// Stores a request on the blocking pool.
+    async fn work(&self, mut received: Received, inflated: usize) -> Result<(Result<Stored, Stop>, Received), Refusal> {
         // First in the peer's own queue and then in that of all, so that thousands of requests of one peer do not stand
         // before another's only one. A turn ends with the work, also when the sender is gone by then. The semaphores are
         // never closed.
@@ -192,18 +214,16 @@ impl Intake {
         let of_all = self.shared.heavy.clone().acquire_owned().await.ok();
         let shared = self.shared.clone();
         let work = move || {
-            let stored = shared.store_heavy(&mut received);
+            let stored = shared.store(&mut received, inflated);
             drop((of_peer, of_all));
-            (stored, received.room)
+            (stored, received)
         };
-        match tokio::task::spawn_blocking(work).await {
-            Ok((Ok(stored), room)) => Ok((stored, room)),
-            Ok((Err(Stop::Refused(refusal)), _)) => Err(refusal),
-            Ok((Err(Stop::Heavy), _)) | Err(_) => {
-                Err(Refusal::new(Reason::Internal, "a defect of spanledger; see its log"))
-            }
-        }
+        tokio::task::spawn_blocking(work).await.map_err(|_| defect())
     }
+}
+
+fn defect() -> Refusal {
+    Refusal::new(Reason::Internal, "a defect of spanledger; see its log")
 }
 
 fn is_heavy(received: &Received) -> bool {
@@ -212,19 +232,6 @@ fn is_heavy(received: &Received) -> bool {
 }
 
 impl Shared {
-    /// Decompresses only what the request may hold beside the others; one that becomes larger goes alone first, so that
-    /// no more than one at a time does.
-    fn store_heavy(&self, received: &mut Received) -> Result<Stored, Stop> {
-        let shareable = received.room.shareable().max(INLINE_INFLATED + 1);
-        match self.store(received, shareable) {
-            Err(Stop::Heavy) => {
-                received.room.alone().map_err(Refusal::from)?;
-                self.store(received, usize::MAX)
-            }
-            settled => settled,
-        }
-    }
-
     /// Everything up to the sync. `inflated` bounds the work of decompression.
     fn store(&self, received: &mut Received, inflated: usize) -> Result<Stored, Stop> {
         let Received { signal, encoding, .. } = *received;

@@ -297,6 +297,31 @@ async fn a_request_beyond_its_share_of_the_bytes_in_flight_goes_alone() {
 }
 
 #[tokio::test]
+async fn large_requests_of_a_peer_that_dawdles_do_not_keep_those_of_another_one_out() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 80_000);
+    let mut dawdling = Vec::new();
+    for _ in 0..5 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(fixture.http).await.unwrap();
+        let head =
+            format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: 90000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&[0x0a; 20_000]).await.unwrap();
+        dawdling.push(stream);
+    }
+    let large = large_traces(60_000).encode_to_vec();
+    let announced = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], large.clone());
+    assert_eq!(announced.await.status, StatusCode::OK);
+    let long = traces_of(vec![span(&"x".repeat(3_000_000), 1)]);
+    let compressed = compress(Encoding::Zstd, &Bytes::from(long.encode_to_vec()));
+    assert!(compressed.len() < 20_000, "only decompression shows how large it is");
+    let headers = [("content-type", PROTOBUF), ("content-encoding", "zstd")];
+    let inflated = fixture.post("/v1/traces", &headers, compressed).await;
+    assert_eq!(inflated.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_arrive_in_time_is_refused() {
     let fixture = Fixture::with(|options, _| {
         options.grpc.as_mut().unwrap().read_timeout = Duration::from_millis(20);
