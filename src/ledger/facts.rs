@@ -314,13 +314,14 @@ impl Extractor {
 
     /// Appends what `request`, received at `received_at`, tells.
     pub fn extract(&mut self, request: &TraceRequest, received_at: u64, facts: &mut Vec<Facts>) {
+        let mut seen = Seen::default();
         for resource_spans in request.resource_spans() {
             // Most resources name no tenant: read only when the first execution asks.
             let mut resource_tenant = None;
             for scope_spans in resource_spans.scope_spans() {
                 for span in scope_spans.spans() {
                     let kind = if self.standalone || seen::may_matter(&span) {
-                        Seen::kind(&span).filter(|(kind, _)| *kind != Kind::Tool || self.standalone)
+                        seen.look(&span).filter(|kind| *kind != Kind::Tool || self.standalone)
                     } else {
                         None
                     };
@@ -330,7 +331,7 @@ impl Extractor {
                     }
                     let tenant = || self::tenant_of(resource_spans.resource());
                     let resource: &Tenant = resource_tenant.get_or_insert_with(tenant);
-                    let role = kind.and_then(|(kind, seen)| self.role(&span, kind, seen, resource, received_at));
+                    let role = kind.and_then(|kind| self.role(&span, kind, &seen, resource, received_at));
                     let told = match (role, record) {
                         (Some(told), None) => told,
                         (told, Some(placed)) => placed.told(told, resource),
@@ -343,9 +344,9 @@ impl Extractor {
     }
 
     /// What the span tells of executions, if anything.
-    fn role(&mut self, span: &Span<'_>, kind: Kind, seen: Seen<'_>, resource: &Tenant, at: u64) -> Option<Told> {
+    fn role(&mut self, span: &Span<'_>, kind: Kind, seen: &Seen<'_>, resource: &Tenant, at: u64) -> Option<Told> {
         let role = match kind {
-            Kind::Execution => Role::Execution(Box::new(self.execution(span, &seen, resource, at))),
+            Kind::Execution => Role::Execution(Box::new(self.execution(span, seen, resource, at))),
             Kind::Inner => Role::Inner {
                 runtime: self.text(seen.runtime),
             },
@@ -355,10 +356,10 @@ impl Extractor {
             Kind::Runtime => Role::Runtime(Box::new(Runtime {
                 exit_code: self.integer(seen.family.exit_code),
                 memory_mb: self.integer(seen.family.memory_mb),
-                alone: self.standalone.then(|| self.alone(span, &seen, resource, at)),
+                alone: self.standalone.then(|| self.alone(span, seen, resource, at)),
             })),
             Kind::Tool => Role::Tool {
-                alone: Box::new(self.alone(span, &seen, resource, at)),
+                alone: Box::new(self.alone(span, seen, resource, at)),
             },
             Kind::Hook => {
                 let agent_id = self.text(seen.hook_agent_id);
@@ -375,7 +376,7 @@ impl Extractor {
             }
             Kind::Node => {
                 let node = Node {
-                    tenant: self.tenant(&seen),
+                    tenant: self.tenant(seen),
                     error: seen
                         .node_error
                         .and_then(|error| error.as_str())

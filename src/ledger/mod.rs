@@ -21,9 +21,9 @@
 //!
 //! # Memory
 //!
-//! At most [`stage::BATCH_BYTES`] of request bodies and the facts of their spans, and 20,000 waiting spans that were
-//! loaded for them: 80 MiB in the worst case, 20 MiB with the traffic that executors send. SQLite's cache of pages takes
-//! up to 24 MiB more.
+//! At most [`stage::BATCH_BYTES`] of request bodies, the facts of the spans of two batches, and 20,000 waiting spans that
+//! were loaded for them: 100 MiB in the worst case, 25 MiB with the traffic that executors send. SQLite's cache of pages
+//! takes up to 24 MiB more.
 
 pub mod assemble;
 mod commit;
@@ -64,7 +64,7 @@ pub use store::StoreError;
 pub use table::Quarantined;
 
 /// The most memory that the ledger takes; see the module.
-pub const MEMORY_BOUND: usize = (80 + 24) << 20;
+pub const MEMORY_BOUND: usize = (100 + 24) << 20;
 
 /// The settings under `database`.
 #[derive(Debug, Clone, PartialEq)]

@@ -68,9 +68,11 @@ pub(super) struct Family<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// What `span` is to an execution, with the attributes that say so; `None` for the many that are nothing to one.
-    pub(super) fn kind(span: &Span<'a>) -> Option<(Kind, Seen<'a>)> {
-        let mut seen = Seen::default();
+    /// What `span` is to an execution; `None` for the many that are nothing to one. The attributes that say so replace
+    /// what was seen before: all of this is too large to be handed around.
+    pub(super) fn look(&mut self, span: &Span<'a>) -> Option<Kind> {
+        *self = Seen::default();
+        let seen = self;
         for entry in span.attributes().entries() {
             seen.note(entry.key().as_bytes(), entry);
         }
@@ -103,7 +105,7 @@ impl<'a> Seen<'a> {
         } else {
             return None;
         };
-        Some((kind, seen))
+        Some(kind)
     }
 
     /// What the span would have said as an execution.
@@ -215,7 +217,7 @@ fn is_named(name: &[u8]) -> bool {
         || runtime_of(name).is_some()
 }
 
-/// The keys by which [`Seen::kind`] decides.
+/// The keys by which [`Seen::look`] decides.
 fn is_mark(key: &[u8]) -> bool {
     matches!(
         key,
@@ -283,7 +285,7 @@ mod tests {
                     let request = request([span(name).with(key, "x").with(other, 1)]);
                     let resource = request.resource_spans().next().unwrap();
                     let span = resource.scope_spans().next().unwrap().spans().next().unwrap();
-                    let matters = Seen::kind(&span).is_some_and(|(kind, _)| kind != Kind::Tool);
+                    let matters = Seen::default().look(&span).is_some_and(|kind| kind != Kind::Tool);
                     assert_eq!(may_matter(&span), matters, "{name} {key} {other}");
                 }
             }

@@ -6,8 +6,14 @@
 //! on a new one. That is the only place where the loop learns how far it has come, so there is one way back from
 //! everything: a batch that was committed is not read again, one that was not is. A database that was restored to an
 //! older state names an older position, and what follows it is written again.
+//!
+//! # Ahead
+//!
+//! While the database works on one batch, the facts of the next one are taken out of its spans (see [`Ahead`]). What was
+//! read ahead is forgotten with the connection.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -39,6 +45,9 @@ const DECODED_LIMIT: usize = 1 << 30;
 
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
+
+/// How long facts are taken out before the batch that is being written may go on.
+const TURN: Duration = Duration::from_micros(200);
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -133,8 +142,7 @@ impl Stage<'_> {
         self.status.clear();
         let mut upkeep_due = Instant::now();
         let mut packing = Packing::default();
-        // What was read and is not in a transaction yet.
-        let mut waiting = VecDeque::new();
+        let mut ahead = Ahead::default();
         loop {
             if Instant::now() >= upkeep_due {
                 let limits = &self.ledger.limits;
@@ -155,12 +163,12 @@ impl Stage<'_> {
             }
             let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);
             let mut is_over = false;
-            if waiting.is_empty() {
+            if ahead.is_empty() {
                 let due = save_due.map_or(upkeep_due, |due| due.min(upkeep_due));
                 match self.records(due).await {
                     Ok(Some(records)) => {
                         is_over = records.is_empty();
-                        waiting.extend(records);
+                        ahead.waiting.extend(records);
                     }
                     // Time for upkeep, or for the position.
                     Ok(None) => {}
@@ -168,10 +176,12 @@ impl Stage<'_> {
                     Err(error) => return Err(StoreError::Unavailable(error.to_string())),
                 }
             }
-            if !waiting.is_empty() {
+            if !ahead.is_empty() {
                 self.unsaved_since.get_or_insert_with(Instant::now);
             }
-            let (facts, position) = extract(&mut self.extractor, &self.meters, &mut waiting, &self.reader);
+            while ahead.take_in(&mut self.extractor, &self.meters) {}
+            let position = ahead.position(&self.reader);
+            let facts = ahead.take_facts();
             let is_due = self
                 .unsaved_since
                 .is_some_and(|since| is_over || since.elapsed() >= SAVE_EVERY);
@@ -183,11 +193,12 @@ impl Stage<'_> {
             }
             let began = Instant::now();
             let journal = position.journal.to_string();
+            let reader = self.reader.name().to_owned();
             let at = unix_nanos();
             let batch = Batch {
                 destinations: &self.ledger.settings.destinations,
                 facts: &facts,
-                position: Some((self.reader.name(), &journal, position.next)),
+                position: Some((&reader, &journal, position.next)),
                 release: &[],
                 anew: false,
                 window: self.ledger.limits.window_nanos(),
@@ -195,12 +206,39 @@ impl Stage<'_> {
                 now: at,
                 prices: &self.ledger.prices,
             };
-            let applied = heartbeat.while_waiting(apply(&mut store, &batch)).await?;
+            let mut applying = pin!(heartbeat.while_waiting(apply(&mut store, &batch)));
+            let applied = tokio::select! {
+                biased;
+                applied = &mut applying => applied,
+                () = self.read_ahead(&mut ahead) => applying.await,
+            }?;
             self.reader.passed(position);
-            self.unsaved_since = None;
+            // What was read meanwhile waits from now on.
+            self.unsaved_since = (ahead.position(&self.reader) != position).then(Instant::now);
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
             if is_over {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Takes in what is there already. To be dropped as soon as the batch before is written: no step of it loses
+    /// anything. What goes wrong is met again, and told, by who reads next.
+    async fn read_ahead(&mut self, ahead: &mut Ahead) {
+        let mut turn = Instant::now();
+        loop {
+            if ahead.waiting.is_empty() && !ahead.is_full() && !self.reader.is_caught_up() {
+                match self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS).await {
+                    Ok(records) => ahead.waiting.extend(records),
+                    Err(_) => return,
+                }
+            }
+            if !ahead.take_in(&mut self.extractor, &self.meters) {
+                return;
+            }
+            if turn.elapsed() >= TURN {
+                tokio::task::yield_now().await;
+                turn = Instant::now();
             }
         }
     }
@@ -228,16 +266,17 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
-    let mut waiting = VecDeque::new();
+    let mut ahead = Ahead::default();
     loop {
-        if waiting.is_empty() {
-            waiting.extend(reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?);
+        if ahead.waiting.is_empty() {
+            ahead.waiting.extend(reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?);
         }
-        let Some(first) = waiting.front() else {
+        let Some(first) = ahead.waiting.front() else {
             return Ok(rebuilt);
         };
         rebuilt.since.get_or_insert(first.received_at);
-        let (facts, position) = extract(&mut extractor, &meters, &mut waiting, &reader);
+        while ahead.take_in(&mut extractor, &meters) {}
+        let (facts, position) = (ahead.take_facts(), ahead.position(&reader));
         let journal = position.journal.to_string();
         let at = unix_nanos();
         let batch = Batch {
@@ -258,23 +297,35 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     }
 }
 
-/// Takes as many of `waiting` as one transaction may have: their facts, and the position behind them.
-fn extract(
-    extractor: &mut Extractor,
-    meters: &Meters,
-    waiting: &mut VecDeque<Record>,
-    reader: &Reader,
-) -> (Vec<Facts>, Position) {
-    let mut facts = Vec::new();
-    let mut decoded = 0;
-    // What was read is behind the reader; what is still waiting is before the position.
-    let mut position = reader.position();
-    while decoded < DECODED_BYTES && facts.len() < FACTS {
-        let Some(record) = waiting.pop_front() else {
-            break;
+/// What was read and is in no transaction yet: records, and behind them the facts of as many as one transaction may have.
+#[derive(Default)]
+struct Ahead {
+    waiting: VecDeque<Record>,
+    facts: Vec<Facts>,
+    /// Bytes of the decoded requests that the facts are from.
+    decoded: usize,
+}
+
+impl Ahead {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.facts.is_empty()
+    }
+
+    /// There is enough for a transaction.
+    fn is_full(&self) -> bool {
+        self.decoded >= DECODED_BYTES || self.facts.len() >= FACTS
+    }
+
+    /// Takes the facts out of one more record, if there is one and room for it.
+    fn take_in(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let Some(record) = self.waiting.pop_front() else {
+            return false;
         };
         if record.signal != Signal::Traces {
-            continue;
+            return true;
         }
         let body = match record.decoded() {
             Some(body) => body.clone(),
@@ -283,18 +334,29 @@ fn extract(
                 Err(error) => {
                     meters.unreadable();
                     tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
-                    continue;
+                    return true;
                 }
             },
         };
-        decoded += body.len();
-        extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut facts);
+        self.decoded += body.len();
+        extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut self.facts);
+        meters.bent(std::mem::take(&mut extractor.oddities));
+        true
     }
-    if let Some(next) = waiting.front() {
-        position.next = next.sequence;
+
+    /// Behind the records whose facts are here, or were taken: what is still waiting comes after it.
+    fn position(&self, reader: &Reader) -> Position {
+        let mut position = reader.position();
+        if let Some(next) = self.waiting.front() {
+            position.next = next.sequence;
+        }
+        position
     }
-    meters.bent(std::mem::take(&mut extractor.oddities));
-    (facts, position)
+
+    fn take_facts(&mut self) -> Vec<Facts> {
+        self.decoded = 0;
+        std::mem::take(&mut self.facts)
+    }
 }
 
 async fn saved_position<S: Store>(

@@ -1,0 +1,180 @@
+//! Memory for bodies that is used again.
+//!
+//! A body of some hundred kilobytes that is allocated anew costs a page fault for each 4 KiB of it, and the allocator
+//! gives such memory back to the system as soon as it is free. A buffer from here is already there, and often still in
+//! the processor's cache.
+//!
+//! # Invariants
+//!
+//! * What lies here unused is at most [`KEPT`] bytes; what was unused longest goes first.
+//! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
+//! * A buffer comes back when the last one who holds the body lets go of it. Nothing that was in it can be seen by the
+//!   next one: it comes back empty.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+/// Of buffers that nobody uses.
+pub(super) const KEPT: usize = 8 << 20;
+
+/// Smaller ones the allocator has at hand itself.
+const SMALLEST: usize = 32 << 10;
+
+/// Larger ones are rare, and few of them would drive out all others.
+const LARGEST: usize = 2 << 20;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    unused: Mutex<Unused>,
+}
+
+#[derive(Debug, Default)]
+struct Unused {
+    /// Each of a size of [`rounded_up`], the one that was unused longest first.
+    buffers: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+/// The body of a request, which gives its buffer back.
+struct Body {
+    bytes: Vec<u8>,
+    buffers: Arc<Buffers>,
+}
+
+impl Buffers {
+    /// An empty buffer with room for at least so many bytes.
+    pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
+        let capacity = rounded_up(capacity);
+        if is_kept(capacity) {
+            let mut unused = self.lock();
+            // The one that was used last is the most likely to be in the processor's cache.
+            let found = unused.buffers.iter().rposition(|buffer| buffer.capacity() == capacity);
+            if let Some(buffer) = found.and_then(|index| unused.buffers.remove(index)) {
+                unused.bytes -= capacity;
+                return buffer;
+            }
+        }
+        Vec::with_capacity(capacity)
+    }
+
+    /// A body whose buffer comes back when nobody holds it any more.
+    pub(super) fn freeze(self: &Arc<Buffers>, bytes: Vec<u8>) -> Bytes {
+        if is_kept(bytes.capacity()) {
+            let buffers = self.clone();
+            Bytes::from_owner(Body { bytes, buffers })
+        } else {
+            Bytes::from(bytes)
+        }
+    }
+
+    /// Takes a buffer back.
+    pub(super) fn give_back(&self, mut buffer: Vec<u8>) {
+        let capacity = buffer.capacity();
+        // One that grew by itself is of no size that is asked for.
+        if !is_kept(capacity) || rounded_up(capacity) != capacity {
+            return;
+        }
+        buffer.clear();
+        let mut surplus = Vec::new();
+        let mut unused = self.lock();
+        unused.bytes += capacity;
+        unused.buffers.push_back(buffer);
+        while unused.bytes > KEPT
+            && let Some(oldest) = unused.buffers.pop_front()
+        {
+            unused.bytes -= oldest.capacity();
+            surplus.push(oldest);
+        }
+        drop(unused);
+        // Freed without the lock.
+        drop(surplus);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Unused> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.buffers.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+fn is_kept(capacity: usize) -> bool {
+    (SMALLEST..=LARGEST).contains(&capacity)
+}
+
+/// The next of four sizes between each two powers of two, for what is kept.
+fn rounded_up(capacity: usize) -> usize {
+    if capacity < SMALLEST {
+        return capacity;
+    }
+    let step = 1 << (capacity.ilog2() - 2);
+    capacity.next_multiple_of(step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_when_nobody_holds_its_body_any_more() {
+        let buffers = Arc::new(Buffers::default());
+        let mut first = buffers.take(300_000);
+        first.extend_from_slice(b"of the first request");
+        let place = first.as_ptr();
+        let body = buffers.freeze(first);
+        let part = body.slice(7..12);
+        drop(body);
+        let other = buffers.take(300_000);
+        assert_ne!(other.as_ptr(), place, "a part of it is still held");
+        assert_eq!(part, "first");
+        drop(part);
+        let second = buffers.take(290_000);
+        assert_eq!((second.as_ptr(), second.len()), (place, 0));
+    }
+
+    #[test]
+    fn no_more_is_kept_than_allowed_and_the_oldest_goes_first() {
+        let buffers = Arc::new(Buffers::default());
+        let all: Vec<Vec<u8>> = (0..100).map(|_| buffers.take(200_000)).collect();
+        let last = all.last().unwrap().as_ptr();
+        all.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        let unused = buffers.lock();
+        assert!(
+            unused.bytes <= KEPT && unused.bytes > KEPT - 250_000,
+            "{}",
+            unused.bytes
+        );
+        assert_eq!(unused.bytes, unused.buffers.iter().map(Vec::capacity).sum::<usize>());
+        drop(unused);
+        let again = buffers.take(200_000);
+        assert_eq!(again.as_ptr(), last);
+    }
+
+    #[test]
+    fn buffers_have_at_most_a_quarter_too_much_and_what_is_very_small_or_very_large_is_not_kept() {
+        let buffers = Arc::new(Buffers::default());
+        for capacity in [0, 1, 5_000, 32 << 10, 33_000, 300_001, 2 << 20, (2 << 20) + 1, 9 << 20] {
+            let buffer = buffers.take(capacity);
+            assert!(
+                (capacity..=capacity + capacity / 4).contains(&buffer.capacity()),
+                "{capacity}"
+            );
+            assert_eq!(rounded_up(buffer.capacity()), buffer.capacity());
+            drop(buffers.freeze(buffer));
+        }
+        let kept: Vec<usize> = buffers.lock().buffers.iter().map(Vec::capacity).collect();
+        assert_eq!(kept, [32 << 10, 40 << 10, 320 << 10, 2 << 20]);
+    }
+}
