@@ -35,21 +35,37 @@ pub enum DecodeError {
 
 /// Undoes `encoding`. At most `limit` bytes come out; identity is passed on without a copy.
 pub fn decompress(encoding: Encoding, body: &Bytes, limit: usize) -> Result<Bytes, DecodeError> {
-    let decoded = match encoding {
-        Encoding::Identity if body.len() <= limit => return Ok(body.clone()),
-        Encoding::Identity => Err(Failure::TooLarge),
-        Encoding::Gzip => gunzip(body, limit),
-        Encoding::Deflate => inflate(body, limit),
-        Encoding::Zstd => unzstd(body, limit),
-        Encoding::Snappy => unsnappy(body, limit),
-        Encoding::Lz4 => unlz4(body, limit),
-    };
-    match decoded {
-        Ok(mut decoded) => {
-            // The journal's ring keeps this for a while: give back what was guessed too much.
-            decoded.shrink_to(decoded.len() + decoded.len() / 8);
-            Ok(Bytes::from(decoded))
+    if encoding == Encoding::Identity && body.len() <= limit {
+        return Ok(body.clone());
+    }
+    let mut decoded = Vec::with_capacity(room_for(body, limit));
+    decompress_into(encoding, body, limit, &mut decoded)?;
+    // Who keeps this for a while needs no more than there is.
+    decoded.shrink_to(decoded.len() + decoded.len() / 8);
+    Ok(Bytes::from(decoded))
+}
+
+/// As [`decompress`], into an empty buffer, which best has [`room_for`] what comes out.
+pub fn decompress_into(
+    encoding: Encoding,
+    body: &[u8],
+    limit: usize,
+    decoded: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
+    let outcome = match encoding {
+        Encoding::Identity if body.len() <= limit => {
+            decoded.extend_from_slice(body);
+            Ok(())
         }
+        Encoding::Identity => Err(Failure::TooLarge),
+        Encoding::Gzip => gunzip(body, limit, decoded),
+        Encoding::Deflate => inflate(body, limit, decoded),
+        Encoding::Zstd => unzstd(body, limit, decoded),
+        Encoding::Snappy => unsnappy(body, limit, decoded),
+        Encoding::Lz4 => unlz4(body, limit, decoded),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
         Err(Failure::TooLarge) => Err(DecodeError::TooLarge { limit }),
         Err(Failure::Broken(reason)) => Err(DecodeError::Broken { encoding, reason }),
     }
@@ -94,35 +110,34 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Room for the first part of the output: telemetry shrinks to a fifth or less. More is added as it is needed.
-fn first_room(body: &[u8], limit: usize) -> usize {
+/// Room for the first part of what comes out: telemetry shrinks to a fifth or less. More is added as it is needed.
+pub fn room_for(body: &[u8], limit: usize) -> usize {
     body.len().saturating_mul(6).clamp(256, limit.max(256))
 }
 
-fn read_within(from: &mut impl Read, body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut out = Vec::with_capacity(first_room(body, limit));
-    from.take(limit as u64 + 1).read_to_end(&mut out)?;
+fn read_within(from: &mut impl Read, limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+    from.take(limit as u64 + 1).read_to_end(out)?;
     if out.len() > limit {
         Err(Failure::TooLarge)
     } else {
-        Ok(out)
+        Ok(())
     }
 }
 
-fn gunzip(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn gunzip(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
-    read_within(&mut flate2::bufread::MultiGzDecoder::new(body), body, limit)
+    read_within(&mut flate2::bufread::MultiGzDecoder::new(body), limit, out)
 }
 
-fn inflate(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn inflate(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     let mut decoder = flate2::bufread::ZlibDecoder::new(body);
-    let out = read_within(&mut decoder, body, limit)?;
+    read_within(&mut decoder, limit, out)?;
     if decoder.total_in() < body.len() as u64 {
         return Err(Failure::Broken("bytes follow its end".into()));
     }
-    Ok(out)
+    Ok(())
 }
 
 /// How a stream of Snappy frames begins. As a raw block these bytes would promise 127 bytes and hold none.
@@ -131,12 +146,12 @@ const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 /// A raw Snappy block grows at most to this many times its size: three bytes make 64.
 const SNAPPY_GROWTH: usize = 22;
 
-fn unsnappy(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn unsnappy(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
     if body.starts_with(SNAPPY_STREAM) {
-        return read_within(&mut snap::read::FrameDecoder::new(body), body, limit);
+        return read_within(&mut snap::read::FrameDecoder::new(body), limit, out);
     }
     let broken = |error: snap::Error| Failure::Broken(error.to_string());
     // The block says how long it will be; what it cannot become is not believed, so that no room is made for it.
@@ -147,7 +162,10 @@ fn unsnappy(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
     if length > limit {
         return Err(Failure::TooLarge);
     }
-    snap::raw::Decoder::new().decompress_vec(body).map_err(broken)
+    out.resize(length, 0);
+    let written = snap::raw::Decoder::new().decompress(body, out).map_err(broken)?;
+    out.truncate(written);
+    Ok(())
 }
 
 fn lz4_frame(body: &[u8]) -> io::Result<Vec<u8>> {
@@ -156,12 +174,11 @@ fn lz4_frame(body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-fn unlz4(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn unlz4(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
     let mut rest = body;
-    let mut out = Vec::with_capacity(first_room(body, limit));
     while !rest.is_empty() {
         // The decoder takes the end of its input for the end of a frame: it gets one frame, and that one whole.
         let length = lz4_frame_length(rest).ok_or_else(|| Failure::Broken("it ends inside a frame".into()))?;
@@ -169,13 +186,13 @@ fn unlz4(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
         let room = (limit + 1).saturating_sub(out.len());
         lz4_flex::frame::FrameDecoder::new(frame)
             .take(room as u64)
-            .read_to_end(&mut out)?;
+            .read_to_end(out)?;
         if out.len() > limit {
             return Err(Failure::TooLarge);
         }
         rest = further;
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The length of the frame that begins here; `None` if it is not whole, or no frame (LZ4 Frame Format, 1.6.4).
@@ -214,7 +231,7 @@ thread_local! {
     static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
-fn unzstd(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn unzstd(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
@@ -222,14 +239,14 @@ fn unzstd(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
         Some(context) => context,
         None => DCtx::try_create().ok_or_else(|| Failure::Broken("no memory for a decoder".into()))?,
     };
-    let decoded = unzstd_with(&mut context, body, limit);
+    let decoded = unzstd_with(&mut context, body, limit, out);
     if context.sizeof() <= LARGEST_KEPT_CONTEXT {
         ZSTD.set(Some(context));
     }
     decoded
 }
 
-fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
+fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     let broken = |code| Failure::Broken(zstd_safe::get_error_name(code).to_owned());
     let window_log = limit.max(1).next_power_of_two().ilog2().clamp(SMALLEST_WINDOW_LOG, 30);
     context
@@ -239,11 +256,10 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result
         .set_parameter(DParameter::WindowLogMax(window_log))
         .map_err(broken)?;
 
-    let mut out = Vec::with_capacity(first_room(body, limit));
     let mut input = InBuffer::around(body);
     loop {
         let written = out.len();
-        let mut output = OutBuffer::around_pos(&mut out, written);
+        let mut output = OutBuffer::around_pos(out, written);
         let expected = context.decompress_stream(&mut output, &mut input).map_err(|code| {
             match zstd_safe::get_error_name(code) {
                 // The window is bounded by the limit: within a larger one the frame may fit.
@@ -256,7 +272,7 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize) -> Result
             return Err(Failure::TooLarge);
         }
         match input.pos() == body.len() {
-            true if frame_is_done => return Ok(out),
+            true if frame_is_done => return Ok(()),
             true if out.len() < out.capacity() => return Err(Failure::Broken("it ends inside a frame".into())),
             _ if out.len() == out.capacity() => {
                 // One byte more than allowed is enough to know that there is too much.

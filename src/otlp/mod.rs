@@ -27,7 +27,7 @@ mod signal;
 pub(crate) mod tests;
 
 pub use check::Malformed;
-pub use encoding::{DecodeError, compress, decompress};
+pub use encoding::{DecodeError, compress, decompress, decompress_into, room_for};
 pub use json::JsonError;
 pub use signal::{Encoding, Signal};
 pub use trace::{Checked, Event, Events, ResourceSpans, Scope, ScopeSpans, Span, TraceRequest};

@@ -24,6 +24,7 @@ use metrics::Gauge;
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::buffers::Buffers;
 use crate::listen::Peer;
 
 /// How long a large request waits for its turn before its sender is told to try again.
@@ -52,6 +53,7 @@ pub(super) struct Admission {
     turn_wait: Duration,
     alone_within: Duration,
     gauge: Gauge,
+    buffers: Arc<Buffers>,
 }
 
 /// There is no room for further bytes now.
@@ -98,6 +100,7 @@ impl Admission {
             turn_wait: TURN_WAIT,
             alone_within: ALONE_WITHIN,
             gauge,
+            buffers: Arc::default(),
         })
     }
 
@@ -140,6 +143,11 @@ impl Reservation {
     /// Whose request it is.
     pub(super) fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Where memory for bodies comes from.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        &self.admission.buffers
     }
 
     /// Takes room for further bytes.

@@ -1,18 +1,18 @@
-//! Collecting request bodies: never more than the limit and one frame in memory, and no copy that can be avoided.
+//! Collecting request bodies: never more than the limit and one frame in memory.
 //!
 //! The journal keeps the collected bytes for a while. A slice of the connection's read buffer would keep that whole
-//! buffer, which may be a thousand times larger than the slice; therefore small bodies are copied into memory of their
-//! own size, and only a frame that is large itself is kept as it is.
+//! buffer, which may be a thousand times larger than the slice, and the connection would need a new one; therefore bodies
+//! are copied into memory of their own size, from [`super::buffers`].
+
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use http_body::Body;
 use http_body_util::BodyExt;
 
 use super::admission::Reservation;
+use super::buffers::Buffers;
 use super::refusal::{Reason, Refusal};
-
-/// A frame of at least this size is kept instead of copied.
-const KEEP_FRAME: usize = 64 * 1024;
 
 /// Of an announced length, room is made at first for this many times what has come of it: who promises much and sends
 /// little costs little, and who sends is soon believed.
@@ -69,7 +69,7 @@ where
         limit.check(collected.length().saturating_add(frame.len()))?;
         collected.push(frame, room)?;
     }
-    Ok(collected.finish())
+    Ok(collected.finish(room.buffers()))
 }
 
 /// The one message of a unary gRPC request.
@@ -115,7 +115,7 @@ where
     match message {
         Some((length, collected)) if collected.length() == length => Ok(Message {
             compressed: prefix[0] == 1,
-            bytes: collected.finish(),
+            bytes: collected.finish(room.buffers()),
         }),
         Some((length, collected)) => Err(Refusal::malformed(format!(
             "the gRPC message ends after {} of {length} bytes",
@@ -167,67 +167,58 @@ where
 }
 
 /// What has arrived so far.
-enum Collected {
-    Nothing { expected: Option<usize> },
-    Frame(Bytes),
-    Copy(Vec<u8>, Option<usize>),
+struct Collected {
+    bytes: Vec<u8>,
+    /// How much the peer announced.
+    expected: Option<usize>,
 }
 
 impl Collected {
     fn of_length(expected: Option<usize>) -> Collected {
-        Collected::Nothing { expected }
+        Collected {
+            bytes: Vec::new(),
+            expected,
+        }
     }
 
     fn length(&self) -> usize {
-        match self {
-            Collected::Nothing { .. } => 0,
-            Collected::Frame(frame) => frame.len(),
-            Collected::Copy(bytes, _) => bytes.len(),
-        }
+        self.bytes.len()
     }
 
     fn push(&mut self, frame: Bytes, room: &mut Reservation) -> Result<(), Refusal> {
         room.grow(frame.len())?;
-        match self {
-            Collected::Nothing { expected } if frame.len() >= KEEP_FRAME && *expected == Some(frame.len()) => {
-                *self = Collected::Frame(frame);
-            }
-            Collected::Nothing { expected } => {
-                let trusted = frame.len().saturating_mul(TRUST);
-                let mut bytes = Vec::with_capacity(expected.unwrap_or(0).min(trusted).max(frame.len()));
-                bytes.extend_from_slice(&frame);
-                *self = Collected::Copy(bytes, *expected);
-            }
-            Collected::Frame(first) => {
-                let mut bytes = Vec::with_capacity(first.len() + frame.len());
-                bytes.extend_from_slice(first);
-                bytes.extend_from_slice(&frame);
-                *self = Collected::Copy(bytes, None);
-            }
-            Collected::Copy(bytes, expected) => {
-                let needed = bytes.len() + frame.len();
-                if needed > bytes.capacity() {
-                    let more = if needed < DOUBLE_UP_TO { needed } else { needed / 4 };
-                    // Never beyond what the peer announced.
-                    let target = (needed + more).min(expected.unwrap_or(usize::MAX)).max(needed);
-                    bytes.reserve_exact(target - bytes.len());
-                }
-                bytes.extend_from_slice(&frame);
-            }
+        let needed = self.bytes.len() + frame.len();
+        if needed > self.bytes.capacity() {
+            let announced = self.expected.unwrap_or(usize::MAX);
+            let target = if self.bytes.is_empty() {
+                self.expected.unwrap_or(0).min(frame.len().saturating_mul(TRUST))
+            } else {
+                let more = if needed < DOUBLE_UP_TO { needed } else { needed / 4 };
+                // Never beyond what the peer announced.
+                (needed + more).min(announced)
+            };
+            let mut larger = room.buffers().take(target.max(needed));
+            larger.extend_from_slice(&self.bytes);
+            room.buffers().give_back(std::mem::replace(&mut self.bytes, larger));
         }
+        self.bytes.extend_from_slice(&frame);
         Ok(())
     }
 
-    fn finish(self) -> Bytes {
-        match self {
-            Collected::Nothing { .. } => Bytes::new(),
-            Collected::Frame(frame) => frame,
-            Collected::Copy(mut bytes, _) => {
-                bytes.shrink_to_fit();
-                Bytes::from(bytes)
-            }
-        }
+    fn finish(self, buffers: &Arc<Buffers>) -> Bytes {
+        frozen(self.bytes, buffers)
     }
+}
+
+/// What was collected or decompressed, in memory of its own size: it is kept for a while.
+pub(super) fn frozen(mut bytes: Vec<u8>, buffers: &Arc<Buffers>) -> Bytes {
+    let length = bytes.len();
+    if bytes.capacity() - length > length / 4 + 1 {
+        let mut smaller = buffers.take(length);
+        smaller.extend_from_slice(&bytes);
+        buffers.give_back(std::mem::replace(&mut bytes, smaller));
+    }
+    buffers.freeze(bytes)
 }
 
 #[cfg(test)]
@@ -303,36 +294,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_single_frame_is_kept_and_a_small_one_is_copied() {
-        let large = Bytes::from(vec![1; KEEP_FRAME]);
-        let body = Frames {
-            frames: VecDeque::from([large.clone()]),
-            announced: Some(large.len() as u64),
-        };
-        assert_eq!(http(body).await.unwrap().as_ptr(), large.as_ptr());
-        let small = large.slice(..100);
-        let body = Frames {
-            frames: VecDeque::from([small.clone()]),
-            announced: Some(100),
-        };
-        assert_ne!(http(body).await.unwrap().as_ptr(), small.as_ptr());
+    async fn frames_are_copied_into_memory_of_the_bodys_own_size() {
+        let frame = Bytes::from(vec![1; 1 << 20]);
+        for length in [100, 70_000] {
+            let piece = frame.slice(..length);
+            let body = Frames {
+                frames: VecDeque::from([piece.clone()]),
+                announced: Some(length as u64),
+            };
+            let collected = http(body).await.unwrap();
+            assert_eq!(collected, piece);
+            assert_ne!(collected.as_ptr(), piece.as_ptr(), "or it would hold the whole frame");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_unknown_length_ends_up_in_memory_of_its_own_size() {
+        let mut room = room(usize::MAX);
+        let mut body = frames(&[&[7; 50_000], &[8; 50_000], &[9; 1]], None);
+        let collected = whole_body(&mut body, LIMIT, &mut room).await.unwrap();
+        assert_eq!(collected.len(), 100_001);
+        drop(collected);
+        assert!(room.buffers().take(100_001).capacity() < 126_000);
     }
 
     #[test]
     fn who_promises_much_and_sends_little_costs_little() {
         let mut room = room(usize::MAX);
         let mut collected = Collected::of_length(Some(60 << 20));
-        let capacity = |collected: &Collected| match collected {
-            Collected::Copy(bytes, _) => bytes.capacity(),
-            _ => 0,
-        };
+        let capacity = |collected: &Collected| collected.bytes.capacity();
         collected.push(Bytes::from_static(b"a"), &mut room).unwrap();
         assert!(capacity(&collected) <= 64, "{}", capacity(&collected));
         for _ in 0..500 {
             collected.push(Bytes::from(vec![0; 16 << 10]), &mut room).unwrap();
         }
         let (length, capacity) = (collected.length(), capacity(&collected));
-        assert!(capacity <= length + length / 4, "{capacity} for {length}");
+        assert!(capacity <= (length + length / 4) / 4 * 5, "{capacity} for {length}");
     }
 
     #[tokio::test]

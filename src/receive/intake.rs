@@ -23,13 +23,13 @@ use http::header::GetAll;
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, Reservation};
-use super::collect::SizeLimit;
+use super::collect::{self, SizeLimit};
 use super::meters::{Meters, Protocol};
 use super::refusal::{Reason, Refusal};
 use crate::clock::unix_nanos;
 use crate::journal::{Appended, Digest, Entry, Journal};
 use crate::listen::Peer;
-use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress, json, opaque};
+use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress_into, json, opaque, room_for};
 
 /// JSON and compressed bodies from this size on, and plain ones from [`HEAVY_PLAIN`] on, leave the receiving thread.
 const HEAVY_ENCODED: usize = 256 * 1024;
@@ -278,11 +278,14 @@ impl Shared {
         } = *received;
         let mut plain = body.clone();
         if encoding != Encoding::Identity {
-            plain = decompress(encoding, body, limit.bytes.min(inflated)).map_err(|error| match error {
+            let most = limit.bytes.min(inflated);
+            let mut decoded = room.buffers().take(room_for(body, most));
+            decompress_into(encoding, body, most, &mut decoded).map_err(|error| match error {
                 DecodeError::TooLarge { .. } if inflated < limit.bytes => Stop::Heavy,
                 DecodeError::TooLarge { .. } => limit.exceeded().into(),
-                broken => Refusal::malformed(broken).into(),
+                broken => Stop::from(Refusal::malformed(broken)),
             })?;
+            plain = collect::frozen(decoded, room.buffers());
         }
         if protocol == Protocol::HttpJson {
             if plain.len() >= HEAVY_ENCODED && inflated == INLINE_INFLATED {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::buffers;
 use crate::listen::{Auth, Limits, TlsOptions};
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -68,11 +69,11 @@ pub struct CorsOptions {
 }
 
 impl ReceiveOptions {
-    /// The most memory that requests take until they are on the disk: what was admitted, and on each core what is being
-    /// decompressed before it can be.
+    /// The most memory that requests take until they are on the disk: what was admitted, on each core what is being
+    /// decompressed before it can be, and buffers for the next ones.
     pub fn memory_bound(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4)
+        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + buffers::KEPT
     }
 }
 
