@@ -28,7 +28,7 @@ impl Endpoint {
     /// in `/v1/traces` already is used as it is; the other signals go beside it.
     pub fn parse(endpoint: &str, protocol: Protocol, insecure: bool) -> Result<Endpoint, ForwardError> {
         let mistake = |what: &str| ForwardError::Endpoint {
-            endpoint: endpoint.to_owned(),
+            endpoint: without_credentials(endpoint).to_owned(),
             what: what.to_owned(),
         };
         let trimmed = endpoint.trim();
@@ -136,6 +136,12 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
+/// What a mistake may show of an endpoint: not what stands before an `@`, and not its query.
+fn without_credentials(endpoint: &str) -> &str {
+    let host = endpoint.rsplit_once('@').map_or(endpoint, |(_, host)| host);
+    host.split('?').next().unwrap_or_default()
+}
+
 /// Whether a connection to `target` is accepted by `listener`.
 fn reaches(target: SocketAddr, listener: SocketAddr) -> bool {
     let target_ip = target.ip().to_canonical();
@@ -200,6 +206,21 @@ mod tests {
                 .to_string()
                 .starts_with("https://signoz:4317/opentel")
         );
+    }
+
+    #[test]
+    fn a_mistake_shows_no_credentials() {
+        for endpoint in [
+            "http://user:s3cr3t@host:4318",
+            "http://s3cr3t@host",
+            "user:s3cr3t@host:4317",
+            "http://user:s3cr3t @host",
+            "http://host:port?key=s3cr3t",
+        ] {
+            let error = Endpoint::parse(endpoint, Protocol::HttpProtobuf, false).unwrap_err();
+            assert!(!error.to_string().contains("s3cr3t"), "{error}");
+            assert!(error.to_string().contains("host"), "{error}");
+        }
     }
 
     #[test]

@@ -203,11 +203,16 @@ pub(super) fn api(section: &Section<'_>) -> ApiSettings {
         "Show the rows that this program wrote, or the whole table.",
         &[("own", RowsShown::Own), ("all", RowsShown::All)],
     );
-    let signoz_url = section.get(
-        "signoz_url",
-        "",
-        "Base URL of SigNoz, for links from a row to its trace.",
-    );
+    let meaning = "Base URL of SigNoz, for links from a row to its trace.";
+    let signoz_url = section.parsed("signoz_url", "", meaning, "text", |node| match &node.value {
+        Value::Null => Ok(None),
+        Value::Scalar { text, .. } if text.is_empty() => Ok(None),
+        Value::Scalar { text, .. } if text.contains('@') => {
+            Err("the address alone: everybody who sees a row sees the link, and so a password in it".to_owned())
+        }
+        Value::Scalar { text, .. } => Ok(Some(text.clone())),
+        Value::Sequence(_) | Value::Mapping(_) => Err("one text".to_owned()),
+    });
     let (tokens, users, insecure) = section.section("auth", "Who may ask. Off loopback it is required.", |auth| {
         let meaning = "Tokens, or {token: …, organization: …} to see one organization only.";
         let tokens: Vec<ApiToken> = auth.parsed_secret("bearer_tokens", "[]", meaning, "list", api_tokens);

@@ -100,5 +100,21 @@ pub fn start(options: LogOptions) -> LogControl {
 fn targets(level: LevelFilter) -> Targets {
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
+        // It shows the values of what it does not know in the URL of a database, and such a value may be a password.
+        .with_target("sqlx_postgres::options", LevelFilter::OFF)
         .with_target("spanledger", level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_heard_from_warnings_on_except_where_they_show_passwords() {
+        let targets = targets(LevelFilter::TRACE);
+        let heard = |target, level| targets.would_enable(target, &level);
+        assert!(heard("spanledger::journal", tracing::Level::TRACE));
+        assert!(heard("sqlx::query", tracing::Level::WARN) && !heard("sqlx::query", tracing::Level::INFO));
+        assert!(!heard("sqlx_postgres::options::parse", tracing::Level::WARN));
+    }
 }

@@ -512,6 +512,20 @@ async fn no_secret_is_ever_printed() {
             "--set",
             "database.url=postgres://u:Tr0ub4dor@h:port/d",
         ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "exporters.otlp.endpoint=http://u:Tr0ub4dor@h:4318",
+        ],
+        &[
+            "validate",
+            "--config",
+            config,
+            "--set",
+            "api.signoz_url=http://u:Tr0ub4dor@h",
+        ],
     ] {
         let output = setup.command(arguments);
         let what = arguments.join(" ");

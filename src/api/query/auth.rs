@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 
+use http::uri::Authority;
 use http::{Request, Response, header};
 
 use super::QueryError;
@@ -96,22 +97,24 @@ impl Known {
     }
 }
 
-/// Whether the request was sent to an address or to `localhost`. A name that a stranger chose is neither.
+/// Whether the request was sent to an address or to `localhost`, wherever it says so. A name that a stranger chose is
+/// neither.
 fn is_this_machine<B>(request: &Request<B>) -> bool {
-    // HTTP/2 has the authority in the URI, HTTP/1.1 in a header; HTTP/1.0 may have none.
-    let authority = match request.uri().authority() {
-        Some(authority) => authority.as_str(),
-        None => match request.headers().get(header::HOST) {
-            Some(host) => host.to_str().unwrap_or("?"),
-            None => return true,
-        },
-    };
-    let host = match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
+    // HTTP/2 has the authority in the URI, HTTP/1.1 in a header, or in both; HTTP/1.0 may have none.
+    let hosts = request.headers().get_all(header::HOST).into_iter();
+    let mut named = hosts.map(|host| Authority::try_from(host.as_bytes()).ok());
+    let in_uri = request.uri().authority();
+    named.all(|host| host.is_some_and(|host| names_this_machine(&host))) && in_uri.is_none_or(names_this_machine)
+}
+
+fn names_this_machine(authority: &Authority) -> bool {
+    // Nobody needs a user here, and with one it is easy to misread where the name begins.
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    host == "localhost" || host.ends_with(".localhost") || address.unwrap_or(&host).parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -147,6 +150,11 @@ mod tests {
             "attacker.example:8890",
             "localhost.attacker.example",
             "127.0.0.1.attacker.example",
+            "localhost:80@attacker.example",
+            "localhost@attacker.example",
+            "attacker.example#localhost",
+            "localhost localhost",
+            "",
         ] {
             assert!(
                 matches!(access.admit(&asking(host, None)), Err(QueryError::Misdirected)),
@@ -159,6 +167,25 @@ mod tests {
                 .unwrap(),
             None
         );
+    }
+
+    #[test]
+    fn every_name_that_a_request_gives_has_to_be_of_this_machine() {
+        let access = Access::new(Vec::new(), &[], false);
+        let admits = |uri: &str, hosts: &[&str]| {
+            let mut request = Request::builder().uri(uri);
+            for host in hosts {
+                request = request.header(header::HOST, *host);
+            }
+            access.admit(&request.body(()).unwrap()).is_ok()
+        };
+        let (here, there) = (
+            "http://127.0.0.1:8890/api/v1/pipeline",
+            "http://attacker.example/api/v1/pipeline",
+        );
+        assert!(admits(here, &["127.0.0.1:8890"]) && admits(here, &[]) && admits("/api/v1/pipeline", &[]));
+        assert!(!admits(there, &["127.0.0.1:8890"]) && !admits(here, &["attacker.example"]));
+        assert!(!admits("/api/v1/pipeline", &["localhost", "attacker.example"]));
     }
 
     #[test]
