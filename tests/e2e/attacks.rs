@@ -70,6 +70,27 @@ async fn drip(to: SocketAddr, head: Vec<u8>, piece: Bytes, pause: Duration) {
     }
 }
 
+/// A beginning and then, for ever and as fast as it is taken, the same bytes; answers are read, so that they stop nothing.
+async fn flood(to: SocketAddr, head: Vec<u8>, piece: Bytes) {
+    loop {
+        let Ok(stream) = TcpStream::connect(to).await else {
+            continue;
+        };
+        let (mut answers, mut stream) = stream.into_split();
+        let write = async {
+            let mut alive = stream.write_all(&head).await.is_ok();
+            while alive {
+                alive = stream.write_all(&piece).await.is_ok();
+            }
+        };
+        let mut nowhere = tokio::io::sink();
+        tokio::select! {
+            () = write => {}
+            _ = tokio::io::copy(&mut answers, &mut nowhere) => {}
+        }
+    }
+}
+
 /// The same request over and over, each time with its answer read.
 async fn repeat(to: SocketAddr, request: Bytes) {
     let mut answer = vec![0; 4096];
@@ -91,8 +112,14 @@ fn post(content_type: &str, encoding: &str, body: &[u8]) -> Bytes {
 }
 
 const PROTOBUF: &str = "application/x-protobuf";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -102,12 +129,35 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The beginning of an HTTP/2 connection and what is sent over it for ever, of the kind that costs the peer work for nothing.
+fn frames(of: &str) -> (Vec<u8>, Bytes) {
+    const POST_HTTP_SLASH: [u8; 3] = [0x83, 0x86, 0x84];
+    let mut head = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    head.extend(frame(SETTINGS, 0, 0, b""));
+    let piece = match of {
+        "SETTINGS" => frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]),
+        "PING" => frame(PING, 0, 0, b"a ping!!"),
+        "WINDOW_UPDATE" => frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()),
+        "empty DATA" => {
+            head.extend(frame(HEADERS, END_HEADERS, 1, &POST_HTTP_SLASH));
+            frame(DATA, 0, 1, b"")
+        }
+        "CONTINUATION" => {
+            head.extend(frame(HEADERS, 0, 1, &POST_HTTP_SLASH));
+            // `a: a`, not indexed.
+            frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'a'])
+        }
+        other => panic!("no frame {other}"),
+    };
+    (head, piece.repeat(1000).into())
+}
+
 /// An HTTP/2 connection with a thousand streams, which are reset at once or left open.
 fn streams(reset: bool) -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(4, 0, 0, b""));
+    bytes.extend(frame(SETTINGS, 0, 0, b""));
     for id in (1..2001).step_by(2) {
-        bytes.extend(frame(HEADERS, 4, id, &[0x83, 0x86, 0x84]));
+        bytes.extend(frame(HEADERS, END_HEADERS, id, &[0x83, 0x86, 0x84]));
         if reset {
             bytes.extend(frame(RST_STREAM, 0, id, &8u32.to_be_bytes()));
         }
@@ -182,6 +232,10 @@ fn attack(name: &str, at: &Victim) -> JoinSet<()> {
         "a million attributes" => {
             let request = post(PROTOBUF, "identity", &million_attributes());
             many(2, &|them| drop(them.spawn(repeat(http, request.clone()))));
+        }
+        name if name.starts_with("flood of ") => {
+            let (head, piece) = frames(name.trim_start_matches("flood of "));
+            many(4, &|them| drop(them.spawn(flood(at.grpc, head.clone(), piece.clone()))));
         }
         bomb => {
             let encoding = Encoding::from_token(bomb.trim_start_matches("bomb of ")).unwrap();
@@ -263,6 +317,11 @@ async fn attacks_cost_bounded_memory_and_a_client_beside_them_is_served() {
         "bomb of lz4",
         "rapid reset",
         "many streams",
+        "flood of SETTINGS",
+        "flood of PING",
+        "flood of WINDOW_UPDATE",
+        "flood of empty DATA",
+        "flood of CONTINUATION",
         "many connections",
         "deep nesting",
         "a million attributes",
