@@ -192,8 +192,18 @@ impl Core {
                     self.meters.failed_syncs.increment(1);
                     let was_tried = state.salvage_until.is_some();
                     let until = *state.salvage_until.get_or_insert(now.saturating_add(nanos(SALVAGE)));
-                    let is_over = now >= until || (state.closing && was_tried);
-                    if self.settings.interval.is_some() && !is_over {
+                    if self.settings.interval.is_some() && state.closing && was_tried {
+                        // Nobody waits for it any more, and to give it up would be the only way to lose it: the next
+                        // start finds it as it would after a kill.
+                        tracing::error!(%error, "syncing the journal failed: what was answered and is not on the disk yet is left \
+                             to the next start");
+                        debug_assert!(state.pending.iter().all(|slot| slot.completion.outcome().is_some()));
+                        state.pending.clear();
+                        state.written = state.durable;
+                        if let Some(active) = state.active.as_mut() {
+                            active.cut = None;
+                        }
+                    } else if self.settings.interval.is_some() && now < until {
                         tracing::error!(%error, "syncing the journal failed: what was answered and is not on the disk yet is \
                              written again, and nothing is taken meanwhile");
                         self.cut(state, state.written + 1, &error);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::core::Core;
 use super::super::options::Settings;
+use super::super::segment::lock;
 use super::super::sync::Next;
 use super::super::*;
 use super::entry;
@@ -109,6 +110,25 @@ fn a_process_that_dies_while_the_disk_fails_loses_nothing() {
     let (core, recovery) = open(&bench.disk, bench.now);
     bench.core = core;
     assert_eq!((bench.records(), recovery.lost_records), (10, 0));
+}
+
+#[test]
+fn a_process_that_is_told_to_stop_while_the_disk_fails_loses_nothing_although_the_disk_heals_in_that_moment() {
+    for failures in 0..4 {
+        let mut bench = Bench::new(7);
+        lock(&bench.core.state).closing = true;
+        let mut steps = 0;
+        while bench.core.step(&|| bench.now) != Next::Stop {
+            steps += 1;
+            if steps >= failures {
+                bench.disk.break_after(None);
+            }
+            assert!(steps < 100, "it does not stop");
+        }
+        bench.disk.break_after(None);
+        (bench.core, _) = open(&bench.disk, bench.now);
+        assert_eq!(bench.records(), 10, "after {failures} failures");
+    }
 }
 
 #[test]

@@ -388,6 +388,7 @@ impl Simulation {
                 break;
             }
         }
+        self.disk.set_faults(0, 0);
         if self.disk.is_off() {
             return self.crash(true);
         }
@@ -443,7 +444,10 @@ impl Simulation {
                 self.crash(is_power_failure);
             }
             _ => {
-                self.disk.set_faults(0, 0);
+                // The disk may go on failing until the program has stopped.
+                if self.random.bool() {
+                    self.disk.set_faults(0, 0);
+                }
                 if self.random.u32(0..2) == 0 {
                     self.close_and_open();
                 }
