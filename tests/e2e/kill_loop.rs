@@ -209,7 +209,7 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
     // An address of its own: the port of a program that was killed may be given to one that another test has started,
     // and a sender that still knocks there would be answered by the wrong one.
     let host = format!("127.{}.{}.{}:0", random.u8(1..), random.u8(..), random.u8(1..));
-    let setup = setup
+    let mut setup = setup
         .forwards_to(sink.url())
         .set("receivers.otlp.protocols.grpc.endpoint", host.as_str())
         .set("receivers.otlp.protocols.http.endpoint", host.as_str())
@@ -244,6 +244,12 @@ async fn survives(setup: Setup, rows: Rows, name: &str) {
             _ if needs_sink => sink.come_back().await,
             _ => {}
         }
+        // Who answers before the sync may lose something to a power failure, and nothing to a kill.
+        let fsync = match death {
+            Death::AtRandom if random.bool() => "interval",
+            _ => "always",
+        };
+        setup = setup.set("journal.fsync", fsync);
         let mut program = match death {
             Death::At(point, passage) => setup.spawn_armed(&format!("{}:{passage}", point.name())),
             Death::AtRandom => setup.spawn(),

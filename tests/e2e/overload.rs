@@ -22,9 +22,9 @@ const SENDERS: u64 = 96;
 const EXECUTIONS: u64 = 8;
 /// Bytes of a request: all senders together have far more than may be in flight.
 const BYTES: usize = 1 << 20;
-/// What of the process's memory may be its own, with default settings. The goal is 96 MiB; this much more is for a build
-/// with debug assertions that shares its cores with the senders.
-const RESIDENT: u64 = 112 << 20;
+/// What of the process's memory may be its own, with default settings. The goal is 96 MiB; SQLite's page cache comes on
+/// top of it within the first 45 seconds, and then it stays as it is.
+const RESIDENT: u64 = 120 << 20;
 
 /// A request of which every copy can be made another one by eight bytes of its trace ids.
 struct Template {
@@ -115,13 +115,11 @@ async fn under_overload_memory_stays_flat_refusals_are_retryable_and_nothing_ack
         done.unwrap();
     }
     let (accepted, refused) = (counts.1.load(Ordering::Relaxed), counts.2.load(Ordering::Relaxed));
-    let half = samples.len() / 2;
-    let of = |samples: &[u64]| samples.iter().max().copied().unwrap_or_default() >> 20;
+    let most_of = |samples: &[u64]| samples.iter().max().copied().unwrap_or_default() >> 20;
+    let quarters: Vec<u64> = samples.chunks(samples.len().div_ceil(4)).map(most_of).collect();
     println!(
-        "{seconds} s: {accepted} requests of 1 MiB accepted, {refused} refused; memory of its own at most {} MiB in the \
-         first half, {} MiB in the second",
-        of(&samples[..half]),
-        of(&samples[half..])
+        "{seconds} s: {accepted} requests of 1 MiB accepted, {refused} refused; memory of its own at most {quarters:?} MiB \
+         in each quarter"
     );
     assert!(accepted > 0 && refused > 0);
     assert!(most <= RESIDENT, "{} MiB", most >> 20);
