@@ -179,9 +179,10 @@ impl Sender {
         match answer.header("grpc-status") {
             "0" => accepted(answer.body.slice(5..)),
             "" => Outcome::Unknown("no grpc-status".to_owned()),
-            // UNAVAILABLE, and RESOURCE_EXHAUSTED when it says when to come back.
+            // As OTLP has it: UNAVAILABLE and some others, and RESOURCE_EXHAUSTED when it says when to come back.
             status => {
-                let again = status == "14" || (status == "8" && !answer.header("grpc-status-details-bin").is_empty());
+                let has_details = !answer.header("grpc-status-details-bin").is_empty();
+                let again = ["1", "4", "10", "11", "14", "15"].contains(&status) || (status == "8" && has_details);
                 Outcome::Refused(format!("grpc-status {status} {}", answer.header("grpc-message")), again)
             }
         }
