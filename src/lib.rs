@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod app;
+mod buffers;
 pub mod cli;
 pub mod clock;
 pub mod columns;

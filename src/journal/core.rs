@@ -30,6 +30,7 @@ use super::record::{self, HEADER, Header, span_of};
 use super::segment::{Mark, Segment, Summary, lock};
 use super::tail::Tail;
 use super::{Appended, Entry};
+use crate::buffers::Buffers;
 use crate::failpoint::{self, Point};
 
 /// The segment that is written to.
@@ -207,6 +208,8 @@ pub(super) struct Core {
     pub(super) tail: Mutex<Tail>,
     pub(super) watermark: watch::Sender<u64>,
     pub(super) meters: Meters,
+    /// For readers that lag behind the tail.
+    pub(super) buffers: Arc<Buffers>,
     /// Holds the lock on the directory.
     pub(super) _lock: Box<dyn Send + Sync>,
 }

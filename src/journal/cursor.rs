@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::core::{Core, State};
 use super::record::{self, HEADER, Header, Record};
 use super::segment::{DATA_START, Frame, Mark, Segment, Walk, lock};
+use crate::buffers::Buffers;
 
 /// A reader's place in a file, so that the next read does not look for it again.
 #[derive(Clone)]
@@ -90,12 +91,13 @@ pub(super) fn read(
             view
         };
         let Some(view) = view else { break };
-        read_segment(&view, &mut read, max_bytes, max_records.max(1), insist)?;
+        read_segment(&core.buffers, &view, &mut read, max_bytes, max_records.max(1), insist)?;
     }
     Ok(read)
 }
 
 fn read_segment(
+    buffers: &Arc<Buffers>,
     view: &View,
     read: &mut ColdRead,
     max_bytes: usize,
@@ -114,6 +116,7 @@ fn read_segment(
     let mut is_at_end = false;
     let mut bytes = 0_usize;
     let mut chunk = Chunk {
+        buffers,
         bytes: Bytes::new(),
         start: 0,
     };
@@ -212,32 +215,27 @@ fn find_next(segment: &Segment, offset: u64, end: u64, insist: bool) -> io::Resu
 }
 
 /// A piece of the file in memory. Bodies are slices of it.
-struct Chunk {
+struct Chunk<'a> {
+    buffers: &'a Arc<Buffers>,
     bytes: Bytes,
     start: u64,
 }
 
-impl Chunk {
+impl Chunk<'_> {
     /// `length` bytes at `offset`; `None` when the file is too short.
     fn get(&mut self, segment: &Segment, offset: u64, length: usize, end: u64) -> io::Result<Option<Bytes>> {
         let is_inside = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
             let wanted = CHUNK.min(end.saturating_sub(offset) as usize).max(length);
-            let mut buffer = vec![0; wanted];
-            let count = match segment.file.read_at(&mut buffer, offset) {
+            let mut buffer = self.buffers.take_filled(wanted);
+            let count = match segment.file.read_at(&mut buffer[..wanted], offset) {
                 Ok(count) => count,
                 // Perhaps only a page further on is unreadable.
-                Err(_) if wanted > length => {
-                    buffer.truncate(length);
-                    segment.file.read_at(&mut buffer, offset)?
-                }
+                Err(_) if wanted > length => segment.file.read_at(&mut buffer[..length], offset)?,
                 Err(error) => return Err(error),
             };
-            buffer.truncate(count);
-            *self = Self {
-                bytes: buffer.into(),
-                start: offset,
-            };
+            self.bytes = self.buffers.freeze(buffer, count);
+            self.start = offset;
         }
         let from = (offset - self.start) as usize;
         Ok((from + length <= self.bytes.len()).then(|| self.bytes.slice(from..from + length)))

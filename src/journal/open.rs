@@ -10,10 +10,11 @@ use super::core::{Condition, Core, ReaderState, Sealed, State};
 use super::disk::Disk;
 use super::error::JournalError;
 use super::meters::Meters;
-use super::options::Settings;
+use super::options::{BUFFERS, Settings};
 use super::recovery::{Recovered, Recovery, recover};
 use super::segment::Summary;
 use super::tail::Tail;
+use crate::buffers::Buffers;
 
 impl Core {
     /// Opens the journal and begins a segment, if there is room for one.
@@ -110,6 +111,7 @@ impl Core {
             watermark: watch::Sender::new(durable),
             meters: Meters::new(&settings.readers),
             settings,
+            buffers: Buffers::new(BUFFERS),
             _lock: locked,
         };
         (core, report)

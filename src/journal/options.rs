@@ -12,6 +12,8 @@ const MIB: u64 = 1 << 20;
 
 /// Requests that arrive while a segment is being changed wait in memory, at most this much, or one that is larger.
 const PARKED_BYTES: u64 = 16 * MIB;
+/// Bytes of buffers that wait for the next read of a file.
+pub(super) const BUFFERS: usize = 4 << 20;
 
 /// Of a remembered request: its entry in a table that may be half empty, and in the order of arrival.
 const REMEMBERED_BYTES: usize = 128;
@@ -113,10 +115,10 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 }
 
 impl Options {
-    /// The most memory that the journal takes: the newest records, requests that wait for a segment, and what is
-    /// remembered of others. (A segment's index is a few kilobytes.)
+    /// The most memory that the journal takes: the newest records, requests that wait for a segment, what is
+    /// remembered of others, and buffers for readers that lag. (A segment's index is a few kilobytes.)
     pub fn memory_bound(&self) -> usize {
-        self.tail_bytes + PARKED_BYTES as usize + self.dedup_max_entries * REMEMBERED_BYTES
+        self.tail_bytes + PARKED_BYTES as usize + BUFFERS + self.dedup_max_entries * REMEMBERED_BYTES
     }
 }
 

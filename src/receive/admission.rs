@@ -24,7 +24,7 @@ use metrics::Gauge;
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::buffers::Buffers;
+use crate::buffers::Buffers;
 use crate::listen::Peer;
 
 /// How long a large request waits for its turn before its sender is told to try again.
@@ -35,6 +35,9 @@ const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// While another peer waits, the body has to arrive with this many bytes a second, after the first second.
 const PRESSED_RATE: usize = 2 * 1024 * 1024;
+
+/// Bytes of buffers that wait for the next requests.
+pub(super) const BUFFERS: usize = 8 << 20;
 
 /// The bytes that requests may hold together.
 pub(super) struct Admission {
@@ -100,7 +103,7 @@ impl Admission {
             turn_wait: TURN_WAIT,
             alone_within: ALONE_WITHIN,
             gauge,
-            buffers: Arc::default(),
+            buffers: Buffers::new(BUFFERS),
         })
     }
 

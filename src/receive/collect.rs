@@ -2,7 +2,7 @@
 //!
 //! The journal keeps the collected bytes for a while. A slice of the connection's read buffer would keep that whole
 //! buffer, which may be a thousand times larger than the slice, and the connection would need a new one; therefore bodies
-//! are copied into memory of their own size, from [`super::buffers`].
+//! are copied into memory of their own size, from [`mod@crate::buffers`].
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use http_body::Body;
 use http_body_util::BodyExt;
 
 use super::admission::Reservation;
-use super::buffers::Buffers;
 use super::refusal::{Reason, Refusal};
+use crate::buffers::Buffers;
 
 /// Of an announced length, room is made at first for this many times what has come of it: who promises much and sends
 /// little costs little, and who sends is soon believed.
@@ -218,7 +218,7 @@ pub(super) fn frozen(mut bytes: Vec<u8>, buffers: &Arc<Buffers>) -> Bytes {
         smaller.extend_from_slice(&bytes);
         buffers.give_back(std::mem::replace(&mut bytes, smaller));
     }
-    buffers.freeze(bytes)
+    buffers.freeze(bytes, length)
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@
 //! * A sender that goes away before the answer changes nothing: what was appended stays, what was not is forgotten.
 
 mod admission;
-mod buffers;
 mod collect;
 mod cors;
 mod grpc_health;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::buffers;
+use super::admission::BUFFERS;
 use crate::listen::{Auth, Limits, TlsOptions};
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -73,7 +73,7 @@ impl ReceiveOptions {
     /// decompressed before it can be, and buffers for the next ones.
     pub fn memory_bound(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + buffers::KEPT
+        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + BUFFERS
     }
 }
 

@@ -6,18 +6,15 @@
 //!
 //! # Invariants
 //!
-//! * What lies here unused is at most [`KEPT`] bytes; what was unused longest goes first.
+//! * What lies here unused is at most what was agreed on; what was unused longest goes first.
 //! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
-//! * A buffer comes back when the last one who holds the body lets go of it. Nothing that was in it can be seen by the
-//!   next one: it comes back empty.
+//! * A buffer comes back when the last one who holds the body lets go of it. Nothing that was in it becomes a part of the
+//!   next body: that has what was written, and no more.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-
-/// Of buffers that nobody uses.
-pub(super) const KEPT: usize = 8 << 20;
 
 /// Smaller ones the allocator has at hand itself.
 const SMALLEST: usize = 32 << 10;
@@ -26,8 +23,10 @@ const SMALLEST: usize = 32 << 10;
 const LARGEST: usize = 2 << 20;
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(super) struct Buffers {
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    /// Bytes that may lie here unused.
+    kept: usize,
     unused: Mutex<Unused>,
 }
 
@@ -40,13 +39,39 @@ struct Unused {
 
 /// The body of a request, which gives its buffer back.
 struct Body {
-    bytes: Vec<u8>,
+    buffer: Vec<u8>,
+    /// So much of it is the body.
+    length: usize,
     buffers: Arc<Buffers>,
 }
 
 impl Buffers {
+    /// Buffers of which at most so many bytes lie unused.
+    pub(crate) fn new(kept: usize) -> Arc<Buffers> {
+        Arc::new(Buffers {
+            kept,
+            unused: Mutex::default(),
+        })
+    }
+
     /// An empty buffer with room for at least so many bytes.
-    pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
+    pub(crate) fn take(&self, capacity: usize) -> Vec<u8> {
+        let mut buffer = self.any(capacity);
+        buffer.clear();
+        buffer
+    }
+
+    /// A buffer of at least so many bytes, whatever they are: to be written over.
+    pub(crate) fn take_filled(&self, length: usize) -> Vec<u8> {
+        let mut buffer = self.any(length);
+        if buffer.len() < length {
+            let capacity = buffer.capacity();
+            buffer.resize(capacity, 0);
+        }
+        buffer
+    }
+
+    fn any(&self, capacity: usize) -> Vec<u8> {
         let capacity = rounded_up(capacity);
         if is_kept(capacity) {
             let mut unused = self.lock();
@@ -60,29 +85,32 @@ impl Buffers {
         Vec::with_capacity(capacity)
     }
 
-    /// A body whose buffer comes back when nobody holds it any more.
-    pub(super) fn freeze(self: &Arc<Buffers>, bytes: Vec<u8>) -> Bytes {
-        if is_kept(bytes.capacity()) {
-            let buffers = self.clone();
-            Bytes::from_owner(Body { bytes, buffers })
+    /// A body of the first so many bytes, whose buffer comes back when nobody holds it any more.
+    pub(crate) fn freeze(self: &Arc<Buffers>, mut buffer: Vec<u8>, length: usize) -> Bytes {
+        if is_kept(buffer.capacity()) {
+            Bytes::from_owner(Body {
+                length: length.min(buffer.len()),
+                buffer,
+                buffers: self.clone(),
+            })
         } else {
-            Bytes::from(bytes)
+            buffer.truncate(length);
+            Bytes::from(buffer)
         }
     }
 
     /// Takes a buffer back.
-    pub(super) fn give_back(&self, mut buffer: Vec<u8>) {
+    pub(crate) fn give_back(&self, buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         // One that grew by itself is of no size that is asked for.
         if !is_kept(capacity) || rounded_up(capacity) != capacity {
             return;
         }
-        buffer.clear();
         let mut surplus = Vec::new();
         let mut unused = self.lock();
         unused.bytes += capacity;
         unused.buffers.push_back(buffer);
-        while unused.bytes > KEPT
+        while unused.bytes > self.kept
             && let Some(oldest) = unused.buffers.pop_front()
         {
             unused.bytes -= oldest.capacity();
@@ -100,13 +128,13 @@ impl Buffers {
 
 impl AsRef<[u8]> for Body {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.buffer[..self.length]
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        self.buffers.give_back(std::mem::take(&mut self.bytes));
+        self.buffers.give_back(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -127,13 +155,16 @@ fn rounded_up(capacity: usize) -> usize {
 mod tests {
     use super::*;
 
+    const KEPT: usize = 8 << 20;
+
     #[test]
     fn a_buffer_is_used_again_when_nobody_holds_its_body_any_more() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Buffers::new(KEPT);
         let mut first = buffers.take(300_000);
         first.extend_from_slice(b"of the first request");
         let place = first.as_ptr();
-        let body = buffers.freeze(first);
+        let length = first.len();
+        let body = buffers.freeze(first, length);
         let part = body.slice(7..12);
         drop(body);
         let other = buffers.take(300_000);
@@ -145,8 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn of_a_buffer_that_is_written_over_only_what_was_written_becomes_a_body() {
+        let buffers = Buffers::new(KEPT);
+        let mut buffer = buffers.take_filled(100_000);
+        assert!(buffer.len() >= 100_000);
+        buffer[..100_000].fill(1);
+        drop(buffers.freeze(buffer, 100_000));
+        let mut buffer = buffers.take_filled(99_000);
+        assert_eq!(buffer[50_000], 1, "it is the same one");
+        buffer[..3].copy_from_slice(b"new");
+        assert_eq!(buffers.freeze(buffer, 3), "new");
+    }
+
+    #[test]
     fn no_more_is_kept_than_allowed_and_the_oldest_goes_first() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Buffers::new(KEPT);
         let all: Vec<Vec<u8>> = (0..100).map(|_| buffers.take(200_000)).collect();
         let last = all.last().unwrap().as_ptr();
         all.into_iter().for_each(|buffer| buffers.give_back(buffer));
@@ -164,7 +208,7 @@ mod tests {
 
     #[test]
     fn buffers_have_at_most_a_quarter_too_much_and_what_is_very_small_or_very_large_is_not_kept() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Buffers::new(KEPT);
         for capacity in [0, 1, 5_000, 32 << 10, 33_000, 300_001, 2 << 20, (2 << 20) + 1, 9 << 20] {
             let buffer = buffers.take(capacity);
             assert!(
@@ -172,7 +216,7 @@ mod tests {
                 "{capacity}"
             );
             assert_eq!(rounded_up(buffer.capacity()), buffer.capacity());
-            drop(buffers.freeze(buffer));
+            drop(buffers.freeze(buffer, 0));
         }
         let kept: Vec<usize> = buffers.lock().buffers.iter().map(Vec::capacity).collect();
         assert_eq!(kept, [32 << 10, 40 << 10, 320 << 10, 2 << 20]);
