@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// More than any input becomes by decompression, and little enough to be reached.
@@ -65,6 +66,8 @@ impl Server {
         (grpc.read_timeout, http.read_timeout) = (short, short);
         (grpc.limits.header_timeout, http.limits.header_timeout) = (short, short);
         let _entered = runtime.enter();
+        // libFuzzer's `main` is not Rust's: a peer that went away would end the process.
+        let _none_is_awaited = signal(SignalKind::pipe()).unwrap();
         let receivers = Receivers::bind(&options, journal).unwrap();
         let addresses: Vec<SocketAddr> = receivers
             .addresses()

@@ -66,8 +66,8 @@ pub use table::Quarantined;
 /// The most memory that the ledger takes; see the module.
 pub const MEMORY_BOUND: usize = (100 + 24) << 20;
 
-/// The settings under `database`.
-#[derive(Debug, Clone, PartialEq)]
+/// The settings under `database`. `Debug` does not show the URL, which may hold a password.
+#[derive(Clone, PartialEq)]
 pub struct LedgerOptions {
     /// `sqlite:PATH` or `postgres://...`.
     pub url: String,
@@ -93,6 +93,14 @@ pub struct LedgerOptions {
     pub tables: Vec<String>,
     /// How long PostgreSQL may work on one statement.
     pub statement_timeout: Duration,
+}
+
+impl std::fmt::Debug for LedgerOptions {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = out.debug_struct("LedgerOptions");
+        shown.field("schema", &self.schema).field("table", &self.table);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Default for LedgerOptions {

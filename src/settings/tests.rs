@@ -115,6 +115,19 @@ fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
         api: {auth: {bearer_tokens: [{token: s3cr3t, organization: o1}], basic_users: {bob: s3cr3t}}}\n";
     let printed = render::effective(&loaded(text).unwrap().records);
     assert!(!printed.contains("s3cr3t"), "{printed}");
+    let Settings {
+        database,
+        api,
+        receivers,
+        exporters,
+        metrics,
+        ..
+    } = loaded(text).unwrap().settings;
+    let debug = format!(
+        "{database:?} {:?} {receivers:?} {exporters:?} {:?}",
+        api.query, metrics.listen
+    );
+    assert!(!debug.contains("s3cr3t") && debug.contains("code_exec_logs"), "{debug}");
     assert!(printed.contains("signoz-ingestion-key: \"[redacted]\""), "{printed}");
     let again = render::effective(
         &loaded(&printed)

@@ -30,6 +30,7 @@ mod stats;
 mod timestamp;
 mod visitors;
 
+use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -47,8 +48,8 @@ use database::{Database, Dialect};
 use live::Live;
 use parameters::Parameters;
 
-/// What is served; see `database` and `api` in the configuration.
-#[derive(Debug, Clone, Default)]
+/// What is served; see `database` and `api` in the configuration. `Debug` shows neither the URL nor who may ask.
+#[derive(Clone, Default)]
 pub struct QueryOptions {
     /// `database.url`
     pub url: String,
@@ -66,6 +67,17 @@ pub struct QueryOptions {
     pub users: Vec<(String, String)>,
     /// `api.auth.insecure`: without tokens and users, answer whatever name the request was sent to.
     pub insecure: bool,
+}
+
+impl fmt::Debug for QueryOptions {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = out.debug_struct("QueryOptions");
+        shown
+            .field("schema", &self.schema)
+            .field("table", &self.table)
+            .field("rows", &self.rows);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// Why there is no answer.
