@@ -134,10 +134,7 @@ where
     tokio::select! {
         biased;
         piece = next_data(body) => piece,
-        () = room.dawdles() => Err(Refusal::new(
-            Reason::SlowBody,
-            "a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)",
-        )),
+        () = room.dawdles() => Err(Refusal::slow_body("a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)")),
     }
 }
 

@@ -319,7 +319,7 @@ fn deadline_passed() -> Refusal {
 }
 
 fn slow_message() -> Refusal {
-    Refusal::new(Reason::SlowBody, "the request message did not arrive in time")
+    Refusal::slow_body("the request message did not arrive in time")
 }
 
 #[cfg(test)]

@@ -264,5 +264,5 @@ fn foreign_origin() -> Refusal {
 }
 
 fn slow_body() -> Refusal {
-    Refusal::new(Reason::SlowBody, "the request body did not arrive in time")
+    Refusal::slow_body("the request body did not arrive in time")
 }

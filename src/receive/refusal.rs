@@ -110,15 +110,17 @@ impl Reason {
     /// The HTTP status. Senders repeat 429, 502, 503 and 504, and drop the request at the others.
     pub(super) fn http_status(self) -> StatusCode {
         match self {
-            Reason::Overloaded | Reason::JournalFull | Reason::JournalFailed | Reason::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            // 408 would be the word for a slow body, but then senders drop it.
+            Reason::Overloaded
+            | Reason::JournalFull
+            | Reason::JournalFailed
+            | Reason::ShuttingDown
+            | Reason::SlowBody => StatusCode::SERVICE_UNAVAILABLE,
             Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::Malformed | Reason::Loop | Reason::Aborted => StatusCode::BAD_REQUEST,
             Reason::UnknownEncoding | Reason::UnknownType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reason::UnknownPath | Reason::UnknownService => StatusCode::NOT_FOUND,
             Reason::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Reason::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Reason::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reason::Unauthorized => StatusCode::UNAUTHORIZED,
             Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -170,6 +172,11 @@ impl Refusal {
             Reason::TooLarge,
             format!("the request is larger than {limit} bytes ({key})"),
         )
+    }
+
+    /// The sender, the network or we were too slow this time.
+    pub(super) fn slow_body(message: &'static str) -> Refusal {
+        Refusal::retryable(Reason::SlowBody, message, OVERLOAD_PAUSE)
     }
 
     /// What the sender is told, for the answer's body.
