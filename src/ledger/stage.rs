@@ -181,7 +181,7 @@ impl Stage<'_> {
             }
             while ahead.take_in(&mut self.extractor, &self.meters) {}
             let position = ahead.position(&self.reader);
-            let facts = ahead.take_facts();
+            let facts = ahead.take_facts(&mut self.extractor, &self.meters);
             let is_due = self
                 .unsaved_since
                 .is_some_and(|since| is_over || since.elapsed() >= SAVE_EVERY);
@@ -276,7 +276,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         };
         rebuilt.since.get_or_insert(first.received_at);
         while ahead.take_in(&mut extractor, &meters) {}
-        let (facts, position) = (ahead.take_facts(), ahead.position(&reader));
+        let (facts, position) = (ahead.take_facts(&mut extractor, &meters), ahead.position(&reader));
         let journal = position.journal.to_string();
         let at = unix_nanos();
         let batch = Batch {
@@ -340,7 +340,6 @@ impl Ahead {
         };
         self.decoded += body.len();
         extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut self.facts);
-        meters.bent(std::mem::take(&mut extractor.oddities));
         true
     }
 
@@ -353,8 +352,10 @@ impl Ahead {
         position
     }
 
-    fn take_facts(&mut self) -> Vec<Facts> {
+    /// The facts for a transaction. What had to be bent for them is counted now, not with each record.
+    fn take_facts(&mut self, extractor: &mut Extractor, meters: &Meters) -> Vec<Facts> {
         self.decoded = 0;
+        meters.bent(std::mem::take(&mut extractor.oddities));
         std::mem::take(&mut self.facts)
     }
 }

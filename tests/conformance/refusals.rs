@@ -141,15 +141,20 @@ async fn statuses(target: &Target) -> Outcomes {
             (Method::POST, "/v1/traces", &[("content-encoding", "gzip")]),
         ] {
             let answer = target.http(protocol, method.clone(), path, headers, body.clone()).await;
-            let case = format!("the status of {} for {method} {path} {headers:?}", answer.status);
-            outcomes.push(match http_status(protocol, &answer) {
-                Ok(status) => expect(&case, status.message.is_empty(), false),
-                Err(problem) => Outcome::Deviates(format!("{case}: {problem}")),
-            });
+            outcomes.push(has_status(protocol, &answer, &format!("{method} {path} {headers:?}")));
         }
         all(outcomes)
     })
     .await
+}
+
+/// Whether the answer to `request` is a status that says something, in the form of the protocol.
+fn has_status(protocol: Protocol, answer: &Answer, request: &str) -> Outcome {
+    let case = format!("the status of {} for {request}", answer.status);
+    match http_status(protocol, answer) {
+        Ok(status) => expect(&case, status.message.is_empty(), false),
+        Err(problem) => Outcome::Deviates(format!("{case}: {problem}")),
+    }
 }
 
 async fn unreadable(target: &Target) -> Outcomes {
@@ -166,11 +171,7 @@ async fn unreadable(target: &Target) -> Outcomes {
             let request =
                 format!("{line}\r\nhost: a\r\nconnection: close\r\ncontent-type: {content_type}\r\n{field}\r\n\r\n");
             let answer = send_raw(target.http_address(), request.as_bytes()).await;
-            let case = format!("the status of {} for {line}, {field}", answer.status);
-            outcomes.push(match http_status(protocol, &answer) {
-                Ok(status) => expect(&case, status.message.is_empty(), false),
-                Err(problem) => Outcome::Deviates(format!("{case}: {problem}")),
-            });
+            outcomes.push(has_status(protocol, &answer, &format!("{line}, {field}")));
         }
         all(outcomes)
     })

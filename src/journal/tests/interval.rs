@@ -53,6 +53,12 @@ impl Bench {
         bench
     }
 
+    /// The process dies, and the next one finds a disk that works.
+    fn dies_and_the_disk_heals(&self) {
+        self.disk.kill();
+        self.disk.break_after(None);
+    }
+
     fn settle(&mut self) {
         while self.core.step(&|| self.now) == Next::Again {}
     }
@@ -105,8 +111,7 @@ fn what_was_answered_and_could_not_be_synced_is_written_again_when_the_disk_take
 #[test]
 fn a_process_that_dies_while_the_disk_fails_loses_nothing() {
     let mut bench = Bench::new(7);
-    bench.disk.kill();
-    bench.disk.break_after(None);
+    bench.dies_and_the_disk_heals();
     let (core, recovery) = open(&bench.disk, bench.now);
     bench.core = core;
     assert_eq!((bench.records(), recovery.lost_records), (10, 0));
@@ -135,8 +140,7 @@ fn a_process_that_is_told_to_stop_while_the_disk_fails_loses_nothing_although_th
 fn at_the_next_start_a_place_that_cannot_be_read_does_not_keep_the_rest_from_being_written_again() {
     for seed in 0..32 {
         let mut bench = Bench::new(seed);
-        bench.disk.kill();
-        bench.disk.break_after(None);
+        bench.dies_and_the_disk_heals();
         // In it are five of the ten, the fourth and the eighth in part.
         bench.disk.set_unreadable(12 << 10..16 << 10);
         (bench.core, _) = open(&bench.disk, bench.now);
@@ -151,8 +155,7 @@ fn at_the_next_start_a_place_that_cannot_be_read_does_not_keep_the_rest_from_bei
 fn a_journal_whose_last_records_cannot_be_written_again_is_not_opened_before_they_can() {
     for seed in 0..32 {
         let mut bench = Bench::new(seed);
-        bench.disk.kill();
-        bench.disk.break_after(None);
+        bench.dies_and_the_disk_heals();
         bench.disk.set_read_only(true);
         assert!(try_open(&bench.disk, bench.now).is_err());
         bench.disk.set_read_only(false);
