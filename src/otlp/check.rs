@@ -197,6 +197,12 @@ impl Check {
             match key.raw() {
                 TRACE_ID => trace_id = cursor.slice()?,
                 SPAN_ID => span_id = cursor.slice()?,
+                ATTRIBUTE => {
+                    let attribute = cursor.message()?;
+                    self.nested(attribute, &schema::KEY_VALUE, at, depth)?;
+                    // They come in runs.
+                    skip_usual_attributes(&mut cursor, depth);
+                }
                 _ => match message.field(key.number()) {
                     Some(field) => self.field(&mut cursor, at, key, field, depth)?,
                     None => cursor.skip(key, depth)?,
@@ -209,6 +215,18 @@ impl Check {
     }
 }
 
+/// `Span.attributes`.
+const ATTRIBUTE: u32 = wire::delimited(9);
+
+/// Steps over attributes up to the first in another form than the usual one.
+#[inline(always)]
+fn skip_usual_attributes(cursor: &mut Cursor<'_>, depth: u32) {
+    let mut next = *cursor;
+    while depth > 1 && next.short_slice(ATTRIBUTE).is_some_and(is_usual_key_value) {
+        *cursor = next;
+    }
+}
+
 fn packed<'a>(mut values: Cursor<'a>, read: impl Fn(&mut Cursor<'a>) -> Result<u64, Broken>) -> Result<(), Broken> {
     while !values.is_done() {
         read(&mut values)?;
@@ -217,7 +235,7 @@ fn packed<'a>(mut values: Cursor<'a>, read: impl Fn(&mut Cursor<'a>) -> Result<u
 }
 
 /// Recognises the form nearly every attribute has: a key and then one value, both ASCII, both short. Saying no is no
-/// verdict. All bytes of such an attribute but those of a double are below 0x80, tags and lengths included, so one look
+/// verdict. All bytes of such an attribute but those of a number are below 0x80, tags and lengths included, so one look
 /// covers keys, texts and lengths together.
 #[inline(always)]
 fn is_usual_key_value(bytes: &[u8]) -> bool {
@@ -242,6 +260,10 @@ fn is_usual_key_value(bytes: &[u8]) -> bool {
     match *value {
         [STRING, length, ref text @ ..] => usize::from(length) == text.len() && is_ascii(bytes),
         [BOOL | INT, _] => is_ascii(bytes),
+        // A varint of 9 bytes has 63 bits: it fits.
+        [INT, ref bits @ .., last] => {
+            bits.len() < 9 && last < 0x80 && bits.iter().all(|bits| *bits >= 0x80) && key_length < 0x80 && is_ascii(key)
+        }
         [DOUBLE, _, _, _, _, _, _, _, _] => is_ascii(key) && key_length < 0x80,
         _ => false,
     }

@@ -347,18 +347,19 @@ pub fn is_utf8(bytes: &[u8]) -> bool {
 /// True if all bytes are ASCII. The standard function is made for long texts and costs more on short ones.
 #[inline(always)]
 pub fn is_ascii(bytes: &[u8]) -> bool {
-    const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
-    let (words, tail) = bytes.as_chunks::<8>();
-    let mut seen = 0;
-    for word in words {
-        seen |= u64::from_le_bytes(*word);
+    // Words that overlap are cheaper than single bytes.
+    if let Some(last) = bytes.last_chunk() {
+        let mut seen = u128::from_le_bytes(*last);
+        for word in bytes.as_chunks().0 {
+            seen |= u128::from_le_bytes(*word);
+        }
+        return seen & (u128::MAX / 0xff * 0x80) == 0;
     }
-    match bytes.last_chunk::<8>() {
-        // The last word overlaps the one before: cheaper than single bytes.
-        Some(last) => seen |= u64::from_le_bytes(*last),
-        None => tail.iter().for_each(|byte| seen |= u64::from(*byte)),
-    }
-    seen & HIGH_BITS == 0
+    let seen = match (bytes.first_chunk(), bytes.last_chunk()) {
+        (Some(first), Some(last)) => u64::from_le_bytes(*first) | u64::from_le_bytes(*last),
+        _ => bytes.iter().fold(0, |seen, byte| seen | u64::from(*byte)),
+    };
+    seen & (u64::MAX / 0xff * 0x80) == 0
 }
 
 /// Appends a varint.

@@ -78,6 +78,66 @@ fn damaged_requests_are_judged_as_prost_judges_them() {
 }
 
 #[test]
+fn an_attribute_of_any_kind_and_size_with_any_bit_flipped_is_judged_as_prost_judges_it() {
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+    let request = |key: &str, value: Value| {
+        let attribute = |key: &str, value| KeyValue {
+            key: key.into(),
+            value: Some(AnyValue { value: Some(value) }),
+            ..KeyValue::default()
+        };
+        let other = || attribute("other", Value::IntValue(300));
+        let span = Span {
+            attributes: vec![other(), attribute(key, value), other()],
+            ..Span::default()
+        };
+        let scope_spans = vec![ScopeSpans {
+            spans: vec![span],
+            ..ScopeSpans::default()
+        }];
+        let resource_spans = vec![ResourceSpans {
+            scope_spans,
+            ..ResourceSpans::default()
+        }];
+        ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    };
+    let integers = (0..63)
+        .flat_map(|bit| [1_i64 << bit, (1 << bit) - 1, -(1 << bit)])
+        .chain([i64::MIN, i64::MAX]);
+    let mut values: Vec<Value> = integers.map(Value::IntValue).collect();
+    values.extend([
+        Value::BoolValue(true),
+        Value::DoubleValue(-1.5),
+        Value::DoubleValue(f64::NAN),
+    ]);
+    values.extend([0, 1, 7, 8, 15, 16, 17, 40, 127, 128].map(|length| Value::StringValue("x".repeat(length))));
+    values.push(Value::StringValue("vierzehn: ü".into()));
+    let (mut taken, mut refused) = (0, 0);
+    for value in values {
+        for key in ["", "k", "http.status", "eine.lange.schlüsselkette"] {
+            let body = request(key, value.clone());
+            assert!(
+                TraceRequest::parse(Bytes::from(body.clone())).is_ok(),
+                "{key} {value:?}"
+            );
+            for bit in 0..body.len() * 8 {
+                let mut body = body.clone();
+                body[bit / 8] ^= 1 << (bit % 8);
+                let expected = ExportTraceServiceRequest::decode(&body[..]).is_ok();
+                assert_eq!(
+                    TraceRequest::parse(Bytes::from(body)).is_ok(),
+                    expected,
+                    "{key} {value:?} bit {bit}"
+                );
+                *(if expected { &mut taken } else { &mut refused }) += 1;
+            }
+        }
+    }
+    assert!(taken > 10_000 && refused > 10_000, "{taken} taken, {refused} refused");
+}
+
+#[test]
 fn damaged_metrics_and_logs_are_judged_as_prost_judges_them() {
     for_seeds(800, |seed| {
         let mut generator = Generator::new(seed / 20);
