@@ -5,8 +5,9 @@
 #   scripts/counts.sh --update   writes benches/counts.baseline
 #
 # What is counted does not depend on how fast or busy a machine is: valgrind runs the work of benches/counts.rs on a CPU of
-# its own making, which has AVX2 on any machine that has it. The compiler does matter: the baseline says which it was.
-# Needs Debian's valgrind and a Rust toolchain, and a release build of the library.
+# its own making, which has AVX2 on any machine that has it. The compiler does matter: the baseline says which it was, and
+# with another one only allocations are compared.
+# Needs Debian's valgrind and a Rust toolchain, and builds the library as a release without optimisation across crates.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,8 +22,7 @@ if ! command -v valgrind >/dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends valgrind >/dev/null
 fi
 
-profile=${COUNTS_PROFILE:-bench}
-built=$(cargo bench --locked --profile "$profile" --bench counts --no-run --message-format=json)
+built=$(cargo bench --locked --profile counts --bench counts --no-run --message-format=json)
 counts=$(python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -55,6 +55,10 @@ if [ "${1:-}" = --update ]; then
     cat "$baseline"
     exit
 fi
+if [ "$(head -1 "$now")" != "$(head -1 "$baseline")" ]; then
+    echo "instructions are not compared: $baseline was made by another compiler, $(head -1 "$baseline" | grep -o 'rustc .*')"
+    tolerance=1000
+fi
 # An allocation is one too many where there was none; a hundredth is what a container that grows takes.
 awk -F';' -v tolerance="$tolerance" '
     /^#/ { next }
@@ -62,7 +66,7 @@ awk -F';' -v tolerance="$tolerance" '
     {
         verdict = "ok"
         if (!($1 in instructions)) { verdict = "is not in the baseline: scripts/counts.sh --update"; failed = 1 }
-        else if ($2 > instructions[$1] * tolerance || $3 > allocations[$1] * tolerance + 0.01) { verdict = "COSTS MORE"; failed = 1 }
+        else if ($2 > instructions[$1] * tolerance || $3 > allocations[$1] * 1.05 + 0.01) { verdict = "COSTS MORE"; failed = 1 }
         printf "%-28s %8d instructions (%d), %7.3f allocations (%.3f) per %-20s %s\n",
             $1, $2, instructions[$1], $3, allocations[$1], $4, verdict
     }
