@@ -194,14 +194,14 @@ fn scrape(options: &Options, binary: &Path, directory: &Path) {
     program.stop();
 }
 
-/// Offers more and more until the ledger is further behind after some seconds than it can catch up with at once.
+/// Offers more and less until it is known from which rate on the ledger falls behind: the longer, the further.
 fn lag(binary: &Path, directory: &Path, database: Option<String>) {
     let name = if database.is_some() { "PostgreSQL" } else { "SQLite" };
     let traffic = traffic(Content::Executions, 20);
     let mut held = 0.0;
     let (mut low, mut high) = (0.0, 200_000.0);
-    while high - low > 8_000.0 {
-        let rows = (low + high) / 2.0;
+    while high - low > 2_000.0 {
+        let rows = if low == 0.0 { high / 2.0 } else { (low + high) / 2.0 };
         fresh(directory);
         let settings = Settings {
             database: database.clone(),
@@ -211,10 +211,15 @@ fn lag(binary: &Path, directory: &Path, database: Option<String>) {
         let program = Spanledger::start(binary, directory, &settings);
         let mut load = load(&program, traffic.clone(), Until::After(Duration::from_secs(3)));
         load.rate = Some(rows / 128.0);
+        let behind = || program.lag(&["ledger"]) as f64 * 128.0;
+        // What connecting takes is caught up with meanwhile.
+        load::run(&load);
+        let before = behind();
         let sent = load::run(&load);
         let reached = sent.executions as f64 / sent.seconds;
-        let behind = program.lag(&["ledger"]) as f64 * 128.0;
-        if behind < reached * 0.25 && reached > rows * 0.95 {
+        // A transaction more or less is no lag.
+        let more = behind() - before;
+        if more < sent.executions as f64 * 0.15 && reached > rows * 0.95 {
             held = reached;
             low = rows;
         } else {
