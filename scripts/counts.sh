@@ -42,11 +42,20 @@ allocations=$("$counts" --allocations)
 now=$(mktemp)
 trap 'rm -f "$now"' EXIT
 echo "# what;instructions;allocations;per   $(rustc --version | cut -d' ' -f1,2)" >"$now"
+# What one unit costs: the least of three, because work that wakes another thread costs up to a tenth more or less.
+cost() {
+    local least= less more
+    for _ in 1 2 3; do
+        less=$(instructions "$1" "$few")
+        more=$(instructions "$1" "$many")
+        [ -n "$least" ] && [ "$least" -le $((more - less)) ] || least=$((more - less))
+    done
+    echo "$least"
+}
 while IFS=';' read -r name unit divisor; do
-    less=$(instructions "$name" "$few")
-    more=$(instructions "$name" "$many")
+    counted=$(cost "$name")
     allocated=$(awk -F';' -v name="$name" '$1 == name { print $2 }' <<<"$allocations")
-    awk -v name="$name" -v unit="$unit" -v allocated="$allocated" -v count="$((more - less))" -v units="$(((many - few) * divisor))" \
+    awk -v name="$name" -v unit="$unit" -v allocated="$allocated" -v count="$counted" -v units="$(((many - few) * divisor))" \
         'BEGIN { printf "%s;%.0f;%s;%s\n", name, count / units, allocated, unit }' >>"$now"
 done < <("$counts" --list)
 

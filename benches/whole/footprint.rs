@@ -14,7 +14,7 @@ const NAMES: [(&str, &str); 5] = [
     ("start", "from the start of the process to ready, with an empty journal"),
     (
         "start-backlog",
-        "the same with 1 GiB that no reader has passed, and until the scrape answers",
+        "the same with 5 GiB that the exporter has not passed, and until the scrape answers",
     ),
     (
         "idle",
@@ -107,11 +107,11 @@ fn start_backlog(binary: &Path, directory: &Path) {
     let settings = Settings {
         // Nobody listens there.
         exporter: Some(("127.0.0.1:9".parse().unwrap(), "grpc")),
-        journal_max_size: Some("4GiB"),
+        journal_max_size: Some("8GiB"),
         ..Settings::default()
     };
     let program = Spanledger::start(binary, directory, &settings);
-    load::run(&load(&program, traffic(Content::NoRows, 20), Until::Spans(1_900_000)));
+    load::run(&load(&program, traffic(Content::NoRows, 20), Until::Spans(9_700_000)));
     // Killed before the meter has saved, so that the scrape has to wait for what is counted again.
     drop(program);
     let program = Spanledger::start(binary, directory, &settings);
@@ -121,7 +121,7 @@ fn start_backlog(binary: &Path, directory: &Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     println!(
-        "start with a backlog of 1 GiB after a crash: ready after {ready:.0} ms, scrape after {:.0} ms more",
+        "start with a backlog of 5 GiB after a crash: ready after {ready:.0} ms, scrape after {:.0} ms more",
         began.elapsed().as_secs_f64() * 1e3
     );
     program.stop();

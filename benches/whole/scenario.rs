@@ -143,6 +143,10 @@ pub fn all() -> Vec<Scenario> {
             course: Course::Backlog(2_000_000),
             ..grpc("drain", "a backlog of 2 million spans is forwarded", PLAIN)
         },
+        rare(Scenario {
+            course: Course::Backlog(9_500_000),
+            ..grpc("drain-5gb", "a backlog of 5 GB is forwarded", PLAIN)
+        }),
         Scenario {
             course: Course::Part(0.5),
             ..grpc("half", "the first at half its load", PLAIN)
@@ -421,7 +425,7 @@ fn drain(prepared: &Prepared, program: &Path, directory: &Path, spans: u64) -> F
     drop(held);
     let settings = Settings {
         exporter: Some((address, scenario.exporter)),
-        journal_max_size: Some("6GiB"),
+        journal_max_size: Some("8GiB"),
         ..Settings::default()
     };
     let program = Spanledger::start(program, directory, &settings);
