@@ -112,7 +112,7 @@ fn start_backlog(binary: &Path, directory: &Path) {
     };
     let program = Spanledger::start(binary, directory, &settings);
     load::run(&load(&program, traffic(Content::NoRows, 20), Until::Spans(9_700_000)));
-    // Killed before the meter has saved, so that the scrape has to wait for what is counted again.
+    // Killed, so that the scrape has to wait for what came after the meter's last checkpoint.
     drop(program);
     let program = Spanledger::start(binary, directory, &settings);
     let ready = program.ready_after.as_secs_f64() * 1e3;
@@ -201,7 +201,7 @@ fn lag(binary: &Path, directory: &Path, database: Option<String>) {
     let mut held = 0.0;
     let (mut low, mut high) = (0.0, 200_000.0);
     while high - low > 2_000.0 {
-        let rows = if low == 0.0 { high / 2.0 } else { (low + high) / 2.0 };
+        let rows = (low + high) / 2.0;
         fresh(directory);
         let settings = Settings {
             database: database.clone(),
