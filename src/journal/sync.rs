@@ -17,7 +17,7 @@ use crate::failpoint::{self, Point};
 
 /// How long after a sync the next one waits for as many requests. Many small requests then share a sync, which costs as
 /// much as hundreds of spans.
-const GATHER: u64 = 1_000_000;
+pub(super) const GATHER: u64 = 2_000_000;
 
 /// With an interval, requests are answered before they are synced. When the sync fails they are written and synced
 /// again, for as long as this, and nothing new is taken meanwhile. Then they are given up.

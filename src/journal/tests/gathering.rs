@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::core::Core;
 use super::super::disk::OsDisk;
 use super::super::options::Settings;
-use super::super::sync::Next;
+use super::super::sync::{GATHER, Next};
 use super::{entry, options};
 use crate::clock::unix_nanos;
 
@@ -73,7 +73,7 @@ fn a_sync_waits_for_as_many_as_were_answered_last_and_no_longer() {
     let answered_at = journal.now;
     journal.append(1);
     let before = journal.durable();
-    assert_eq!(journal.step(), Next::Sleep(Some(answered_at + 1_000 * MICROSECOND)));
+    assert_eq!(journal.step(), Next::Sleep(Some(answered_at + GATHER)));
     journal.append(1);
     assert!(matches!(journal.step(), Next::Sleep(Some(_))));
     assert_eq!(journal.durable(), before);
@@ -89,11 +89,11 @@ fn a_sync_waits_a_moment_only_and_after_a_pause_not_at_all() {
     journal.append(1);
     let before = journal.durable();
     assert!(matches!(journal.step(), Next::Sleep(Some(_))));
-    journal.now += 1_000 * MICROSECOND;
+    journal.now += GATHER;
     assert_eq!(journal.step(), Next::Again);
     assert_eq!(journal.durable(), before + 1);
     journal.answer(3);
-    journal.now += 5_000 * MICROSECOND;
+    journal.now += 5 * GATHER;
     journal.append(1);
     assert_eq!(journal.step(), Next::Again);
 }
