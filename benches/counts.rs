@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use spanledger::journal::{Entry, Fsync, Journal, Options};
+use spanledger::ledger::facts::Extractor;
 use spanledger::meter::{ExpositionFormat, Tally};
 use spanledger::otlp::{Encoding, Signal, TraceRequest};
 use spanledger::rules::Catalogue;
@@ -27,11 +28,13 @@ const SPANS: usize = 512;
 const MOST: usize = 600;
 
 /// What is counted, and how many spans (or series, or requests) one unit of work is divided by.
-const WORK: [(&str, &str, usize); 7] = [
+const WORK: [(&str, &str, usize); 9] = [
     ("check", "span", SPANS),
     ("walk", "span", SPANS),
     ("match and meter", "span", SPANS),
     ("match and meter executions", "span", SPANS),
+    ("facts of the ledger", "span", SPANS),
+    ("facts of executions", "span", SPANS),
     ("json to protobuf", "span", SPANS),
     ("journal append", "request of 16 spans", 1),
     ("exposition", "series", 1_000),
@@ -69,7 +72,7 @@ fn body(spans: usize, form: Form, content: Content, tools: usize) -> Bytes {
         content,
         tools,
     };
-    Traffic::new(shape).body(1, false).bytes
+    Traffic::of_templates(shape, 1).body(1, false).bytes
 }
 
 fn prepare(name: &str) -> Box<dyn FnMut()> {
@@ -101,6 +104,8 @@ fn prepare(name: &str) -> Box<dyn FnMut()> {
         }
         "match and meter" => meter(plain(Content::NoRows)),
         "match and meter executions" => meter(plain(Content::Executions)),
+        "facts of the ledger" => facts(plain(Content::NoRows)),
+        "facts of executions" => facts(plain(Content::WithNodes)),
         "json to protobuf" => {
             let body = body(SPANS, Form::Json, Content::WithNodes, 20);
             Box::new(move || {
@@ -111,17 +116,19 @@ fn prepare(name: &str) -> Box<dyn FnMut()> {
         "exposition" => {
             let mut tally = Tally::new(&Catalogue::built_in(), 2_000);
             let mut number = 0;
-            let traffic = Traffic::new(Shape {
+            let shape = Shape {
                 spans: SPANS,
                 form: Form::Protobuf,
                 content: Content::Executions,
                 tools: 200,
-            });
+            };
+            let traffic = Traffic::of_templates(shape, 16);
             // As many series as the divisor says, or a few more.
             while tally.series() < 1_000 && number < 200 {
                 number += 1;
                 tally.count(&TraceRequest::trusted(traffic.body(number, false).bytes), 1);
             }
+            assert!(tally.series() >= 1_000, "{} series are too few", tally.series());
             Box::new(move || {
                 black_box(tally.exposition(ExpositionFormat::Text).len());
             })
@@ -136,6 +143,16 @@ fn meter(body: Bytes) -> Box<dyn FnMut()> {
     Box::new(move || tally.count(&request, 1))
 }
 
+fn facts(body: Bytes) -> Box<dyn FnMut()> {
+    let request = TraceRequest::trusted(body);
+    let mut extractor = Extractor::default();
+    let mut facts = Vec::new();
+    Box::new(move || {
+        facts.clear();
+        extractor.extract(&request, 1, &mut facts);
+    })
+}
+
 /// One request after the other, each with a digest of its own. The disk is not synced meanwhile: how often the sync
 /// thread runs is not the same from run to run.
 fn append() -> Box<dyn FnMut()> {
@@ -148,12 +165,13 @@ fn append() -> Box<dyn FnMut()> {
     while journal.is_writable().is_err() {
         std::thread::yield_now();
     }
-    let traffic = Traffic::new(Shape {
+    let shape = Shape {
         spans: 16,
         form: Form::Protobuf,
         content: Content::WithNodes,
         tools: 20,
-    });
+    };
+    let traffic = Traffic::of_templates(shape, 1);
     let bodies: Vec<Bytes> = (0..MOST)
         .map(|number| traffic.body(number as u64, false).bytes)
         .collect();

@@ -80,9 +80,13 @@ const SPANS_IN_MEMORY: usize = 64 * 512;
 impl Traffic {
     pub fn new(shape: Shape) -> Traffic {
         let count = (SPANS_IN_MEMORY / shape.spans).clamp(4, TEMPLATES);
-        let templates = (0..count as u64).map(|seed| template(shape, seed)).collect();
+        Traffic::of_templates(shape, count)
+    }
+
+    /// Of so many templates. Making one takes as long as sending hundreds of them.
+    pub fn of_templates(shape: Shape, count: usize) -> Traffic {
         Traffic {
-            templates,
+            templates: (0..count as u64).map(|seed| template(shape, seed)).collect(),
             form: shape.form,
         }
     }

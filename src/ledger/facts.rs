@@ -319,8 +319,10 @@ impl Extractor {
             // Most resources name no tenant: read only when the first execution asks.
             let mut resource_tenant = None;
             for scope_spans in resource_spans.scope_spans() {
-                for span in scope_spans.spans() {
-                    let kind = if self.standalone || seen::may_matter(&span) {
+                let mut spans = scope_spans.spans();
+                while let Some(span) = spans.next_raw() {
+                    let (span, may_matter) = seen::look_quickly(span);
+                    let kind = if self.standalone || may_matter {
                         seen.look(&span).filter(|kind| *kind != Kind::Tool || self.standalone)
                     } else {
                         None

@@ -1,6 +1,6 @@
 //! One walk over the attributes of a span: whether it matters at all, and what of it.
 
-use crate::otlp::trace::Span;
+use crate::otlp::trace::{Span, Visitor};
 use crate::otlp::value::{AnyValue, Entry};
 use crate::rules::semantics::is_second_span;
 
@@ -202,12 +202,25 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Whether `span` may be something to an execution: most are not, and this says so without looking at any value. Tools
-/// are not looked for: they are something only where rows of their own are wanted.
-pub(super) fn may_matter(span: &Span<'_>) -> bool {
+/// Decodes a span, and says whether it may be something to an execution: most are not, and this says so without looking at
+/// any value. Tools are not looked for: they are something only where rows of their own are wanted.
+#[inline(always)]
+pub(super) fn look_quickly(span: &[u8]) -> (Span<'_>, bool) {
+    let mut marks = Marks { has_mark: false };
+    let span = Span::visit(span, &mut marks);
     let name = span.name();
-    let name = name.as_bytes();
-    is_named(name) || span.attributes().entries().any(|entry| is_mark(entry.key().as_bytes()))
+    (span, marks.has_mark || is_named(name.as_bytes()))
+}
+
+struct Marks {
+    has_mark: bool,
+}
+
+impl<'a> Visitor<'a> for Marks {
+    #[inline(always)]
+    fn attribute(&mut self, key_value: &'a [u8]) {
+        self.has_mark = self.has_mark || is_mark(Entry::decode(key_value).key().as_bytes());
+    }
 }
 
 fn is_named(name: &[u8]) -> bool {
@@ -217,21 +230,29 @@ fn is_named(name: &[u8]) -> bool {
         || runtime_of(name).is_some()
 }
 
-/// The keys by which [`Seen::look`] decides.
-fn is_mark(key: &[u8]) -> bool {
-    matches!(
-        key,
-        b"code.runtime"
-            | b"code.success"
-            | b"code.exit_code"
-            | b"code.duration_ms"
-            | b"node.status"
-            | b"node.attempts"
-            | b"e2b.runtime"
-            | b"wasmedge.runtime"
-            | b"bacalhau.runtime"
-    )
+macro_rules! marks {
+    ($($mark:literal),* $(,)?) => {
+        /// Whether this is one of the keys by which [`Seen::look`] decides.
+        #[inline(always)]
+        fn is_mark(key: &[u8]) -> bool {
+            /// A bit for each length. Most keys are of another one.
+            const LENGTHS: u64 = 0 $(| 1 << $mark.len())*;
+            LENGTHS >> (key.len() as u64).min(63) & 1 == 1 && matches!(key, $($mark)|*)
+        }
+    };
 }
+
+marks![
+    b"code.runtime",
+    b"code.success",
+    b"code.exit_code",
+    b"code.duration_ms",
+    b"node.status",
+    b"node.attempts",
+    b"e2b.runtime",
+    b"wasmedge.runtime",
+    b"bacalhau.runtime",
+];
 
 fn runtime_of(span_name: &[u8]) -> Option<&'static str> {
     match span_name {
@@ -284,9 +305,10 @@ mod tests {
                 for other in keys {
                     let request = request([span(name).with(key, "x").with(other, 1)]);
                     let resource = request.resource_spans().next().unwrap();
-                    let span = resource.scope_spans().next().unwrap().spans().next().unwrap();
+                    let span = resource.scope_spans().next().unwrap().spans().next_raw().unwrap();
+                    let (span, may_matter) = look_quickly(span);
                     let matters = Seen::default().look(&span).is_some_and(|kind| kind != Kind::Tool);
-                    assert_eq!(may_matter(&span), matters, "{name} {key} {other}");
+                    assert_eq!(may_matter, matters, "{name} {key} {other}");
                 }
             }
         }

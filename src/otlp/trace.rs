@@ -3,7 +3,7 @@
 //! [`TraceRequest::parse`] checks everything once; after that the request is bytes, and iterating costs no allocation
 //! and cannot fail. [`ResourceSpans`] and [`ScopeSpans`] are views whose getters look through the message each time, as
 //! their fields may come before or after the (large) repeated ones: ask once per message, not once per span.
-//! [`Span`] is decoded in a single pass that steps over attributes, events and links.
+//! [`Span`] is decoded in a single pass that steps over events and links, and over attributes unless they are wanted.
 
 use bytes::Bytes;
 
@@ -98,6 +98,29 @@ message_iterator! {
 message_iterator! {
     /// The events of a span.
     Events yields Event
+}
+
+/// Takes the attributes of a span while its fields are read. A trait and not a closure, because the compiler would not
+/// inline that where it is used for each attribute of each span.
+pub(crate) trait Visitor<'a> {
+    /// The bytes of an attribute, in the order of the wire; for [`Entry::decode`].
+    fn attribute(&mut self, key_value: &'a [u8]);
+}
+
+/// Looks at no attribute.
+struct Nobody;
+
+impl Visitor<'_> for Nobody {
+    #[inline(always)]
+    fn attribute(&mut self, _: &[u8]) {}
+}
+
+impl<'a> Spans<'a> {
+    /// The bytes of the next span, for [`Span::visit`].
+    #[inline(always)]
+    pub(crate) fn next_raw(&mut self) -> Option<&'a [u8]> {
+        self.0.next()
+    }
 }
 
 /// The spans of one resource.
@@ -266,7 +289,23 @@ impl<'a> Span<'a> {
 
     #[inline(always)]
     pub(crate) fn decode(raw: &'a [u8]) -> Span<'a> {
-        let mut span = Span {
+        let mut span = Span::unread(raw);
+        span.read(&mut Nobody);
+        span
+    }
+
+    /// Decodes the span and shows `visitor` its attributes on the way: cheaper than to walk over [`Span::attributes`]
+    /// afterwards.
+    #[inline(always)]
+    pub(crate) fn visit(raw: &'a [u8], visitor: &mut impl Visitor<'a>) -> Span<'a> {
+        let mut span = Span::unread(raw);
+        span.read(visitor);
+        span
+    }
+
+    #[inline(always)]
+    const fn unread(raw: &'a [u8]) -> Span<'a> {
+        Span {
             raw,
             trace_id: &[],
             span_id: &[],
@@ -280,48 +319,110 @@ impl<'a> Span<'a> {
             end_unix_nano: 0,
             kind: 0,
             status_code: 0,
-        };
-        span.read(Cursor::new(raw));
-        span
+        }
+    }
+
+    /// Reads all fields. As with [`Cursor::for_each_field`], damage ends the message, and what came before counts.
+    #[inline(always)]
+    fn read(&mut self, visitor: &mut impl Visitor<'a>) {
+        let mut attributes = Extent::default();
+        let mut events = Extent::default();
+        let _ended_early = self.read_fields(&mut attributes, &mut events, visitor);
+        self.attributes = attributes.bytes();
+        self.events = events.bytes();
     }
 
     #[inline(always)]
-    fn read(&mut self, mut cursor: Cursor<'a>) {
-        let mut attributes = Extent::default();
-        let mut events = Extent::default();
-        // Written as a loop and not with `for_each_field`, which the compiler would not inline here. As there, damage ends
-        // the message, and what came before counts.
-        let _ended_early = (|| {
-            while !cursor.is_done() {
-                let begin = cursor;
-                let key = cursor.key()?;
-                match key.raw() {
-                    Self::ATTRIBUTES => {
-                        cursor.slice()?;
-                        // They come in runs.
-                        while cursor.short_slice(Self::ATTRIBUTES).is_some() {}
-                        attributes.include(&begin, &cursor);
+    fn read_fields(
+        &mut self,
+        attributes: &mut Extent<'a>,
+        events: &mut Extent<'a>,
+        visitor: &mut impl Visitor<'a>,
+    ) -> Result<(), Broken> {
+        let mut cursor = Cursor::new(self.raw);
+        self.read_ids(&mut cursor);
+        while !cursor.is_done() {
+            let begin = cursor;
+            let key = cursor.key()?;
+            match key.raw() {
+                Self::ATTRIBUTES => {
+                    visitor.attribute(cursor.slice()?);
+                    // They come in runs.
+                    while let Some(next) = cursor.short_slice(Self::ATTRIBUTES) {
+                        visitor.attribute(next);
                     }
-                    Self::TRACE_ID => self.trace_id = cursor.slice()?,
-                    Self::SPAN_ID => self.span_id = cursor.slice()?,
-                    Self::TRACE_STATE => self.trace_state = cursor.slice()?,
-                    Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
-                    Self::NAME => self.name = cursor.slice()?,
-                    Self::KIND => self.kind = cursor.varint()? as i32,
-                    Self::START => self.start_unix_nano = cursor.fixed64()?,
-                    Self::END => self.end_unix_nano = cursor.fixed64()?,
-                    Self::EVENTS => {
-                        cursor.slice()?;
-                        events.include(&begin, &cursor);
-                    }
-                    Self::STATUS => self.read_status(cursor.message()?),
-                    _ => cursor.skip(key, MAX_DEPTH)?,
+                    attributes.include(&begin, &cursor);
                 }
+                Self::TRACE_ID => self.trace_id = cursor.slice()?,
+                Self::SPAN_ID => self.span_id = cursor.slice()?,
+                Self::TRACE_STATE => self.trace_state = cursor.slice()?,
+                Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
+                Self::NAME => {
+                    self.name = cursor.slice()?;
+                    self.read_kind_and_times(&mut cursor);
+                }
+                Self::KIND => self.kind = cursor.varint()? as i32,
+                Self::START => self.start_unix_nano = cursor.fixed64()?,
+                Self::END => self.end_unix_nano = cursor.fixed64()?,
+                Self::EVENTS => {
+                    cursor.slice()?;
+                    events.include(&begin, &cursor);
+                }
+                Self::STATUS => self.read_status(cursor.message()?),
+                _ => cursor.skip(key, MAX_DEPTH)?,
             }
-            Ok::<(), Broken>(())
-        })();
-        self.attributes = attributes.bytes();
-        self.events = events.bytes();
+        }
+        Ok(())
+    }
+
+    /// Both ids in one piece, if they come next in the usual form.
+    #[inline(always)]
+    fn read_ids(&mut self, cursor: &mut Cursor<'a>) {
+        const TRACE_ID: [u8; 2] = [Span::TRACE_ID as u8, 16];
+        const SPAN_ID: [u8; 2] = [Span::SPAN_ID as u8, 8];
+        let ids = cursor.chunk_if(|ids: &[u8; 28]| ids[..2] == TRACE_ID && ids[18..20] == SPAN_ID);
+        if let Some(ids) = ids {
+            self.trace_id = &ids[2..18];
+            self.span_id = &ids[20..];
+        }
+    }
+
+    /// Kind and times in one piece, if they come next in the usual form.
+    #[inline(always)]
+    fn read_kind_and_times(&mut self, cursor: &mut Cursor<'a>) {
+        const KIND: u8 = Span::KIND as u8;
+        const START: u8 = Span::START as u8;
+        const END: u8 = Span::END as u8;
+        let usual = |piece: &[u8; 20]| piece[0] == KIND && piece[1] < 0x80 && piece[2] == START && piece[11] == END;
+        if let Some(
+            &[
+                _,
+                kind,
+                _,
+                a0,
+                a1,
+                a2,
+                a3,
+                a4,
+                a5,
+                a6,
+                a7,
+                _,
+                b0,
+                b1,
+                b2,
+                b3,
+                b4,
+                b5,
+                b6,
+                b7,
+            ],
+        ) = cursor.chunk_if(usual)
+        {
+            self.kind = i32::from(kind);
+            self.start_unix_nano = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+            self.end_unix_nano = u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
+        }
     }
 
     #[inline(always)]

@@ -181,16 +181,15 @@ const VALUE: u32 = wire::delimited(2);
 /// The usual form: exactly one field. `None` if the bytes have any other.
 #[inline(always)]
 fn quick_value(bytes: &[u8]) -> Option<AnyValue<'_>> {
-    let mut cursor = Cursor::new(bytes);
+    const SHORT_STRING: u8 = STRING as u8;
+    const SHORT_INT: u8 = INT as u8;
     match *bytes {
         [] => return Some(AnyValue::Empty),
-        [kind, value @ ..0x80] if u32::from(kind) == INT => return Some(AnyValue::Int(i64::from(value))),
+        [SHORT_STRING, length @ ..0x80, ref text @ ..] if text.len() == usize::from(length) => {
+            return Some(AnyValue::Text(Text(text)));
+        }
+        [SHORT_INT, value @ ..0x80] => return Some(AnyValue::Int(i64::from(value))),
         _ => {}
-    }
-    if let Some(text) = cursor.short_slice(STRING)
-        && cursor.is_done()
-    {
-        return Some(AnyValue::Text(Text(text)));
     }
     let mut cursor = Cursor::new(bytes);
     let value = match cursor.key().ok()?.raw() {
@@ -494,10 +493,12 @@ impl<'a> Entry<'a> {
     /// The usual form: the key and then the value.
     #[inline(always)]
     fn quick(bytes: &'a [u8]) -> Option<Entry<'a>> {
-        let mut cursor = Cursor::new(bytes);
-        if let Some(key) = cursor.short_slice(KEY)
-            && let Some(value) = cursor.short_slice(VALUE)
-            && cursor.is_done()
+        const SHORT_KEY: u8 = KEY as u8;
+        const SHORT_VALUE: u8 = VALUE as u8;
+        if let &[SHORT_KEY, key_length @ ..0x80, ref rest @ ..] = bytes
+            && let Some((key, rest)) = rest.split_at_checked(usize::from(key_length))
+            && let &[SHORT_VALUE, value_length @ ..0x80, ref value @ ..] = rest
+            && value.len() == usize::from(value_length)
         {
             return Some(Entry {
                 key: Text(key),

@@ -293,6 +293,17 @@ impl<'a> Cursor<'a> {
         Some(value)
     }
 
+    /// The next `N` bytes, if there are so many and they are as expected: for fields that mostly come in one order.
+    #[inline(always)]
+    pub fn chunk_if<const N: usize>(&mut self, is_expected: impl FnOnce(&[u8; N]) -> bool) -> Option<&'a [u8; N]> {
+        let (chunk, rest) = self.rest.split_first_chunk()?;
+        if !is_expected(chunk) {
+            return None;
+        }
+        self.rest = rest;
+        Some(chunk)
+    }
+
     /// Hands each field to `read`, which reads or skips its value. For bytes that were checked before: should they be
     /// damaged all the same, the message ends there, and what came before counts.
     #[inline(always)]

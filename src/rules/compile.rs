@@ -2,8 +2,8 @@
 //!
 //! Every attribute that any rule mentions becomes a *slot*; every span name that a rule asks for becomes a *bit*.
 //! A span fills slots and sets bits in one pass; a set bit means a filled slot or the span's name. Rules of the same
-//! condition form a *group*, which is looked at only if a bit of its `wake` set is on: a span that no rule is
-//! interested in costs the pass and a few AND instructions. Labels that several rules share form a *label set*, whose
+//! condition form a *group*, which is looked at only if a bit is on that wakes it: a span that no rule is interested in
+//! costs the pass and a few AND instructions. Labels that several rules share form a *label set*, whose
 //! text is made once per span.
 
 use super::keys::KeyTable;
@@ -59,8 +59,6 @@ pub(super) enum Value {
 
 #[derive(Debug)]
 pub(super) struct Group {
-    /// The group can hold only if one of these bits is on; `None`: it must be asked.
-    pub(super) wake: Option<Box<[u64]>>,
     pub(super) condition: Cond,
     pub(super) rules: Vec<CompiledRule>,
 }
@@ -160,10 +158,76 @@ pub(super) struct Program {
     pub(super) label_sets: Vec<LabelSet>,
     pub(super) named: NamedSlots,
     pub(super) prices: Prices,
-    /// Bits that wake any group; `None`: some group must always be asked.
-    pub(super) wake: Option<Box<[u64]>>,
+    pub(super) alarm: Alarm,
     /// Whether an attribute of the span can wake a group. If not, attributes of spans of other names are not read.
     pub(super) attributes_wake: bool,
+}
+
+/// Which groups can hold, by the bits that are on. A set of groups is one word; where there are more than 64 groups,
+/// each of its bits stands for several in a row.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    /// How many groups one bit stands for.
+    pub(super) row: usize,
+    /// The groups that must be asked whatever is on.
+    always: u64,
+    /// The bits that wake any group.
+    wake: Vec<u64>,
+    /// Of each bit, the set of groups that it wakes.
+    woken: Vec<u64>,
+}
+
+impl Alarm {
+    /// `wakes`: of each group the bits that wake it; `None`: it must always be asked.
+    fn new(wakes: &[Option<Vec<u32>>], words: usize) -> Alarm {
+        let mut alarm = Alarm {
+            row: wakes.len().div_ceil(64).max(1),
+            always: 0,
+            wake: vec![0; words],
+            woken: vec![0; words * 64],
+        };
+        for (group, wake) in wakes.iter().enumerate() {
+            let mask = 1 << (group / alarm.row);
+            match wake {
+                None => alarm.always |= mask,
+                Some(bits) => {
+                    for bit in bits.iter().map(|bit| *bit as usize) {
+                        alarm.wake[bit / 64] |= 1 << (bit % 64);
+                        alarm.woken[bit] |= mask;
+                    }
+                }
+            }
+        }
+        alarm
+    }
+
+    /// The groups that can hold when these bits are on.
+    #[inline(always)]
+    pub(super) fn groups(&self, on: &[u64]) -> u64 {
+        let mut groups = self.always;
+        for ((on, wake), woken) in on.iter().zip(&self.wake).zip(self.woken.as_chunks::<64>().0) {
+            for bit in ones(on & wake) {
+                groups |= woken[bit % 64];
+            }
+        }
+        groups
+    }
+
+    fn is_woken_by(&self, bit: usize) -> bool {
+        self.wake[bit / 64] >> (bit % 64) & 1 == 1
+    }
+}
+
+/// The bits that are on, from the lowest.
+#[inline(always)]
+pub(super) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        (word != 0).then(|| {
+            word &= word - 1;
+            bit as usize
+        })
+    })
 }
 
 pub(super) fn compile(catalogue: &Catalogue) -> Program {
@@ -356,25 +420,19 @@ impl Compiler {
             )
         };
         let first_name = slots as u32;
+        let mut wakes = Vec::new();
         let groups: Vec<Group> = groups
             .into_iter()
             .map(|(mut condition, rules)| {
                 number_names(&mut condition, first_name);
-                let wake = self.wake(&condition).map(|bits| mask(&bits, words));
-                Group { wake, condition, rules }
+                wakes.push(self.wake(&condition));
+                Group { condition, rules }
             })
             .collect();
-        let wake = groups
-            .iter()
-            .try_fold(vec![0; words].into_boxed_slice(), |mut all, group| {
-                for (word, more) in all.iter_mut().zip(group.wake.as_deref()?) {
-                    *word |= more;
-                }
-                Some(all)
-            });
-        let is_on = |wake: &[u64], bit: usize| wake[bit / 64] >> (bit % 64) & 1 == 1;
-        let by_attribute = |wake: &[u64]| {
-            let span_level = |(bit, (level, _)): (usize, &(Level, String))| *level == Level::Span && is_on(wake, bit);
+        let alarm = Alarm::new(&wakes, words);
+        let by_attribute = wakes.contains(&None) || {
+            let span_level =
+                |(bit, (level, _)): (usize, &(Level, String))| *level == Level::Span && alarm.is_woken_by(bit);
             self.attributes.iter().enumerate().any(span_level)
         };
         Program {
@@ -384,12 +442,12 @@ impl Compiler {
             names: KeyTable::new(self.names.iter().cloned().zip(first_name..)),
             slots,
             words,
-            attributes_wake: wake.as_deref().is_none_or(by_attribute),
+            attributes_wake: by_attribute,
             groups,
             label_sets,
             named: self.named,
             prices,
-            wake,
+            alarm,
         }
     }
 
@@ -432,14 +490,6 @@ fn number_names(condition: &mut Cond, first: u32) {
         Cond::Not(inner) => number_names(inner, first),
         _ => {}
     }
-}
-
-fn mask(bits: &[u32], words: usize) -> Box<[u64]> {
-    let mut mask = vec![0; words].into_boxed_slice();
-    for bit in bits {
-        mask[*bit as usize / 64] |= 1 << (bit % 64);
-    }
-    mask
 }
 
 fn expected(text: &str) -> Expected {

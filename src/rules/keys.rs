@@ -2,102 +2,129 @@
 
 /// A fixed set of keys, each with a number.
 ///
-/// Open addressing at a load of at most a half, over the length and the first and last eight bytes. Most keys of a span
-/// are of no interest, and are dismissed by one multiplication and one comparison; of the others, only those of more
-/// than 16 bytes are compared in full.
-#[derive(Debug, Clone, Default)]
+/// Keys are told apart by their length, first and last byte, which lead to the few keys that are alike in these; most keys of
+/// a span are of no interest, and there is nothing alike. The rest of a key is compared by its first and last bytes: 8
+/// of each, or 16 of each where there are so many. Only keys of more than 32 bytes are compared in full.
+#[derive(Debug, Clone)]
 pub(super) struct KeyTable {
-    /// A power of two in length, or empty.
-    places: Box<[Place]>,
-    /// The keys in full.
-    keys: Vec<Box<[u8]>>,
-    shift: u32,
+    /// Where in `places` those begin that are alike; 0: there are none.
+    heads: Box<[u32; HEADS]>,
+    /// The first one is nobody's.
+    places: Vec<Place>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+const LENGTHS: usize = 64;
+const MESHES: usize = 64;
+const HEADS: usize = LENGTHS * MESHES;
+
+#[derive(Debug, Clone, Default)]
 struct Place {
     ends: Ends,
     number: u32,
-    /// Index into the keys plus one; 0 is vacant.
-    key: u32,
+    /// The next one that is alike; 0: there is none.
+    next: u32,
+    /// Empty if the ends are all of it.
+    full: Box<[u8]>,
 }
 
-/// The length and the first and last eight bytes, overlapping or zero-filled where there are fewer. Up to 16 bytes they
-/// are the whole key.
+/// Up to this length the [`Ends`] of a key are the whole of it.
+const COVERED: usize = 32;
+
+/// The length and the first and last bytes, overlapping or zero-filled where there are fewer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Ends {
-    first: u64,
-    last: u64,
+    first: [u64; 2],
+    last: [u64; 2],
     length: usize,
 }
 
 impl KeyTable {
+    /// Of a key that is given twice the last number counts.
     pub(super) fn new(keys: impl IntoIterator<Item = (String, u32)>) -> Self {
-        let keys: Vec<(Box<[u8]>, u32)> = keys
-            .into_iter()
-            .map(|(key, number)| (key.into_bytes().into(), number))
-            .collect();
-        if keys.is_empty() {
-            return Self::default();
-        }
-        let size = (keys.len() * 2).next_power_of_two();
         let mut table = Self {
-            places: vec![Place::default(); size].into(),
-            keys: Vec::new(),
-            shift: 64 - size.trailing_zeros(),
+            heads: Box::new([0; HEADS]),
+            places: vec![Place::default()],
         };
         for (key, number) in keys {
-            let ends = Ends::of(&key);
-            let mut place = table.first_place(ends);
-            while table.places[place].key != 0 {
-                place = (place + 1) % size;
-            }
-            table.keys.push(key);
-            let key = table.keys.len() as u32;
-            table.places[place] = Place { ends, number, key };
+            let key = key.as_bytes();
+            let head = &mut table.heads[head(key)];
+            let place = table.places.len() as u32;
+            table.places.push(Place {
+                ends: Ends::of(key),
+                number,
+                next: std::mem::replace(head, place),
+                full: if key.len() > COVERED {
+                    key.into()
+                } else {
+                    Box::default()
+                },
+            });
         }
         table
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.places.len() == 1
     }
 
     /// The number of `key`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, key: &[u8]) -> Option<u32> {
-        let mask = self.places.len().checked_sub(1)?;
-        let ends = Ends::of(key);
-        let mut place = self.first_place(ends);
-        loop {
-            let candidate = self.places.get(place & mask)?;
-            if candidate.key == 0 {
-                return None;
-            }
-            if candidate.ends == ends && (ends.length <= 16 || *self.keys[candidate.key as usize - 1] == *key) {
-                return Some(candidate.number);
-            }
-            place += 1;
+        match self.heads[head(key)] {
+            0 => None,
+            first => self.find(key, first),
         }
     }
 
     #[inline]
-    fn first_place(&self, ends: Ends) -> usize {
-        let mixed = ends.first ^ ends.last.rotate_left(29) ^ (ends.length as u64) << 56;
-        (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    fn find(&self, key: &[u8], first: u32) -> Option<u32> {
+        let ends = Ends::of(key);
+        let mut next = first;
+        while next != 0 {
+            let place = self.places.get(next as usize)?;
+            if place.ends == ends && (ends.length <= COVERED || *place.full == *key) {
+                return Some(place.number);
+            }
+            next = place.next;
+        }
+        None
     }
+}
+
+/// Where keys like this one begin.
+#[inline(always)]
+fn head(key: &[u8]) -> usize {
+    let mesh = match *key {
+        [first, .., last] => first.wrapping_mul(5).wrapping_add(last),
+        _ => 0,
+    };
+    key.len().min(LENGTHS - 1) * MESHES + usize::from(mesh) % MESHES
 }
 
 impl Ends {
     #[inline]
     fn of(key: &[u8]) -> Self {
+        let length = key.len();
+        if let (Some(first), Some(last)) = (key.first_chunk(), key.last_chunk()) {
+            return Self {
+                first: words(first),
+                last: words(last),
+                length,
+            };
+        }
         let (first, last) = ends(key);
         Self {
-            first,
-            last,
-            length: key.len(),
+            first: [first, 0],
+            last: [0, last],
+            length,
         }
     }
+}
+
+#[inline(always)]
+fn words(bytes: &[u8; 16]) -> [u64; 2] {
+    let both = u128::from_le_bytes(*bytes);
+    [both as u64, (both >> 64) as u64]
 }
 
 /// The first and the last eight bytes, overlapping or zero-filled where there are fewer.
@@ -158,6 +185,7 @@ mod tests {
             assert_eq!(table.get(format!("{key}x").as_bytes()), None);
         }
         assert_eq!(KeyTable::new([]).get(b"a"), None);
+        assert_eq!(KeyTable::new([]).get(b""), None);
     }
 
     #[test]

@@ -9,11 +9,12 @@
 
 use std::cell::Cell;
 
-use crate::otlp::trace::{ResourceSpans, ScopeSpans, Span, TraceRequest};
+use crate::otlp::trace::{ResourceSpans, ScopeSpans, Span, TraceRequest, Visitor};
+use crate::otlp::value::Entry;
 use crate::otlp::{AnyValue, Attributes, Text};
 
 use super::Catalogue;
-use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile};
+use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile, ones};
 use super::datum::{Datum, MAX_VALUE};
 use super::keys::{KeyTable, hash};
 use super::named::Named;
@@ -61,6 +62,15 @@ struct Bits {
     resource: Vec<u64>,
     scope: Vec<u64>,
     span: Vec<u64>,
+}
+
+impl Bits {
+    fn clear(&mut self, words: usize) {
+        for level in [&mut self.resource, &mut self.scope, &mut self.span] {
+            level.clear();
+            level.resize(words, 0);
+        }
+    }
 }
 
 impl Matcher {
@@ -111,15 +121,14 @@ struct Pass<'p, 'a> {
 impl<'a> Pass<'_, 'a> {
     fn resource(&mut self, resource: &ResourceSpans<'a>, sink: &mut impl FnMut(Observation<'_>)) {
         let program = &self.matcher.program;
-        self.bits.resource.clear();
-        self.bits.resource.resize(program.words, 0);
+        self.bits.clear(program.words);
         if !program.resource_keys.is_empty() {
-            fill(
-                &program.resource_keys,
-                resource.resource(),
-                &mut self.slots,
-                &mut self.bits.resource,
-            );
+            let mut slots = Slots {
+                keys: &program.resource_keys,
+                slots: &mut self.slots,
+                bits: &mut self.bits.resource,
+            };
+            slots.fill(resource.resource());
         }
         for scope in resource.scope_spans() {
             self.scope(&scope, sink);
@@ -130,44 +139,61 @@ impl<'a> Pass<'_, 'a> {
         let program = &self.matcher.program;
         self.bits.scope.clone_from(&self.bits.resource);
         if !program.scope_keys.is_empty() {
-            fill(
-                &program.scope_keys,
-                scope.scope_attributes(),
-                &mut self.slots,
-                &mut self.bits.scope,
-            );
+            let mut slots = Slots {
+                keys: &program.scope_keys,
+                slots: &mut self.slots,
+                bits: &mut self.bits.scope,
+            };
+            slots.fill(scope.scope_attributes());
         }
+        let mut spans = scope.spans();
         let scope = ScopeName::of(*scope);
-        for span in scope.spans.spans() {
-            self.span(&span, &scope, sink);
+        while let Some(span) = spans.next_raw() {
+            self.span(span, &scope, sink);
         }
     }
 
-    fn span(&mut self, span: &Span<'a>, scope: &ScopeName<'a>, sink: &mut impl FnMut(Observation<'_>)) {
+    #[inline(always)]
+    fn span(&mut self, span: &'a [u8], scope: &ScopeName<'a>, sink: &mut impl FnMut(Observation<'_>)) {
         let program = &self.matcher.program;
-        let bits = &mut self.bits.span;
-        bits.clone_from(&self.bits.scope);
+        let bits = &mut *self.bits.span;
+        bits.iter_mut().zip(&self.bits.scope).for_each(|(to, from)| *to = *from);
+        let mut slots = Slots {
+            keys: &program.span_keys,
+            slots: &mut self.slots,
+            bits,
+        };
+        // If no attribute can wake a group, those of a span that wakes none are not read.
+        let span = if program.attributes_wake {
+            Span::visit(span, &mut slots)
+        } else {
+            Span::decode(span)
+        };
         if let Some(bit) = program.names.get(span.name().as_bytes()) {
-            set(bits, bit);
+            set(slots.bits, bit);
         }
-        if program.attributes_wake || is_awake(program.wake.as_deref(), bits) {
-            fill(&program.span_keys, span.attributes(), &mut self.slots, bits);
-        }
-        if !is_awake(program.wake.as_deref(), bits) {
+        let groups = program.alarm.groups(slots.bits);
+        if groups == 0 {
             return;
+        }
+        if !program.attributes_wake {
+            slots.fill(span.attributes());
         }
         self.keys.next_span();
         let view = View {
             program,
             slots: &self.slots,
             bits,
-            span,
+            span: &span,
             scope,
             outcomes: Default::default(),
             tool_outcome: Cell::new(None),
         };
-        for group in &program.groups {
-            if is_awake(group.wake.as_deref(), bits) && view.holds(&group.condition) {
+        for group in ones(groups)
+            .flat_map(|row| program.groups.chunks(program.alarm.row).nth(row))
+            .flatten()
+        {
+            if view.holds(&group.condition) {
                 for rule in &group.rules {
                     view.apply(rule, self.matcher.seed, self.keys, sink);
                 }
@@ -176,21 +202,38 @@ impl<'a> Pass<'_, 'a> {
     }
 }
 
-/// Inlined, so that each caller has the walk for its own kind of attributes.
-#[inline(always)]
-fn fill<'a>(keys: &KeyTable, attributes: Attributes<'a>, slots: &mut [AnyValue<'a>], bits: &mut [u64]) {
-    for entry in attributes.entries() {
-        let Some(slot) = keys.get(entry.key().as_bytes()) else {
-            continue;
+/// Puts the attributes that rules ask for into their slots.
+struct Slots<'s, 'a> {
+    keys: &'s KeyTable,
+    slots: &'s mut [AnyValue<'a>],
+    bits: &'s mut [u64],
+}
+
+impl<'a> Slots<'_, 'a> {
+    fn fill(&mut self, attributes: Attributes<'a>) {
+        attributes.entries().for_each(|entry| self.put(&entry));
+    }
+
+    #[inline(always)]
+    fn put(&mut self, entry: &Entry<'a>) {
+        let Some(slot) = self.keys.get(entry.key().as_bytes()) else {
+            return;
         };
         let value = entry.value();
         // An attribute without a value is as good as none; but it takes back an earlier one of the same key.
         if value.is_empty() {
-            unset(bits, slot);
+            unset(self.bits, slot);
         } else {
-            set(bits, slot);
+            set(self.bits, slot);
         }
-        slots[slot as usize] = value;
+        self.slots[slot as usize] = value;
+    }
+}
+
+impl<'a> Visitor<'a> for Slots<'_, 'a> {
+    #[inline(always)]
+    fn attribute(&mut self, key_value: &'a [u8]) {
+        self.put(&Entry::decode(key_value));
     }
 }
 
@@ -204,10 +247,6 @@ fn unset(bits: &mut [u64], bit: u32) {
 
 fn is_set(bits: &[u64], bit: u32) -> bool {
     bits[bit as usize / 64] >> (bit % 64) & 1 == 1
-}
-
-fn is_awake(wake: Option<&[u64]>, bits: &[u64]) -> bool {
-    wake.is_none_or(|wake| wake.iter().zip(bits).any(|(wake, on)| wake & on != 0))
 }
 
 /// The name of a scope, looked for when a rule asks: it may stand behind all of the spans.

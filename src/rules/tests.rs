@@ -213,3 +213,65 @@ fn with_table(text: &str, section: &str, table: &str) -> String {
     let gap = if rest.is_empty() { "" } else { "\n" };
     format!("{before}{marker}\n{table}{gap}{rest}")
 }
+
+/// The names of the rules that add something, once for each time.
+fn observed(catalogue: &Catalogue, spans: Vec<testing::TestSpan>) -> Vec<String> {
+    let mut names = Vec::new();
+    let matcher = matcher::Matcher::new(catalogue, 0);
+    let mut workspace = matcher::Workspace::default();
+    matcher.observe(&testing::request(spans), &mut workspace, &mut |observation| {
+        names.push(catalogue.rules()[observation.rule].name.clone());
+    });
+    names
+}
+
+#[test]
+fn of_hundreds_of_rules_each_counts_its_own_spans_in_the_order_of_the_rules() {
+    const RULES: usize = 200;
+    // Every seventh must always be asked, as nothing that it names has to be there.
+    let rules: Vec<String> = (0..RULES)
+        .map(|rule| match rule % 7 {
+            0 => format!("{{name: n{rule}_total, type: counter, help: H., when: {{not: {{span.k{rule}: x}}}}}}"),
+            _ => format!("{{name: n{rule}_total, type: counter, help: H., when: {{span.k{rule}: x}}}}"),
+        })
+        .collect();
+    let catalogue = load(&format!("metrics: [{}]", rules.join(", "))).unwrap();
+    for chosen in [
+        vec![],
+        vec![1],
+        vec![0, 63, 64, 65],
+        vec![199, 128, 7, 2],
+        (0..RULES).collect(),
+    ] {
+        let span = chosen
+            .iter()
+            .fold(testing::span("s"), |span, rule| span.with(&format!("k{rule}"), "x"));
+        let expected: Vec<String> = (0..RULES)
+            .filter(|rule| chosen.contains(rule) != (rule % 7 == 0))
+            .map(|rule| format!("n{rule}_total"))
+            .collect();
+        let mut found = observed(&catalogue, vec![span]);
+        found.retain(|name| name.starts_with('n'));
+        assert_eq!(found, expected, "{chosen:?}");
+    }
+}
+
+#[test]
+fn where_only_names_decide_the_attributes_of_spans_of_those_names_are_read() {
+    let built_in = Catalogue::built_in();
+    let disabled: Vec<String> = built_in
+        .names()
+        .map(|name| format!("{{name: {name}, enabled: false}}"))
+        .collect();
+    let rule = "{name: mine_total, type: counter, help: H., when: {and: [{span_name: a}, {span.x: [1]}]}}";
+    let catalogue = load(&format!("metrics: [{rule}, {}]", disabled.join(", "))).unwrap();
+    let spans = vec![
+        testing::span("a").with("x", 1),
+        // Nothing of the span before is left.
+        testing::span("a"),
+        testing::span("b").with("x", 1),
+        testing::span("a").with("x", 2),
+        testing::span("a").with("x", 2).with("x", 1),
+    ];
+    assert_eq!(observed(&catalogue, spans), ["mine_total"; 2]);
+}
