@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::Incoming;
 
 use super::collect::{SizeLimit, whole_body};
@@ -56,11 +56,12 @@ impl HttpService {
 
     pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let began = Instant::now();
-        let (head, mut body) = request.into_parts();
+        let (mut head, mut body) = request.into_parts();
         let signal = Signal::ALL.into_iter().find(|signal| signal.path() == head.uri.path());
         if signal.is_some() && Cors::is_preflight(&head) {
             return self.preflight(&head, signal);
         }
+        detach(&mut head);
         let mut response = match self.take(&head, &mut body, signal, peer).await {
             Ok((form, signal, taken)) => {
                 self.intake.meters().of(form.protocol(), signal).answered(began);
@@ -156,6 +157,18 @@ impl Form {
             Form::Json => JSON,
         }
     }
+}
+
+/// Copies what was read of the head out of the connection's read buffer. As long as a piece of that is held, which is until
+/// the request is answered, the connection would need a new one for the body.
+fn detach(head: &mut Parts) {
+    head.uri = Uri::default();
+    let copied = head.headers.iter().filter_map(|(name, value)| {
+        let mut copy = HeaderValue::from_bytes(value.as_bytes()).ok()?;
+        copy.set_sensitive(value.is_sensitive());
+        Some((HeaderName::from_bytes(name.as_str().as_bytes()).ok()?, copy))
+    });
+    head.headers = copied.collect();
 }
 
 /// What the request is, by its content type without parameters.
@@ -265,4 +278,34 @@ fn foreign_origin() -> Refusal {
 
 fn slow_body() -> Refusal {
     Refusal::slow_body("the request body did not arrive in time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detached_head_says_the_same_and_keeps_nothing_of_the_read_buffer() {
+        let buffer = Bytes::from(b"x-own-name own value application/json a b".to_vec());
+        let value = |range| HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
+        let mut request = Request::new(());
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, value(21..37));
+        headers.append(header::CONTENT_ENCODING, value(38..39));
+        headers.append(header::CONTENT_ENCODING, value(40..41));
+        headers.insert(HeaderName::from_bytes(&buffer[..10]).unwrap(), value(11..20));
+        let before: Vec<_> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
+            .collect();
+        let (mut head, ()) = request.into_parts();
+        assert!(!buffer.is_unique());
+        detach(&mut head);
+        assert!(buffer.is_unique());
+        let after: Vec<_> = (head.headers.iter())
+            .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
+            .collect();
+        assert_eq!(after, before);
+    }
 }
