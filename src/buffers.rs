@@ -1,7 +1,7 @@
 //! Memory for bodies that is used again.
 //!
-//! A body of some hundred kilobytes that is allocated anew costs a page fault for each 4 KiB of it, and the allocator
-//! gives such memory back to the system as soon as it is free. A buffer from here is already there, and often still in
+//! A body that is allocated anew costs a page fault for each 4 KiB of it, as the allocator gives such memory back to the
+//! system as soon as it is free. A buffer from here is already there, and often still in
 //! the processor's cache.
 //!
 //! # Invariants
@@ -11,13 +11,13 @@
 //! * A buffer comes back when the last one who holds the body lets go of it. Nothing that was in it becomes a part of the
 //!   next body: that has what was written, and no more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 /// Smaller ones the allocator has at hand itself.
-const SMALLEST: usize = 32 << 10;
+const SMALLEST: usize = 4 << 10;
 
 /// Larger ones are rare, and few of them would drive out all others.
 const LARGEST: usize = 2 << 20;
@@ -32,9 +32,39 @@ pub(crate) struct Buffers {
 
 #[derive(Debug, Default)]
 struct Unused {
-    /// Each of a size of [`rounded_up`], the one that was unused longest first.
-    buffers: VecDeque<Vec<u8>>,
+    /// By their capacity, of which there are a few dozen (see [`rounded_up`]); the one that was unused longest first, with
+    /// its number.
+    buffers: BTreeMap<usize, VecDeque<(u64, Vec<u8>)>>,
     bytes: usize,
+    /// How many came back so far.
+    returned: u64,
+}
+
+impl Unused {
+    /// The one of this capacity that was used last: it is the most likely to be in the processor's cache.
+    fn take(&mut self, capacity: usize) -> Option<Vec<u8>> {
+        let (_, buffer) = self.buffers.get_mut(&capacity)?.pop_back()?;
+        self.bytes -= capacity;
+        Some(buffer)
+    }
+
+    fn put(&mut self, buffer: Vec<u8>) {
+        self.returned += 1;
+        self.bytes += buffer.capacity();
+        let alike = self.buffers.entry(buffer.capacity()).or_default();
+        alike.push_back((self.returned, buffer));
+    }
+
+    /// The one that was unused longest.
+    fn take_oldest(&mut self) -> Option<Vec<u8>> {
+        let fronts = self.buffers.iter();
+        let (capacity, _) = fronts
+            .filter_map(|(capacity, alike)| Some((*capacity, alike.front()?.0)))
+            .min_by_key(|(_, number)| *number)?;
+        let (_, buffer) = self.buffers.get_mut(&capacity)?.pop_front()?;
+        self.bytes -= capacity;
+        Some(buffer)
+    }
 }
 
 /// The body of a request, which gives its buffer back.
@@ -73,14 +103,10 @@ impl Buffers {
 
     fn any(&self, capacity: usize) -> Vec<u8> {
         let capacity = rounded_up(capacity);
-        if is_kept(capacity) {
-            let mut unused = self.lock();
-            // The one that was used last is the most likely to be in the processor's cache.
-            let found = unused.buffers.iter().rposition(|buffer| buffer.capacity() == capacity);
-            if let Some(buffer) = found.and_then(|index| unused.buffers.remove(index)) {
-                unused.bytes -= capacity;
-                return buffer;
-            }
+        if is_kept(capacity)
+            && let Some(buffer) = self.lock().take(capacity)
+        {
+            return buffer;
         }
         Vec::with_capacity(capacity)
     }
@@ -108,12 +134,10 @@ impl Buffers {
         }
         let mut surplus = Vec::new();
         let mut unused = self.lock();
-        unused.bytes += capacity;
-        unused.buffers.push_back(buffer);
+        unused.put(buffer);
         while unused.bytes > self.kept
-            && let Some(oldest) = unused.buffers.pop_front()
+            && let Some(oldest) = unused.take_oldest()
         {
-            unused.bytes -= oldest.capacity();
             surplus.push(oldest);
         }
         drop(unused);
@@ -200,16 +224,39 @@ mod tests {
             "{}",
             unused.bytes
         );
-        assert_eq!(unused.bytes, unused.buffers.iter().map(Vec::capacity).sum::<usize>());
+        assert_eq!(unused.bytes, unused.capacities().iter().sum::<usize>());
         drop(unused);
         let again = buffers.take(200_000);
         assert_eq!(again.as_ptr(), last);
     }
 
     #[test]
+    fn what_was_unused_longest_makes_room_whatever_its_size() {
+        let buffers = Buffers::new(100 << 10);
+        let sizes = [40 << 10, 5 << 10, 40 << 10, 6 << 10];
+        let all: Vec<Vec<u8>> = sizes.iter().map(|size| buffers.take(*size)).collect();
+        all.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        buffers.give_back(buffers.take(48 << 10));
+        assert_eq!(buffers.lock().capacities(), [5 << 10, 6 << 10, 40 << 10, 48 << 10]);
+        buffers.give_back(buffers.take(8 << 10));
+        assert_eq!(buffers.lock().capacities(), [6 << 10, 8 << 10, 48 << 10]);
+    }
+
+    #[test]
     fn buffers_have_at_most_a_quarter_too_much_and_what_is_very_small_or_very_large_is_not_kept() {
         let buffers = Buffers::new(KEPT);
-        for capacity in [0, 1, 5_000, 32 << 10, 33_000, 300_001, 2 << 20, (2 << 20) + 1, 9 << 20] {
+        for capacity in [
+            0,
+            1,
+            3_000,
+            4 << 10,
+            5_000,
+            33_000,
+            300_001,
+            2 << 20,
+            (2 << 20) + 1,
+            9 << 20,
+        ] {
             let buffer = buffers.take(capacity);
             assert!(
                 (capacity..=capacity + capacity / 4).contains(&buffer.capacity()),
@@ -218,7 +265,16 @@ mod tests {
             assert_eq!(rounded_up(buffer.capacity()), buffer.capacity());
             drop(buffers.freeze(buffer, 0));
         }
-        let kept: Vec<usize> = buffers.lock().buffers.iter().map(Vec::capacity).collect();
-        assert_eq!(kept, [32 << 10, 40 << 10, 320 << 10, 2 << 20]);
+        assert_eq!(
+            buffers.lock().capacities(),
+            [4 << 10, 5 << 10, 40 << 10, 320 << 10, 2 << 20]
+        );
+    }
+
+    impl Unused {
+        fn capacities(&self) -> Vec<usize> {
+            let buffers = self.buffers.values().flatten();
+            buffers.map(|(_, buffer)| buffer.capacity()).collect()
+        }
     }
 }
