@@ -120,7 +120,7 @@ fn prepare(name: &str) -> Box<dyn FnMut()> {
                 spans: SPANS,
                 form: Form::Protobuf,
                 content: Content::Executions,
-                tools: 200,
+                tools: 1_000,
             };
             let traffic = Traffic::of_templates(shape, 16);
             // As many series as the divisor says, or a few more.
