@@ -103,7 +103,7 @@ message_iterator! {
 /// Takes the attributes of a span while its fields are read. A trait and not a closure, because the compiler would not
 /// inline that where it is used for each attribute of each span.
 pub(crate) trait Visitor<'a> {
-    /// The bytes of an attribute, in the order of the wire; for [`Entry::decode`].
+    /// The bytes of an attribute, in the order of the wire; for [`Entry::decode`](super::value::Entry::decode).
     fn attribute(&mut self, key_value: &'a [u8]);
 }
 
