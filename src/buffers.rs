@@ -1,7 +1,7 @@
 //! Memory for bodies that is used again.
 //!
-//! A body that is allocated anew costs a page fault for each 4 KiB of it, as the allocator gives such memory back to the
-//! system as soon as it is free. A buffer from here is already there, and often still in
+//! A body that is allocated anew costs a page fault for each 4 KiB of it, as the allocator gives such memory back to
+//! the system as soon as it is free. A buffer from here is already there, and often still in
 //! the processor's cache.
 //!
 //! # Invariants
@@ -32,8 +32,8 @@ pub(crate) struct Buffers {
 
 #[derive(Debug, Default)]
 struct Unused {
-    /// By their capacity, of which there are a few dozen (see [`rounded_up`]); the one that was unused longest first, with
-    /// its number.
+    /// By their capacity, of which there are a few dozen (see [`rounded_up`]); the one that was unused longest first,
+    /// with its number.
     buffers: BTreeMap<usize, VecDeque<(u64, Vec<u8>)>>,
     bytes: usize,
     /// How many came back so far.

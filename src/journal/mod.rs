@@ -32,7 +32,7 @@
 //!   one call by the calling thread. When the segment is full the request waits in memory while the sync thread
 //!   changes segments; the caller never waits for that.
 //! * *Group commit* (`sync.rs`): one thread syncs whatever is completely written, moves the watermark, then answers.
-//!   What arrives during one sync is answered by the next, which waits up to a millisecond for as many as came last.
+//!   What arrives during one sync is answered by the next, which waits up to two milliseconds for as many as came last.
 //! * *Changing segments* (`rotate.rs`, `budget.rs`): write over a segment that nobody wants (twice as fast as growing
 //!   a file), else create one, else refuse new requests until a reader moves on.
 //! * *Reading* (`reader.rs`): from memory while a reader keeps up (`tail.rs`), else from files (`cursor.rs`).

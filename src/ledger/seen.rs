@@ -202,8 +202,8 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Decodes a span, and says whether it may be something to an execution: most are not, and this says so without looking at
-/// any value. Tools are not looked for: they are something only where rows of their own are wanted.
+/// Decodes a span, and says whether it may be something to an execution: most are not, and this says so without looking
+/// at any value. Tools are not looked for: they are something only where rows of their own are wanted.
 #[inline(always)]
 pub(super) fn look_quickly(span: &[u8]) -> (Span<'_>, bool) {
     let mut marks = Marks { has_mark: false };

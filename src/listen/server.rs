@@ -42,13 +42,14 @@ const HTTP1_BUFFER: usize = 128 * 1024;
 /// So many times the limit of a head HTTP/2 takes, so that we are asked what to answer.
 const HTTP2_HEAD: u32 = 2;
 
-/// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what a
-/// connection can make us hold before the service reads it. A request of 512 spans fits in a stream's window, and one
+/// Windows of HTTP/2 flow control: large enough to keep a sender with 64 MiB requests busy, small enough to bound what
+/// a connection can make us hold before the service reads it. A request of 512 spans fits in a stream's window, and one
 /// stream leaves room for others.
 const STREAM_WINDOW: u32 = 384 * 1024;
 const CONNECTION_WINDOW: u32 = 512 * 1024;
 
-/// The largest frame of HTTP/2: what comes in one frame is not put together from pieces, which saves a copy.
+/// The largest frame of HTTP/2, of which a part may have come beside what the windows allow. What comes in one frame is
+/// not put together from pieces, which saves a copy.
 const MAX_FRAME: u32 = STREAM_WINDOW;
 
 /// Streams that a peer may open and reset again before it is cut off (rapid reset).

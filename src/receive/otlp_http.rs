@@ -159,14 +159,18 @@ impl Form {
     }
 }
 
-/// Copies what was read of the head out of the connection's read buffer. As long as a piece of that is held, which is until
-/// the request is answered, the connection would need a new one for the body.
+/// Copies what was read of the head out of the read buffer of an HTTP/1.1 connection. As long as a piece of that is
+/// held, which is until the request is answered, the connection would need a new one for the body.
 fn detach(head: &mut Parts) {
+    if head.version > Version::HTTP_11 {
+        return;
+    }
     head.uri = Uri::default();
-    let copied = head.headers.iter().filter_map(|(name, value)| {
-        let mut copy = HeaderValue::from_bytes(value.as_bytes()).ok()?;
-        copy.set_sensitive(value.is_sensitive());
-        Some((HeaderName::from_bytes(name.as_str().as_bytes()).ok()?, copy))
+    let copied = head.headers.iter().map(|(name, value)| {
+        // Both were valid before, so that nothing is left as it is.
+        let copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone());
+        (name, copy)
     });
     head.headers = copied.collect();
 }

@@ -164,7 +164,8 @@ pub(super) struct Program {
 }
 
 /// Which groups can hold, by the bits that are on. A set of groups is one word; where there are more than 64 groups,
-/// each of its bits stands for several in a row.
+/// each of its bits stands for several in a row. A group that is asked without need says no, as its condition needs one
+/// of the bits that wake it.
 #[derive(Debug)]
 pub(super) struct Alarm {
     /// How many groups one bit stands for.

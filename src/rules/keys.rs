@@ -2,9 +2,10 @@
 
 /// A fixed set of keys, each with a number.
 ///
-/// Keys are told apart by their length, first and last byte, which lead to the few keys that are alike in these; most keys of
-/// a span are of no interest, and there is nothing alike. The rest of a key is compared by its first and last bytes: 8
-/// of each, or 16 of each where there are so many. Only keys of more than 32 bytes are compared in full.
+/// A key's length, first and last byte (the latter two mixed into six bits) lead to the keys that are alike in these.
+/// Most keys of a span are of no interest, and there is nothing alike. Those that are alike are compared one by one, by
+/// their first and last bytes: 16 of each, or 8 or 4 where there are fewer. Only keys of more than 32 bytes are compared
+/// in full.
 #[derive(Debug, Clone)]
 pub(super) struct KeyTable {
     /// Where in `places` those begin that are alike; 0: there are none.
@@ -183,6 +184,14 @@ mod tests {
         for (number, key) in keys.iter().enumerate() {
             assert_eq!(table.get(key.as_bytes()), Some(number as u32), "{key}");
             assert_eq!(table.get(format!("{key}x").as_bytes()), None);
+            // The same length, first and last bytes.
+            if let Some(middle) = key
+                .get(17..key.len().saturating_sub(17))
+                .filter(|middle| !middle.is_empty())
+            {
+                let other = format!("{}{}{}", &key[..17], "?".repeat(middle.len()), &key[key.len() - 17..]);
+                assert_eq!(table.get(other.as_bytes()), None, "{other}");
+            }
         }
         assert_eq!(KeyTable::new([]).get(b"a"), None);
         assert_eq!(KeyTable::new([]).get(b""), None);

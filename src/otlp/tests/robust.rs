@@ -8,6 +8,8 @@ use prost::Message;
 
 use super::{Generator, for_seeds};
 use crate::otlp::opaque::{check_logs, check_metrics};
+use crate::otlp::trace::{Span, Visitor};
+use crate::otlp::value::Entry;
 use crate::otlp::wire::{Fault, put_bytes};
 use crate::otlp::{AnyValue, Attributes, TraceRequest};
 
@@ -28,7 +30,11 @@ fn visit(request: &TraceRequest) -> usize {
         seen += attributes(resource.resource()) + resource.schema_url().len();
         for scope in resource.scope_spans() {
             seen += scope.scope_name().len() + attributes(scope.scope_attributes()) + scope.schema_url().len();
-            for span in scope.spans() {
+            let mut spans = scope.spans();
+            while let Some(span) = spans.next_raw() {
+                let mut visited = Visited::default();
+                let span = Span::visit(span, &mut visited);
+                assert_eq!(visited.0, span.attributes().entries().map(said).collect::<Vec<_>>());
                 seen += attributes(span.attributes()) + span.attributes().get("a").map_or(0, value);
                 seen += span
                     .events()
@@ -38,6 +44,20 @@ fn visit(request: &TraceRequest) -> usize {
         }
     }
     seen
+}
+
+/// The attributes that a visitor is shown.
+#[derive(Default)]
+struct Visited(Vec<String>);
+
+impl<'a> Visitor<'a> for Visited {
+    fn attribute(&mut self, key_value: &'a [u8]) {
+        self.0.push(said(Entry::decode(key_value)));
+    }
+}
+
+fn said(entry: Entry<'_>) -> String {
+    format!("{:?}: {:?}", entry.key().as_bytes(), entry.value())
 }
 
 fn damage(generator: &mut Generator, body: &mut Vec<u8>) {
