@@ -1,8 +1,7 @@
 //! Memory for bodies that is used again.
 //!
 //! A body that is allocated anew costs a page fault for each 4 KiB of it, as the allocator gives such memory back to
-//! the system as soon as it is free. A buffer from here is already there, and often still in
-//! the processor's cache.
+//! the system as soon as it is free. A buffer from here is already there, and often still in the processor's cache.
 //!
 //! # Invariants
 //!

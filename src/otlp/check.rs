@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::schema::{self, Field, Kind, Message, Role};
+use super::value::short_key_value;
 use super::wire::{self, Broken, Cursor, Fault, Key, MAX_DEPTH, WireType, is_ascii, is_utf8};
 
 /// Why a request was refused, and where.
@@ -239,32 +240,21 @@ fn packed<'a>(mut values: Cursor<'a>, read: impl Fn(&mut Cursor<'a>) -> Result<u
 /// covers keys, texts and lengths together.
 #[inline(always)]
 fn is_usual_key_value(bytes: &[u8]) -> bool {
-    const KEY: u8 = wire::delimited(1) as u8;
-    const VALUE: u8 = wire::delimited(2) as u8;
     const STRING: u8 = wire::delimited(1) as u8;
     const BOOL: u8 = wire::varint(2) as u8;
     const INT: u8 = wire::varint(3) as u8;
     const DOUBLE: u8 = wire::fixed64(4) as u8;
-    let &[KEY, key_length, ref rest @ ..] = bytes else {
+    let Some((key, value)) = short_key_value(bytes) else {
         return false;
     };
-    let Some((key, rest)) = rest.split_at_checked(usize::from(key_length)) else {
-        return false;
-    };
-    let &[VALUE, value_length, ref value @ ..] = rest else {
-        return false;
-    };
-    if usize::from(value_length) != value.len() {
-        return false;
-    }
     match *value {
         [STRING, length, ref text @ ..] => usize::from(length) == text.len() && is_ascii(bytes),
         [BOOL | INT, _] => is_ascii(bytes),
         // A varint of 9 bytes has 63 bits: it fits.
         [INT, ref bits @ .., last] => {
-            bits.len() < 9 && last < 0x80 && bits.iter().all(|bits| *bits >= 0x80) && key_length < 0x80 && is_ascii(key)
+            bits.len() < 9 && last < 0x80 && bits.iter().all(|bits| *bits >= 0x80) && is_ascii(key)
         }
-        [DOUBLE, _, _, _, _, _, _, _, _] => is_ascii(key) && key_length < 0x80,
+        [DOUBLE, _, _, _, _, _, _, _, _] => is_ascii(key),
         _ => false,
     }
 }

@@ -289,23 +289,14 @@ impl<'a> Span<'a> {
 
     #[inline(always)]
     pub(crate) fn decode(raw: &'a [u8]) -> Span<'a> {
-        let mut span = Span::unread(raw);
-        span.read(&mut Nobody);
-        span
+        Span::visit(raw, &mut Nobody)
     }
 
     /// Decodes the span and shows `visitor` its attributes on the way: cheaper than to walk over [`Span::attributes`]
     /// afterwards.
     #[inline(always)]
     pub(crate) fn visit(raw: &'a [u8], visitor: &mut impl Visitor<'a>) -> Span<'a> {
-        let mut span = Span::unread(raw);
-        span.read(visitor);
-        span
-    }
-
-    #[inline(always)]
-    const fn unread(raw: &'a [u8]) -> Span<'a> {
-        Span {
+        let mut span = Span {
             raw,
             trace_id: &[],
             span_id: &[],
@@ -319,17 +310,14 @@ impl<'a> Span<'a> {
             end_unix_nano: 0,
             kind: 0,
             status_code: 0,
-        }
-    }
-
-    /// Reads all fields. As with [`Cursor::for_each_field`], damage ends the message, and what came before counts.
-    #[inline(always)]
-    fn read(&mut self, visitor: &mut impl Visitor<'a>) {
+        };
         let mut attributes = Extent::default();
         let mut events = Extent::default();
-        let _ended_early = self.read_fields(&mut attributes, &mut events, visitor);
-        self.attributes = attributes.bytes();
-        self.events = events.bytes();
+        // As with `Cursor::for_each_field`, damage ends the message, and what came before counts.
+        let _ended_early = span.read_fields(&mut attributes, &mut events, visitor);
+        span.attributes = attributes.bytes();
+        span.events = events.bytes();
+        span
     }
 
     #[inline(always)]
@@ -394,34 +382,11 @@ impl<'a> Span<'a> {
         const START: u8 = Span::START as u8;
         const END: u8 = Span::END as u8;
         let usual = |piece: &[u8; 20]| piece[0] == KIND && piece[1] < 0x80 && piece[2] == START && piece[11] == END;
-        if let Some(
-            &[
-                _,
-                kind,
-                _,
-                a0,
-                a1,
-                a2,
-                a3,
-                a4,
-                a5,
-                a6,
-                a7,
-                _,
-                b0,
-                b1,
-                b2,
-                b3,
-                b4,
-                b5,
-                b6,
-                b7,
-            ],
-        ) = cursor.chunk_if(usual)
-        {
-            self.kind = i32::from(kind);
-            self.start_unix_nano = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
-            self.end_unix_nano = u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
+        if let Some(piece) = cursor.chunk_if(usual) {
+            let fixed64 = |at: usize| piece[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            self.kind = i32::from(piece[1]);
+            self.start_unix_nano = fixed64(3);
+            self.end_unix_nano = fixed64(12);
         }
     }
 

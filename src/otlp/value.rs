@@ -493,13 +493,7 @@ impl<'a> Entry<'a> {
     /// The usual form: the key and then the value.
     #[inline(always)]
     fn quick(bytes: &'a [u8]) -> Option<Entry<'a>> {
-        const SHORT_KEY: u8 = KEY as u8;
-        const SHORT_VALUE: u8 = VALUE as u8;
-        if let &[SHORT_KEY, key_length @ ..0x80, ref rest @ ..] = bytes
-            && let Some((key, rest)) = rest.split_at_checked(usize::from(key_length))
-            && let &[SHORT_VALUE, value_length @ ..0x80, ref value @ ..] = rest
-            && value.len() == usize::from(value_length)
-        {
+        if let Some((key, value)) = short_key_value(bytes) {
             return Some(Entry {
                 key: Text(key),
                 value,
@@ -561,6 +555,21 @@ impl<'a> Entry<'a> {
         } else {
             AnyValue::decode(self.value)
         }
+    }
+}
+
+/// Key and value of a `KeyValue` that is one of each, in this order, with lengths of one byte: nearly all are.
+#[inline(always)]
+pub(super) fn short_key_value(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    const SHORT_KEY: u8 = KEY as u8;
+    const SHORT_VALUE: u8 = VALUE as u8;
+    let &[SHORT_KEY, key_length @ ..0x80, ref rest @ ..] = bytes else {
+        return None;
+    };
+    let (key, rest) = rest.split_at_checked(usize::from(key_length))?;
+    match *rest {
+        [SHORT_VALUE, length @ ..0x80, ref value @ ..] if value.len() == usize::from(length) => Some((key, value)),
+        _ => None,
     }
 }
 

@@ -3,8 +3,8 @@
 //! Every attribute that any rule mentions becomes a *slot*; every span name that a rule asks for becomes a *bit*.
 //! A span fills slots and sets bits in one pass; a set bit means a filled slot or the span's name. Rules of the same
 //! condition form a *group*, which is looked at only if a bit is on that wakes it: a span that no rule is interested in
-//! costs the pass and a few AND instructions. Labels that several rules share form a *label set*, whose
-//! text is made once per span.
+//! costs the pass and a few AND instructions. Labels that several rules share form a *label set*, whose text is made once
+//! per span.
 
 use super::keys::KeyTable;
 use super::model::{Condition, Conversion, Expression, Label, Level, Measure, Reading, Source, Test};
@@ -154,11 +154,11 @@ pub(super) struct Program {
     pub(super) slots: usize,
     /// 64-bit words that hold all bits.
     pub(super) words: usize,
-    pub(super) groups: Vec<Group>,
+    groups: Vec<Group>,
     pub(super) label_sets: Vec<LabelSet>,
     pub(super) named: NamedSlots,
     pub(super) prices: Prices,
-    pub(super) alarm: Alarm,
+    alarm: Alarm,
     /// Whether an attribute of the span can wake a group. If not, attributes of spans of other names are not read.
     pub(super) attributes_wake: bool,
 }
@@ -167,9 +167,9 @@ pub(super) struct Program {
 /// each of its bits stands for several in a row. A group that is asked without need says no, as its condition needs one
 /// of the bits that wake it.
 #[derive(Debug)]
-pub(super) struct Alarm {
+struct Alarm {
     /// How many groups one bit stands for.
-    pub(super) row: usize,
+    row: usize,
     /// The groups that must be asked whatever is on.
     always: u64,
     /// The bits that wake any group.
@@ -204,7 +204,7 @@ impl Alarm {
 
     /// The groups that can hold when these bits are on.
     #[inline(always)]
-    pub(super) fn groups(&self, on: &[u64]) -> u64 {
+    fn groups(&self, on: &[u64]) -> u64 {
         let mut groups = self.always;
         for ((on, wake), woken) in on.iter().zip(&self.wake).zip(self.woken.as_chunks::<64>().0) {
             for bit in ones(on & wake) {
@@ -219,9 +219,23 @@ impl Alarm {
     }
 }
 
+impl Program {
+    /// The groups that can hold when these bits are on, in their order; nothing if there are none.
+    #[inline(always)]
+    pub(super) fn groups<'p>(&'p self, on: &[u64]) -> Option<impl Iterator<Item = &'p Group> + use<'p>> {
+        let set = self.alarm.groups(on);
+        let row = self.alarm.row;
+        (set != 0).then(|| {
+            ones(set)
+                .filter_map(move |bit| self.groups.chunks(row).nth(bit))
+                .flatten()
+        })
+    }
+}
+
 /// The bits that are on, from the lowest.
 #[inline(always)]
-pub(super) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = word.trailing_zeros();
         (word != 0).then(|| {
@@ -431,7 +445,7 @@ impl Compiler {
             })
             .collect();
         let alarm = Alarm::new(&wakes, words);
-        let by_attribute = wakes.contains(&None) || {
+        let attributes_wake = wakes.contains(&None) || {
             let span_level =
                 |(bit, (level, _)): (usize, &(Level, String))| *level == Level::Span && alarm.is_woken_by(bit);
             self.attributes.iter().enumerate().any(span_level)
@@ -443,7 +457,7 @@ impl Compiler {
             names: KeyTable::new(self.names.iter().cloned().zip(first_name..)),
             slots,
             words,
-            attributes_wake: by_attribute,
+            attributes_wake,
             groups,
             label_sets,
             named: self.named,

@@ -14,7 +14,7 @@ use crate::otlp::value::Entry;
 use crate::otlp::{AnyValue, Attributes, Text};
 
 use super::Catalogue;
-use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile, ones};
+use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile};
 use super::datum::{Datum, MAX_VALUE};
 use super::keys::{KeyTable, hash};
 use super::named::Named;
@@ -172,10 +172,9 @@ impl<'a> Pass<'_, 'a> {
         if let Some(bit) = program.names.get(span.name().as_bytes()) {
             set(slots.bits, bit);
         }
-        let groups = program.alarm.groups(slots.bits);
-        if groups == 0 {
+        let Some(groups) = program.groups(slots.bits) else {
             return;
-        }
+        };
         if !program.attributes_wake {
             slots.fill(span.attributes());
         }
@@ -189,10 +188,7 @@ impl<'a> Pass<'_, 'a> {
             outcomes: Default::default(),
             tool_outcome: Cell::new(None),
         };
-        for group in ones(groups)
-            .flat_map(|row| program.groups.chunks(program.alarm.row).nth(row))
-            .flatten()
-        {
+        for group in groups {
             if view.holds(&group.condition) {
                 for rule in &group.rules {
                     view.apply(rule, self.matcher.seed, self.keys, sink);
