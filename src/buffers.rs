@@ -5,12 +5,14 @@
 //!
 //! # Invariants
 //!
-//! * What lies here unused is at most what was agreed on; what was unused longest goes first.
+//! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; what was
+//!   unused longest goes first.
 //! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
 //! * A buffer comes back when the last one who holds the body lets go of it. Nothing that was in it becomes a part of the
 //!   next body: that has what was written, and no more.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -26,6 +28,10 @@ const LARGEST: usize = 2 << 20;
 pub(crate) struct Buffers {
     /// Bytes that may lie here unused.
     kept: usize,
+    /// Whether as many may as bodies hold.
+    as_many_as_held: bool,
+    /// Bytes of buffers that bodies hold.
+    held: AtomicUsize,
     unused: Mutex<Unused>,
 }
 
@@ -77,8 +83,20 @@ struct Body {
 impl Buffers {
     /// Buffers of which at most so many bytes lie unused.
     pub(crate) fn new(kept: usize) -> Arc<Buffers> {
+        Buffers::with(kept, false)
+    }
+
+    /// The same, but as long as bodies hold more than that, so much may lie unused: for bodies that come back many at
+    /// a time. Both together are about what bodies held at most.
+    pub(crate) fn as_needed(kept: usize) -> Arc<Buffers> {
+        Buffers::with(kept, true)
+    }
+
+    fn with(kept: usize, as_many_as_held: bool) -> Arc<Buffers> {
         Arc::new(Buffers {
             kept,
+            as_many_as_held,
+            held: AtomicUsize::new(0),
             unused: Mutex::default(),
         })
     }
@@ -113,6 +131,7 @@ impl Buffers {
     /// A body of the first so many bytes, whose buffer comes back when nobody holds it any more.
     pub(crate) fn freeze(self: &Arc<Buffers>, mut buffer: Vec<u8>, length: usize) -> Bytes {
         if is_kept(buffer.capacity()) {
+            self.held.fetch_add(buffer.capacity(), Ordering::Relaxed);
             Bytes::from_owner(Body {
                 length: length.min(buffer.len()),
                 buffer,
@@ -131,10 +150,16 @@ impl Buffers {
         if !is_kept(capacity) || rounded_up(capacity) != capacity {
             return;
         }
+        let held = if self.as_many_as_held {
+            self.held.load(Ordering::Relaxed)
+        } else {
+            0
+        };
+        let kept = self.kept.max(held);
         let mut surplus = Vec::new();
         let mut unused = self.lock();
         unused.put(buffer);
-        while unused.bytes > self.kept
+        while unused.bytes > kept
             && let Some(oldest) = unused.take_oldest()
         {
             surplus.push(oldest);
@@ -157,6 +182,7 @@ impl AsRef<[u8]> for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        self.buffers.held.fetch_sub(self.buffer.capacity(), Ordering::Relaxed);
         self.buffers.give_back(std::mem::take(&mut self.buffer));
     }
 }
@@ -227,6 +253,23 @@ mod tests {
         drop(unused);
         let again = buffers.take(200_000);
         assert_eq!(again.as_ptr(), last);
+    }
+
+    #[test]
+    fn as_much_as_bodies_hold_is_kept_for_the_next_ones_and_given_up_when_they_are_gone() {
+        let buffers = Buffers::as_needed(1 << 20);
+        let bodies = |count: usize| -> Vec<Bytes> {
+            let body = |_| buffers.freeze(buffers.take(1 << 20), 0);
+            (0..count).map(body).collect()
+        };
+        let mut held = bodies(16);
+        held.truncate(8);
+        assert_eq!(buffers.lock().bytes, 8 << 20, "as much as is held");
+        held.extend(bodies(8));
+        assert_eq!(buffers.lock().bytes, 0, "all of them are used again");
+        drop(held);
+        assert_eq!(buffers.lock().bytes, 1 << 20);
+        assert_eq!(buffers.held.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Core {
             watermark: watch::Sender::new(durable),
             meters: Meters::new(&settings.readers),
             settings,
-            buffers: Buffers::new(BUFFERS),
+            buffers: Buffers::as_needed(BUFFERS),
             _lock: locked,
         };
         (core, report)

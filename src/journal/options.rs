@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 
 /// Requests that arrive while a segment is being changed wait in memory, at most this much, or one that is larger.
 const PARKED_BYTES: u64 = 16 * MIB;
-/// Bytes of buffers that wait for the next read of a file.
+/// Bytes of buffers that wait for the next read of a file, when readers hold less than that.
 pub(super) const BUFFERS: usize = 4 << 20;
 
 /// Of a remembered request: its entry in a table that may be half empty, and in the order of arrival.
