@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
@@ -25,6 +25,9 @@ struct Shared {
     known_to: Weak<Known>,
 }
 
+/// To find out reads files of the system, which is too much for each new peer.
+static CORES: LazyLock<usize> = LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+
 impl Peer {
     /// A peer of which nothing is known yet, and which nobody else will know.
     #[cfg(test)]
@@ -33,12 +36,11 @@ impl Peer {
     }
 
     fn known_to(known: &Weak<Known>, address: Option<IpAddr>) -> Peer {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Shared {
             address,
             held: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
-            turns: Arc::new(Semaphore::new(cores)),
+            turns: Arc::new(Semaphore::new(*CORES)),
             large_turn: Arc::new(Semaphore::new(1)),
             known_to: known.clone(),
         };
