@@ -21,7 +21,7 @@ use super::packing;
 use super::plan::{Candidate, Part, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
-use super::store::{Keys, LOAD_LIMIT, Store, StoreError};
+use super::store::{Keys, LOAD_LIMIT, New, Store, StoreError};
 use super::table::{CONTEXT, Destination, NewRow, QUARANTINE, Quarantined};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
@@ -109,22 +109,25 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
 /// before it was loaded. Whoever finds keys of which it has not the locks begins again with them too: to take them
 /// late would be out of order.
 pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -> Result<Vec<Facts>, StoreError> {
-    let mut locks = Keys::of(facts).locks();
+    let first = Keys::of(facts);
+    let mut locks = if S::HAS_LOCKS { first.locks() } else { Vec::new() };
     loop {
         store.begin().await?;
         if !locks.is_empty() {
             store.lock(&locks).await?;
         }
         let mut known = Vec::new();
-        let mut keys = Keys::default();
-        let mut new = keys.grow(facts);
+        let (mut keys, mut new) = (first.clone(), first.clone());
         while !new.is_empty() && known.len() < LOAD_LIMIT {
             let found = store.load(&new).await?;
             new = keys.grow(&found);
             known.extend(found);
         }
+        if !S::HAS_LOCKS || known.is_empty() {
+            return Ok(known);
+        }
         let needed = keys.locks();
-        if !S::HAS_LOCKS || needed.iter().all(|lock| locks.binary_search(lock).is_ok()) {
+        if needed.iter().all(|lock| locks.binary_search(lock).is_ok()) {
             return Ok(known);
         }
         store.rollback().await?;
@@ -149,15 +152,19 @@ async fn write<S: Store>(
         let facts = part.facts.clone();
         let (new, taken) = write_part(store, part, batch.now, careful, &mut applied).await?;
         if is_of_executions {
-            (applied.written, applied.taken_over) = (new.len() as u64, taken.len() as u64);
+            (applied.written, applied.taken_over) = (new.count as u64, taken.len() as u64);
             let had_none = applied.written + applied.taken_over + applied.quarantined + expired;
             let is_execution = |facts: &&Facts| matches!(facts.told.role, Role::Execution(_));
             applied.duplicates = batch.facts.iter().filter(is_execution).count() as u64 - had_none;
             // An execution that was there already is waiting already, or no longer.
-            let is_new = |id: &String| new.contains(id) || taken.contains(id);
-            waiting.extend(facts.into_iter().filter(|facts| is_new(&facts.id.row_id())));
+            let is_new = |facts: &&Facts| {
+                let id = facts.id.row_id();
+                new.contains(&id) || taken.contains(&id)
+            };
+            let all_are = new.count == facts.len();
+            waiting.extend(facts.into_iter().filter(|facts| all_are || is_new(facts)));
         } else {
-            applied.records += new.len() as u64;
+            applied.records += new.count as u64;
         }
         applied.expired += expired;
     }
@@ -168,14 +175,14 @@ async fn write<S: Store>(
     Ok(applied)
 }
 
-/// Writes what changes in one table: the ids of the rows that are new, and of executions that took over a row.
+/// Writes what changes in one table: the rows that are new, and the ids of executions that took over a row.
 async fn write_part<S: Store>(
     store: &mut S,
     part: Part<'_>,
     now: u64,
     careful: bool,
     applied: &mut Applied,
-) -> Result<(HashSet<String>, HashSet<String>), StoreError> {
+) -> Result<(New, HashSet<String>), StoreError> {
     let Part {
         destination,
         mut rows,
@@ -208,7 +215,13 @@ async fn write_part<S: Store>(
     let new = if careful {
         insert_carefully(store, destination, rows, &facts, now, applied).await?
     } else {
-        insert(store, destination, &rows.iter().collect::<Vec<_>>()).await?
+        let new = insert(store, destination, &rows.iter().collect::<Vec<_>>()).await?;
+        // Executions that took over a row, or had done so before, are not among the rows, and are asked about.
+        if rows.len() < facts.len() {
+            new.listed(rows.iter().map(|row| &row.row.id))
+        } else {
+            new
+        }
     };
     if careful {
         merge_carefully(store, destination, updates, applied).await?;
@@ -239,14 +252,14 @@ async fn forget_rows<S: Store>(store: &mut S, batch: &Batch<'_>, known: Vec<Fact
     Ok(kept)
 }
 
-/// Inserts what is not there; the ids of what was not.
+/// Inserts what is not there; what was not.
 pub(super) async fn insert<S: Store>(
     store: &mut S,
     destination: &'static Destination,
     rows: &[&NewRow],
-) -> Result<HashSet<String>, StoreError> {
+) -> Result<New, StoreError> {
     if rows.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(New::default());
     }
     let new = store.insert_new(&destination.beside, rows).await?;
     let rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
@@ -262,7 +275,7 @@ pub(super) async fn insert_carefully<S: Store>(
     facts: &[&Facts],
     now: u64,
     applied: &mut Applied,
-) -> Result<HashSet<String>, StoreError> {
+) -> Result<New, StoreError> {
     let mut inserted = HashSet::new();
     let whole = 0..rows.len();
     let mut parts = vec![whole];
@@ -271,7 +284,8 @@ pub(super) async fn insert_carefully<S: Store>(
         let refusal = match insert(store, destination, &rows[part.clone()].iter().collect::<Vec<_>>()).await {
             Ok(new) => {
                 store.release().await?;
-                inserted.extend(new);
+                let ids = rows[part].iter().map(|row| &row.row.id);
+                inserted.extend(ids.filter(|id| new.contains(id)).cloned());
                 continue;
             }
             Err(StoreError::Refused { reason, column }) => (reason, column),
@@ -292,7 +306,7 @@ pub(super) async fn insert_carefully<S: Store>(
         }
         set_aside(store, row, facts, reason, now, applied).await?;
     }
-    Ok(inserted)
+    Ok(New::only(inserted))
 }
 
 /// Puts a row that the database refuses into quarantine.

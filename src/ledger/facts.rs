@@ -32,36 +32,37 @@ pub struct SpanId {
 impl SpanId {
     /// The id of the row: `<trace>-<span>` in lower-case hex.
     pub fn row_id(&self) -> String {
-        let mut id = String::with_capacity(49);
-        push_hex(&mut id, &self.trace);
-        id.push('-');
-        push_hex(&mut id, &self.span);
-        id
+        let mut id = [b'-'; 49];
+        put_hex(&mut id[..32], &self.trace);
+        put_hex(&mut id[33..], &self.span);
+        ascii(&id)
     }
 
     /// The trace in lower-case hex.
     pub fn trace_hex(&self) -> String {
-        let mut hex = String::with_capacity(32);
-        push_hex(&mut hex, &self.trace);
-        hex
+        let mut hex = [0; 32];
+        put_hex(&mut hex, &self.trace);
+        ascii(&hex)
     }
 
     /// The span in lower-case hex.
     pub fn span_hex(&self) -> String {
-        let mut hex = String::with_capacity(16);
-        push_hex(&mut hex, &self.span);
-        hex
+        let mut hex = [0; 16];
+        put_hex(&mut hex, &self.span);
+        ascii(&hex)
     }
 }
 
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)]);
-        text.push(DIGITS[usize::from(byte & 15)]);
+/// Two digits for each byte.
+fn put_hex(digits: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(bytes) {
+        *pair = [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]);
     }
+}
+
+fn ascii(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).into_owned()
 }
 
 impl Role {
@@ -217,7 +218,9 @@ pub struct Execution {
     pub tokens_used: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_passed: Option<bool>,
+    #[serde(skip_serializing_if = "Tenant::is_empty")]
     pub span_tenant: Tenant,
+    #[serde(skip_serializing_if = "Tenant::is_empty")]
     pub resource_tenant: Tenant,
     /// `security.namespace`, unless it is `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,6 +228,7 @@ pub struct Execution {
     /// The end of the span as the row holds it.
     pub created_at: u64,
     /// Whether the metrics count this span as timed out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
     /// What it cost, if it says so, in US dollars.
     #[serde(skip_serializing_if = "Option::is_none")]

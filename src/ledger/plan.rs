@@ -128,7 +128,10 @@ fn part<'a>(destination: &'static Destination, world: &World<'a>, batch: &Batch<
         candidates: Vec::new(),
         expired: 0,
     };
-    for facts in world.fresh().filter(|facts| destination.takes(facts)) {
+    let taken: Vec<&Facts> = world.fresh().filter(|facts| destination.takes(facts)).collect();
+    part.rows.reserve(taken.len());
+    part.facts.reserve(taken.len());
+    for facts in taken {
         let Some(assembled) = destination.assemble(world, facts, true) else {
             continue;
         };

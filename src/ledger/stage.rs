@@ -30,14 +30,14 @@ use crate::journal::{JournalId, Position, ReadError, Reader, Record};
 use crate::otlp::{Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
 
-/// Bytes of requests in one batch: some 14,000 spans as executors send them. A larger batch writes each page of an index
-/// for more rows.
-pub(super) const BATCH_BYTES: usize = 8 << 20;
-const BATCH_RECORDS: usize = 2_048;
+/// Bytes of requests that are read at a time. Their facts are taken out before more is read, so that the memory they are
+/// read into is used again, and is in the processor's cache.
+pub(super) const READ_BYTES: usize = 1 << 20;
+const READ_RECORDS: usize = 256;
 
-/// What one transaction takes of a batch: bytes of decoded requests, which may be many times the bytes as received, and
-/// facts. One request is always taken whole.
-const DECODED_BYTES: usize = 2 * BATCH_BYTES;
+/// What one transaction takes: bytes of decoded requests, some 29,000 spans as executors send them, and facts. One request
+/// is always taken whole. A larger transaction writes each page of an index for more rows.
+pub(super) const DECODED_BYTES: usize = 16 << 20;
 const FACTS: usize = 20_000;
 
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
@@ -179,7 +179,7 @@ impl Stage<'_> {
             if !ahead.is_empty() {
                 self.unsaved_since.get_or_insert_with(Instant::now);
             }
-            while ahead.take_in(&mut self.extractor, &self.meters) {}
+            self.fill(&mut ahead).await?;
             let position = ahead.position(&self.reader);
             let facts = ahead.take_facts(&mut self.extractor, &self.meters);
             let is_due = self
@@ -206,18 +206,39 @@ impl Stage<'_> {
                 now: at,
                 prices: &self.ledger.prices,
             };
-            let mut applying = pin!(heartbeat.while_waiting(apply(&mut store, &batch)));
-            let applied = tokio::select! {
-                biased;
-                applied = &mut applying => applied,
-                () = self.read_ahead(&mut ahead) => applying.await,
-            }?;
+            let applied = {
+                let mut applying = pin!(heartbeat.while_waiting(apply(&mut store, &batch)));
+                tokio::select! {
+                    biased;
+                    applied = &mut applying => applied,
+                    () = self.read_ahead(&mut ahead) => applying.await,
+                }?
+            };
             self.reader.passed(position);
+            ahead.reuse(facts);
             // What was read meanwhile waits from now on.
             self.unsaved_since = (ahead.position(&self.reader) != position).then(Instant::now);
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
             if is_over {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Takes in what is there already, up to what one transaction may have.
+    async fn fill(&mut self, ahead: &mut Ahead) -> Result<(), StoreError> {
+        loop {
+            while ahead.take_in(&mut self.extractor, &self.meters) {}
+            if ahead.is_full() || self.reader.is_caught_up() {
+                return Ok(());
+            }
+            let more = self
+                .heartbeat
+                .while_waiting(self.reader.next_batch(READ_BYTES, READ_RECORDS));
+            match more.await {
+                Ok(records) => ahead.waiting.extend(records),
+                Err(ReadError::Closed) => return Ok(()),
+                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
             }
         }
     }
@@ -228,7 +249,7 @@ impl Stage<'_> {
         let mut turn = Instant::now();
         loop {
             if ahead.waiting.is_empty() && !ahead.is_full() && !self.reader.is_caught_up() {
-                match self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS).await {
+                match self.reader.next_batch(READ_BYTES, READ_RECORDS).await {
                     Ok(records) => ahead.waiting.extend(records),
                     Err(_) => return,
                 }
@@ -246,11 +267,11 @@ impl Stage<'_> {
     /// The next records; `None` when something else is due first; none at all when shutting down and everything is written.
     async fn records(&mut self, due: Instant) -> Result<Option<Vec<Record>>, ReadError> {
         if self.shutdown.is_cancelled() {
-            return self.reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS).map(Some);
+            return self.reader.try_next_batch(READ_BYTES, READ_RECORDS).map(Some);
         }
         let next = self
             .heartbeat
-            .while_waiting(self.reader.next_batch(BATCH_BYTES, BATCH_RECORDS));
+            .while_waiting(self.reader.next_batch(READ_BYTES, READ_RECORDS));
         tokio::select! {
             records = next => records.map(Some),
             () = tokio::time::sleep_until(due.into()) => Ok(None),
@@ -268,15 +289,22 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     let mut rebuilt = Rebuilt::default();
     let mut ahead = Ahead::default();
     loop {
-        if ahead.waiting.is_empty() {
-            ahead.waiting.extend(reader.try_next_batch(BATCH_BYTES, BATCH_RECORDS)?);
+        let before = ahead.position(&reader);
+        loop {
+            while ahead.take_in(&mut extractor, &meters) {}
+            if ahead.is_full() {
+                break;
+            }
+            let records = reader.try_next_batch(READ_BYTES, READ_RECORDS)?;
+            let Some(first) = records.first() else { break };
+            rebuilt.since.get_or_insert(first.received_at);
+            ahead.waiting.extend(records);
         }
-        let Some(first) = ahead.waiting.front() else {
+        let position = ahead.position(&reader);
+        if position == before {
             return Ok(rebuilt);
-        };
-        rebuilt.since.get_or_insert(first.received_at);
-        while ahead.take_in(&mut extractor, &meters) {}
-        let (facts, position) = (ahead.take_facts(&mut extractor, &meters), ahead.position(&reader));
+        }
+        let facts = ahead.take_facts(&mut extractor, &meters);
         let journal = position.journal.to_string();
         let at = unix_nanos();
         let batch = Batch {
@@ -302,6 +330,8 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
 struct Ahead {
     waiting: VecDeque<Record>,
     facts: Vec<Facts>,
+    /// Empty, with the memory of facts that were written.
+    spare: Vec<Facts>,
     /// Bytes of the decoded requests that the facts are from.
     decoded: usize,
 }
@@ -356,7 +386,17 @@ impl Ahead {
     fn take_facts(&mut self, extractor: &mut Extractor, meters: &Meters) -> Vec<Facts> {
         self.decoded = 0;
         meters.bent(std::mem::take(&mut extractor.oddities));
-        std::mem::take(&mut self.facts)
+        std::mem::replace(&mut self.facts, std::mem::take(&mut self.spare))
+    }
+
+    /// Facts that are written. While there is more to do their memory is used again.
+    fn reuse(&mut self, mut facts: Vec<Facts>) {
+        if self.is_empty() {
+            self.facts = Vec::new();
+            return;
+        }
+        facts.clear();
+        self.spare = facts;
     }
 }
 

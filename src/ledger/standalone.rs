@@ -83,7 +83,7 @@ pub(super) async fn stand_alone<S: Store>(
     let facts: Vec<&Facts> = executions.iter().collect();
     let touched = packing::touched_by(&rows, now);
     let written = insert_carefully(store, EXECUTIONS, rows, &facts, now, &mut applied).await?;
-    applied.written = written.len() as u64;
+    applied.written = written.count as u64;
     store.settle(&due).await?;
     if !touched.is_empty() {
         store.unpack(&touched).await?;
@@ -153,7 +153,7 @@ async fn take<S: Store>(store: &mut S, row: &NewRow, id: &str) -> Result<bool, S
         alias_of: Some(id.to_owned()),
         ..row.clone()
     };
-    if store.insert_new(&EXECUTIONS.beside, &[&alias]).await?.is_empty() {
+    if store.insert_new(&EXECUTIONS.beside, &[&alias]).await?.count == 0 {
         return Ok(false);
     }
     let gone: Vec<&str> = row.replaces.iter().map(String::as_str).collect();

@@ -52,6 +52,16 @@ pub(super) struct Table<T: 'static> {
     pub(super) columns: &'static [Column<T>],
 }
 
+impl<T> Table<T> {
+    /// The id of a row: its first column, if that is text.
+    pub(super) fn id(&self, row: &T) -> Option<String> {
+        match (self.columns.first()?.value)(row) {
+            Value::Text(id) => id.map(Cow::into_owned),
+            _ => None,
+        }
+    }
+}
+
 /// Which table: the names are configurable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TableName {

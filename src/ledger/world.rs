@@ -5,7 +5,11 @@
 //! received within the assembly window of each other, whatever the order. Both are symmetric and depend on the two spans
 //! alone, so what is found does not depend on the order of arrival.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::ops::Range;
+
+use foldhash::fast::RandomState;
 
 use super::facts::{Facts, Role, SpanId};
 
@@ -68,7 +72,7 @@ pub(super) fn stable_hash(parts: &[&[u8]]) -> i64 {
 }
 
 /// Which spans to look for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// [`Role::Execution`]
     Execution,
@@ -86,6 +90,13 @@ pub enum Kind {
     Hook,
     /// [`Role::Other`]
     Other,
+}
+
+impl Kind {
+    /// In a mask of kinds.
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
 }
 
 impl Role {
@@ -139,15 +150,28 @@ pub struct Known<'a> {
 pub struct World<'a> {
     window: u64,
     spans: Vec<Known<'a>>,
-    by_trace: HashMap<(Kind, [u8; 16]), Timeline>,
-    by_node: HashMap<(Kind, i64), Timeline>,
+    /// The kinds that there are, as bits: most batches have few.
+    kinds: u32,
+    by_trace: Index<[u8; 16]>,
+    by_node: Index<i64>,
 }
 
-/// Spans in the order of their starts.
-#[derive(Debug, Default)]
-struct Timeline {
-    /// Index of the span, its start, and the latest end up to and with it.
-    spans: Vec<(usize, u64, u64)>,
+/// Spans by a key that they may share.
+#[derive(Debug)]
+struct Index<K> {
+    /// Those of one kind and key stand together, in the order of their starts.
+    spans: Vec<Placed>,
+    groups: HashMap<(Kind, K), Range<usize>, RandomState>,
+}
+
+/// A span in its group.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    /// Where it is in [`World::spans`].
+    index: usize,
+    start: u64,
+    /// The latest end in the group, up to and with this one.
+    latest_end: u64,
 }
 
 impl<'a> World<'a> {
@@ -160,32 +184,22 @@ impl<'a> World<'a> {
     ) -> World<'a> {
         let known = known.into_iter().map(|facts| Known { facts, fresh: false });
         let fresh = fresh.into_iter().map(|facts| Known { facts, fresh: true });
-        let mut seen: HashMap<SpanId, ()> = HashMap::new();
-        let spans: Vec<_> = known
-            .chain(fresh)
-            .filter(|span| seen.insert(span.facts.id, ()).is_none())
-            .collect();
-        let mut world = World {
+        let all = known.chain(fresh);
+        let mut seen: HashSet<SpanId, RandomState> = HashSet::default();
+        seen.reserve(all.size_hint().0);
+        let spans: Vec<_> = all.filter(|span| seen.insert(span.facts.id)).collect();
+        let kinds = spans
+            .iter()
+            .fold(0, |kinds, span| kinds | span.facts.told.role.kind().bit());
+        let by_trace = Index::new(&spans, |facts| Some(facts.id.trace));
+        let by_node = Index::new(&spans, Facts::node_hash);
+        World {
             window,
             spans,
-            by_trace: HashMap::new(),
-            by_node: HashMap::new(),
-        };
-        let mut order: Vec<usize> = (0..world.spans.len()).collect();
-        order.sort_by_key(|index| (world.spans[*index].facts.start, world.spans[*index].facts.id));
-        for index in order {
-            let facts = world.spans[index].facts;
-            let kind = facts.told.role.kind();
-            world
-                .by_trace
-                .entry((kind, facts.id.trace))
-                .or_default()
-                .push(index, facts);
-            if let Some(hash) = facts.node_hash() {
-                world.by_node.entry((kind, hash)).or_default().push(index, facts);
-            }
+            kinds,
+            by_trace,
+            by_node,
         }
-        world
     }
 
     /// The spans that were known before the batch.
@@ -223,13 +237,17 @@ impl<'a> World<'a> {
     }
 
     fn partners(&self, of: &Facts, kind: Kind, with_fresh: bool, look: Look) -> impl Iterator<Item = &'a Facts> {
-        let by_node = of.node_hash().and_then(|hash| self.by_node.get(&(kind, hash)));
-        let by_trace = self.by_trace.get(&(kind, of.id.trace));
+        let (by_node, by_trace) = if self.kinds & kind.bit() == 0 {
+            (&[][..], &[][..])
+        } else {
+            let by_node = of.node_hash().map_or(&[][..], |hash| self.by_node.group(kind, hash));
+            (by_node, self.by_trace.group(kind, of.id.trace))
+        };
         // Of one trace and with one key: found by the key already.
         let found_before = move |facts: &Facts| of.node_key().is_some() && facts.node_key() == of.node_key();
-        let by_node = by_node.into_iter().flat_map(move |line| line.look(of, look));
-        let by_trace = by_trace.into_iter().flat_map(move |line| line.look(of, look));
+        let by_trace = look.choose(by_trace, of).iter().map(|placed| placed.index);
         let by_trace = by_trace.filter(move |index| !found_before(self.spans[*index].facts));
+        let by_node = look.choose(by_node, of).iter().map(|placed| placed.index);
         by_node
             .chain(by_trace)
             .map(|index| self.spans[index])
@@ -247,32 +265,55 @@ enum Look {
     Inside,
 }
 
-impl Timeline {
-    fn push(&mut self, index: usize, facts: &Facts) {
-        let latest = self.spans.last().map_or(0, |(_, _, latest)| *latest);
-        self.spans.push((index, facts.start, facts.end.max(latest)));
-    }
-
-    /// The indexes of what may be found, and little else.
-    fn look(&self, of: &Facts, look: Look) -> impl Iterator<Item = usize> {
-        let range = match look {
+impl Look {
+    /// What of the group may be found, and little else.
+    fn choose<'g>(self, group: &'g [Placed], of: &Facts) -> &'g [Placed] {
+        match self {
             Look::Around => {
-                let to = self
-                    .spans
-                    .partition_point(|(_, start, _)| *start <= of.start.saturating_add(TOLERANCE));
-                let from = self.spans[..to].partition_point(|(_, _, end)| end.saturating_add(TOLERANCE) < of.end);
-                from..to
+                let latest = of.start.saturating_add(TOLERANCE);
+                let to = group.partition_point(|placed| placed.start <= latest);
+                let from = group[..to].partition_point(|placed| placed.latest_end.saturating_add(TOLERANCE) < of.end);
+                &group[from..to]
             }
             Look::Inside => {
-                let from = self
-                    .spans
-                    .partition_point(|(_, start, _)| start.saturating_add(TOLERANCE) < of.start);
-                let to = self
-                    .spans
-                    .partition_point(|(_, start, _)| *start <= of.end.saturating_add(TOLERANCE));
-                from..to.max(from)
+                let latest = of.end.saturating_add(TOLERANCE);
+                let from = group.partition_point(|placed| placed.start.saturating_add(TOLERANCE) < of.start);
+                let to = group.partition_point(|placed| placed.start <= latest);
+                &group[from..to.max(from)]
             }
-        };
-        self.spans[range].iter().map(|(index, _, _)| *index)
+        }
+    }
+}
+
+impl<K: Copy + Ord + Hash> Index<K> {
+    fn new(spans: &[Known<'_>], key: impl Fn(&Facts) -> Option<K>) -> Index<K> {
+        let keyed = spans.iter().enumerate().filter_map(|(index, span)| {
+            let facts = span.facts;
+            Some(((facts.told.role.kind(), key(facts)?), facts.start, index))
+        });
+        let mut keyed: Vec<_> = keyed.collect();
+        keyed.sort_unstable_by_key(|(key, start, index)| (*key, *start, spans[*index].facts.id));
+        let mut groups = HashMap::with_capacity_and_hasher(keyed.len(), RandomState::default());
+        let mut placed: Vec<Placed> = Vec::with_capacity(keyed.len());
+        for group in keyed.chunk_by(|(one, ..), (other, ..)| one == other) {
+            let begin = placed.len();
+            let mut latest_end = 0;
+            for (_, start, index) in group {
+                latest_end = spans[*index].facts.end.max(latest_end);
+                placed.push(Placed {
+                    index: *index,
+                    start: *start,
+                    latest_end,
+                });
+            }
+            let (key, ..) = group[0];
+            groups.insert(key, begin..placed.len());
+        }
+        Index { spans: placed, groups }
+    }
+
+    fn group(&self, kind: Kind, key: K) -> &[Placed] {
+        let group = self.groups.get(&(kind, key));
+        group.map_or(&[], |range| &self.spans[range.clone()])
     }
 }

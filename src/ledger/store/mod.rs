@@ -156,12 +156,8 @@ pub(super) trait Store: Sized + Hours {
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError>;
     /// Inserts; what is there already stays. The number that was not there.
     async fn insert<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<u64, StoreError>;
-    /// As [`Store::insert`] into a table with an `id`; the ids that were not there.
-    async fn insert_new<T: Sync>(
-        &mut self,
-        table: &'static Table<T>,
-        rows: &[&T],
-    ) -> Result<HashSet<String>, StoreError>;
+    /// As [`Store::insert`] into a table with an `id`; which were not there.
+    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError>;
     /// What is stored beside these rows; of executions, by the execution's id.
     async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError>;
     /// Deletes these rows, with what is beside them.
@@ -195,6 +191,43 @@ pub(super) trait Store: Sized + Hours {
     async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError>;
     /// Takes rows, by table and id, out of quarantine.
     async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError>;
+}
+
+/// Which of the rows of an insert were not there before.
+#[derive(Debug, Default)]
+pub(super) struct New {
+    /// How many.
+    pub(super) count: usize,
+    /// Their ids; nothing if it was all of them, as it nearly always is.
+    ids: Option<HashSet<String>>,
+}
+
+impl New {
+    /// All of so many rows.
+    pub(super) fn all(count: usize) -> New {
+        New { count, ids: None }
+    }
+
+    /// Those with these ids.
+    pub(super) fn only(ids: HashSet<String>) -> New {
+        New {
+            count: ids.len(),
+            ids: Some(ids),
+        }
+    }
+
+    /// Of an insert of rows with these ids: the same with the ids, so that it can also be asked about others.
+    pub(super) fn listed<'i>(self, ids: impl Iterator<Item = &'i String>) -> New {
+        match self.ids {
+            Some(_) => self,
+            None => New::only(ids.cloned().collect()),
+        }
+    }
+
+    /// Whether the row of the insert with this id is new.
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.ids.as_ref().is_none_or(|ids| ids.contains(id))
+    }
 }
 
 /// What a store needs of the configuration.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::databases::{Database, on_both};
 use super::postgres;
-use super::support::{EPOCH, S, failure, node, request, success};
+use super::support::{EPOCH, S, facts, failure, node, request, success};
 use crate::journal::{Entry, Journal, Options};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::otlp::{Encoding, Signal, compress};
@@ -19,6 +19,7 @@ on_both! {
     a_wiped_journal_with_an_old_database_begins_anew
     what_is_too_much_for_one_transaction_is_several_and_every_row_is_there_once
     a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row
+    of_thousands_of_executions_in_one_transaction_exactly_those_that_had_no_row_are_new
 }
 
 fn options(database: &Database) -> LedgerOptions {
@@ -261,4 +262,18 @@ async fn secrets_are_cut_from_error_messages() {
         .await;
     let message = database.rows().await.remove(0).error_message;
     assert_eq!(message.as_deref(), Some("401 for key [redacted] of [redacted]"));
+}
+
+async fn of_thousands_of_executions_in_one_transaction_exactly_those_that_had_no_row_are_new(database: Database) {
+    // Those with a row are among the first and the last of several statements; one statement has new ones only.
+    let had_one = [executions(0, 50), executions(6_900, 7_000)].concat();
+    let before = database.write(&facts(&had_one)).await;
+    assert_eq!((before.written, before.duplicates, before.context), (150, 0, 150));
+    database.execute("DELETE FROM spanledger_context").await;
+    let applied = database.write(&facts(&executions(0, 7_000))).await;
+    assert_eq!((applied.written, applied.duplicates), (6_850, 150));
+    assert_eq!(applied.context, 6_850, "those that had a row wait no more");
+    assert_eq!(database.rows().await.len(), 7_000);
+    let again = database.write(&facts(&executions(0, 7_000))).await;
+    assert_eq!((again.written, again.duplicates, again.context), (0, 7_000, 0));
 }

@@ -6,6 +6,7 @@
 //!   *transaction* locks. Every statement is inside a transaction, so that a pooler sends all of it to one server process.
 //! * Rows go in as one array per column (`unnest`), up to [`CHUNK`] rows in a statement.
 
+mod arrays;
 mod hours;
 mod tables;
 
@@ -19,11 +20,11 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseErro
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Postgres, Row as _};
 
-use super::{ForeignKey, Keys, LOAD_LIMIT, Names, Settings, Store, StoreError, stored_facts};
+use super::{ForeignKey, Keys, LOAD_LIMIT, Names, New, Settings, Store, StoreError, stored_facts};
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{self, Destination, Kind, Quarantined, Table, TableName, Value, nanos};
+use crate::ledger::table::{self, Destination, Kind, Quarantined, Table, TableName, nanos};
 
 /// Rows in one statement, at most. More only makes the wait longer.
 const CHUNK: usize = 2048;
@@ -53,6 +54,11 @@ type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 /// A statement that leaves nothing behind on the server.
 fn query<'q>(sql: String) -> PgQuery<'q> {
     sqlx::query(AssertSqlSafe(sql)).persistent(false)
+}
+
+/// The same with arguments that are there already.
+fn query_with<'q>(sql: String, arguments: PgArguments) -> PgQuery<'q> {
+    sqlx::query_with(AssertSqlSafe(sql), arguments).persistent(false)
 }
 
 impl Store for PostgresStore {
@@ -174,27 +180,37 @@ impl Store for PostgresStore {
     }
 
     async fn insert<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<u64, StoreError> {
+        let sql = self.insert_sql(table);
         let mut inserted = 0;
         for rows in rows.chunks(CHUNK) {
-            let query = bind_rows(query(self.insert_sql(table, "")), table, rows);
-            inserted += self.run(query).await?;
+            let arguments = arrays::arguments(table, rows)?;
+            inserted += self.run(query_with(sql.clone(), arguments)).await?;
         }
         Ok(inserted)
     }
 
-    async fn insert_new<T: Sync>(
-        &mut self,
-        table: &'static Table<T>,
-        rows: &[&T],
-    ) -> Result<HashSet<String>, StoreError> {
-        let mut new = HashSet::with_capacity(rows.len());
+    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError> {
+        let length = table.columns.len() + 1;
+        let sql = format!(
+            "WITH new AS ({} RETURNING id) \
+             SELECT CASE WHEN count(*) < ${length} THEN coalesce(array_agg(id), '{{}}') END FROM new",
+            self.insert_sql(table)
+        );
+        // The ids of those that were new, of each statement of which not all rows were.
+        let mut listed: Vec<Option<Vec<String>>> = Vec::new();
         for rows in rows.chunks(CHUNK) {
-            let query = bind_rows(query(self.insert_sql(table, " RETURNING id")), table, rows);
-            for row in self.fetch(query).await? {
-                new.insert(row.try_get(0).map_err(error)?);
-            }
+            let query = query_with(sql.clone(), arrays::arguments(table, rows)?).bind(rows.len() as i64);
+            let answer = within(self.patience, query.fetch_one(&mut self.connection)).await?;
+            listed.push(answer.try_get(0).map_err(error)?);
         }
-        Ok(new)
+        if listed.iter().all(Option::is_none) {
+            return Ok(New::all(rows.len()));
+        }
+        let ids = rows
+            .chunks(CHUNK)
+            .zip(listed)
+            .flat_map(|(rows, listed)| listed.unwrap_or_else(|| rows.iter().filter_map(|row| table.id(row)).collect()));
+        Ok(New::only(ids.collect()))
     }
 
     async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
@@ -437,7 +453,7 @@ impl PostgresStore {
         Ok(())
     }
 
-    fn insert_sql<T>(&self, table: &'static Table<T>, returning: &str) -> String {
+    fn insert_sql<T>(&self, table: &'static Table<T>) -> String {
         let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
         let array = |(index, column): (usize, &table::Column<T>)| match column.kind {
             // JSON goes as text.
@@ -446,7 +462,7 @@ impl PostgresStore {
         };
         let arrays: Vec<_> = table.columns.iter().enumerate().map(array).collect();
         format!(
-            "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING{returning}",
+            "INSERT INTO {} ({}) SELECT * FROM unnest({}) ON CONFLICT DO NOTHING",
             self.names.of(table.name),
             columns.join(", "),
             arrays.join(", ")
@@ -488,57 +504,6 @@ async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, sqlx
 fn facts_of(row: &PgRow) -> Option<Facts> {
     let times = [row.try_get(2).ok()?, row.try_get(3).ok()?, row.try_get(4).ok()?];
     stored_facts(row.try_get(0).ok()?, row.try_get(1).ok()?, times, row.try_get(5).ok()?)
-}
-
-fn bind_rows<'q, T>(mut query: PgQuery<'q>, table: &'static Table<T>, rows: &[&T]) -> PgQuery<'q> {
-    for column in table.columns {
-        let cells = rows.iter().map(|row| (column.value)(row));
-        // A column yields values of its own kind only; anything else would be NULL.
-        macro_rules! array {
-            ($kind:ident) => {
-                query.bind(
-                    cells
-                        .map(|cell| {
-                            if let Value::$kind(value) = cell {
-                                value
-                            } else {
-                                None
-                            }
-                        })
-                        .collect::<Vec<_>>(),
-                )
-            };
-        }
-        query = match column.kind {
-            Kind::Text => array!(Text),
-            Kind::Json => array!(Json),
-            Kind::Integer => array!(Integer),
-            Kind::BigInt => array!(BigInt),
-            Kind::Double => array!(Double),
-            Kind::Boolean => array!(Boolean),
-            Kind::Timestamp => {
-                let time = |cell| {
-                    if let Value::Timestamp(at) = cell {
-                        Some(timestamp(at))
-                    } else {
-                        None
-                    }
-                };
-                query.bind(cells.map(time).collect::<Vec<_>>())
-            }
-            Kind::Bytes => {
-                let bytes = |cell| {
-                    if let Value::Bytes(bytes) = cell {
-                        Some(bytes)
-                    } else {
-                        None
-                    }
-                };
-                query.bind(cells.map(bytes).collect::<Vec<_>>())
-            }
-        };
-    }
-    query
 }
 
 /// PostgreSQL keeps microseconds.

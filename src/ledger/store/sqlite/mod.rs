@@ -12,7 +12,7 @@ use rusqlite::{Connection, Row};
 
 use self::session::{Place, Session, Values, timestamp};
 use super::{
-    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, Settings, Store, StoreError, fill_in, migrations, quote,
+    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, New, Settings, Store, StoreError, fill_in, migrations, quote,
     stored_facts,
 };
 use crate::ledger::facts::Facts;
@@ -141,15 +141,14 @@ impl Store for SqliteStore {
         Ok(inserted.into_iter().sum::<usize>() as u64)
     }
 
-    async fn insert_new<T: Sync>(
-        &mut self,
-        table: &'static Table<T>,
-        rows: &[&T],
-    ) -> Result<HashSet<String>, StoreError> {
+    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError> {
         let rows = in_order(table, rows);
         let inserted = self.insert_in_order(table, &rows).await?;
+        if inserted.iter().all(|inserted| *inserted > 0) {
+            return Ok(New::all(rows.len()));
+        }
         let new = rows.iter().zip(inserted).filter(|(_, inserted)| *inserted > 0);
-        Ok(new.filter_map(|(row, _)| id_of(table, row)).collect())
+        Ok(New::only(new.filter_map(|(row, _)| table.id(row)).collect()))
     }
 
     async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
@@ -547,12 +546,4 @@ fn in_order<'a, T>(table: &'static Table<T>, rows: &[&'a T]) -> Vec<&'a T> {
         });
     }
     rows
-}
-
-/// The value of the first column.
-fn id_of<T>(table: &'static Table<T>, row: &T) -> Option<String> {
-    match (table.columns.first()?.value)(row) {
-        Value::Text(text) => text.map(std::borrow::Cow::into_owned),
-        _ => None,
-    }
 }
