@@ -26,6 +26,7 @@ pub(super) async fn turn<S: Store>(
     now: u64,
     meters: &Meters,
 ) -> Result<(), StoreError> {
+    store.give_back_memory();
     if let Some(prices) = standalone {
         let_stand_alone(store, limits, now, prices, meters).await?;
     }

@@ -266,14 +266,14 @@ async fn secrets_are_cut_from_error_messages() {
 
 async fn of_thousands_of_executions_in_one_transaction_exactly_those_that_had_no_row_are_new(database: Database) {
     // Those with a row are among the first and the last of several statements; one statement has new ones only.
-    let had_one = [executions(0, 50), executions(6_900, 7_000)].concat();
+    let had_one = [executions(0, 50), executions(17_900, 18_000)].concat();
     let before = database.write(&facts(&had_one)).await;
     assert_eq!((before.written, before.duplicates, before.context), (150, 0, 150));
     database.execute("DELETE FROM spanledger_context").await;
-    let applied = database.write(&facts(&executions(0, 7_000))).await;
-    assert_eq!((applied.written, applied.duplicates), (6_850, 150));
-    assert_eq!(applied.context, 6_850, "those that had a row wait no more");
-    assert_eq!(database.rows().await.len(), 7_000);
-    let again = database.write(&facts(&executions(0, 7_000))).await;
-    assert_eq!((again.written, again.duplicates, again.context), (0, 7_000, 0));
+    let applied = database.write(&facts(&executions(0, 18_000))).await;
+    assert_eq!((applied.written, applied.duplicates), (17_850, 150));
+    assert_eq!(applied.context, 17_850, "those that had a row wait no more");
+    assert_eq!(database.rows().await.len(), 18_000);
+    let again = database.write(&facts(&executions(0, 18_000))).await;
+    assert_eq!((again.written, again.duplicates, again.context), (0, 18_000, 0));
 }

@@ -29,6 +29,9 @@ const SET_UP: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRA
                       PRAGMA foreign_keys = ON; PRAGMA cache_size = -24576; PRAGMA wal_autocheckpoint = 8192; \
                       PRAGMA temp_store = MEMORY";
 
+/// Rows whose values are in memory at a time.
+const CHUNK: usize = 1024;
+
 migrations!("../../../../migrations/sqlite");
 
 /// See the module documentation.
@@ -84,6 +87,10 @@ impl Store for SqliteStore {
     async fn begin(&mut self) -> Result<(), StoreError> {
         // The write lock at once: two writers that both read first could otherwise only fail.
         self.execute("BEGIN IMMEDIATE").await
+    }
+
+    fn give_back_memory(&mut self) {
+        // Its cache of pages is for the next batch.
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
@@ -399,7 +406,12 @@ impl SqliteStore {
             columns.join(", "),
             vec!["?"; columns.len()].join(", ")
         );
-        self.run_each(sql, Values::of_rows(table, rows)).await
+        // The values of all rows at once would take several megabytes.
+        let mut inserted = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(CHUNK) {
+            inserted.extend(self.run_each(sql.clone(), Values::of_rows(table, rows)).await?);
+        }
+        Ok(inserted)
     }
 
     /// Does something with each of these waiting spans.
