@@ -156,13 +156,23 @@ impl fmt::Debug for Journal {
 impl Journal {
     /// Opens the journal in a directory, or begins one, and starts the sync thread. Damage is reported, not an error.
     pub fn open(options: Options) -> Result<(Self, Recovery), JournalError> {
-        let settings = Settings::new(&options)?;
+        // Before anything is made.
+        Settings::new(&options)?;
+        let disk = OsDisk::create(&options.directory).map_err(|source| JournalError::Io {
+            action: "create the directory".to_owned(),
+            directory: options.directory.clone(),
+            source,
+        })?;
+        Journal::open_on(Arc::new(disk), &options)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, options: &Options) -> Result<(Self, Recovery), JournalError> {
+        let settings = Settings::new(options)?;
         let failed = |action: &str, source| JournalError::Io {
             action: action.to_owned(),
             directory: options.directory.clone(),
             source,
         };
-        let disk = OsDisk::create(&options.directory).map_err(|error| failed("create the directory", error))?;
         let locked = disk
             .lock(LOCK_FILE)
             .map_err(|error| failed("lock the directory", error))?;
@@ -171,7 +181,7 @@ impl Journal {
         })?;
         let mut random = [0; 48];
         getrandom::fill(&mut random).map_err(|error| failed("get random bytes for a new journal", error.into()))?;
-        let (core, recovery) = Core::open(Arc::new(disk), locked, settings, unix_nanos(), &random)?;
+        let (core, recovery) = Core::open(disk, locked, settings, unix_nanos(), &random)?;
         for note in &recovery.notes {
             tracing::warn!(directory = %options.directory.display(), "journal: {note}");
         }
@@ -361,4 +371,4 @@ impl Drop for RefuseOnPanic<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -259,7 +259,7 @@ pub(super) async fn insert<S: Store>(
     rows: &[&NewRow],
 ) -> Result<New, StoreError> {
     if rows.is_empty() {
-        return Ok(New::default());
+        return Ok(New::only(HashSet::new()));
     }
     let new = store.insert_new(&destination.beside, rows).await?;
     let rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();

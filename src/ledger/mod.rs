@@ -21,9 +21,9 @@
 //!
 //! # Memory
 //!
-//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of two batches, and 20,000 waiting spans that
-//! were loaded for them: 100 MiB in the worst case, 25 MiB with the traffic that executors send. SQLite's cache of pages
-//! takes up to 24 MiB more.
+//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of two batches (see
+//! [`stage::DECODED_BYTES`]), and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
+//! traffic that executors send. SQLite's cache of pages takes up to 24 MiB more.
 
 pub mod assemble;
 mod commit;

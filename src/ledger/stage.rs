@@ -35,9 +35,9 @@ use crate::telemetry::{Heartbeat, StageStatus};
 pub(super) const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 256;
 
-/// What one transaction takes: bytes of decoded requests, some 29,000 spans as executors send them, and facts. One request
-/// is always taken whole. A larger transaction writes each page of an index for more rows.
-pub(super) const DECODED_BYTES: usize = 16 << 20;
+/// What one transaction takes: bytes of decoded requests, some 22,000 spans as executors send them, and facts. One request
+/// is always taken whole. A larger transaction writes each page of an index for more rows, and takes more memory.
+pub(super) const DECODED_BYTES: usize = 12 << 20;
 const FACTS: usize = 20_000;
 
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
@@ -179,12 +179,12 @@ impl Stage<'_> {
             if !ahead.is_empty() {
                 self.unsaved_since.get_or_insert_with(Instant::now);
             }
-            self.fill(&mut ahead).await?;
+            let is_well = self.fill(&mut ahead).await;
             let position = ahead.position(&self.reader);
             let facts = ahead.take_facts(&mut self.extractor, &self.meters);
             let is_due = self
                 .unsaved_since
-                .is_some_and(|since| is_over || since.elapsed() >= SAVE_EVERY);
+                .is_some_and(|since| is_over || !is_well || since.elapsed() >= SAVE_EVERY);
             if facts.is_empty() && !is_due {
                 if is_over {
                     return Ok(());
@@ -225,21 +225,31 @@ impl Stage<'_> {
         }
     }
 
-    /// Takes in what is there already, up to what one transaction may have.
-    async fn fill(&mut self, ahead: &mut Ahead) -> Result<(), StoreError> {
+    /// Takes in what is there already, for a moment, up to what one transaction may have. False if something went wrong:
+    /// what was read before it is to be written first, and the position saved, so that who reads next meets it alone.
+    async fn fill(&mut self, ahead: &mut Ahead) -> bool {
+        let until = Instant::now() + SAVE_EVERY;
         loop {
             while ahead.take_in(&mut self.extractor, &self.meters) {}
-            if ahead.is_full() || self.reader.is_caught_up() {
-                return Ok(());
+            if ahead.is_full() || self.reader.is_caught_up() || Instant::now() >= until {
+                return true;
             }
-            let more = self
-                .heartbeat
-                .while_waiting(self.reader.next_batch(READ_BYTES, READ_RECORDS));
-            match more.await {
+            let more = if self.shutdown.is_cancelled() {
+                self.reader.try_next_batch(READ_BYTES, READ_RECORDS)
+            } else {
+                // What is there may be damaged to its end: then there is nothing, and the wait would be for a new record.
+                tokio::select! {
+                    more = self.reader.next_batch(READ_BYTES, READ_RECORDS) => more,
+                    () = tokio::time::sleep_until(until.into()) => return true,
+                    () = self.shutdown.cancelled() => continue,
+                }
+            };
+            match more {
+                Ok(records) if records.is_empty() => return true,
                 Ok(records) => ahead.waiting.extend(records),
-                Err(ReadError::Closed) => return Ok(()),
-                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+                Err(error) => return matches!(error, ReadError::Closed),
             }
+            self.unsaved_since.get_or_insert_with(Instant::now);
         }
     }
 

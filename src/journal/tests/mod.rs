@@ -8,6 +8,7 @@ mod measure;
 mod sim_disk;
 mod simulation;
 mod starts;
+pub(crate) mod unreadable;
 
 use bytes::Bytes;
 

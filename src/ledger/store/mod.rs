@@ -196,7 +196,7 @@ pub(super) trait Store: Sized + Hours {
 }
 
 /// Which of the rows of an insert were not there before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct New {
     /// How many.
     pub(super) count: usize,

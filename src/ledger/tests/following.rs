@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::databases::{Database, on_both};
 use super::postgres;
 use super::support::{EPOCH, S, facts, failure, node, request, success};
+use crate::journal::tests::unreadable;
 use crate::journal::{Entry, Journal, Options};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::otlp::{Encoding, Signal, compress};
@@ -20,6 +21,8 @@ on_both! {
     what_is_too_much_for_one_transaction_is_several_and_every_row_is_there_once
     a_position_beyond_the_end_of_the_journal_is_no_reason_to_lose_a_row
     of_thousands_of_executions_in_one_transaction_exactly_those_that_had_no_row_are_new
+    where_the_disk_cannot_be_read_is_passed_and_all_rows_before_and_behind_it_are_there
+    damage_at_the_end_of_the_journal_keeps_no_row_before_it_waiting
 }
 
 fn options(database: &Database) -> LedgerOptions {
@@ -78,6 +81,36 @@ pub(super) async fn drain(journal: &Journal, database: &Database) {
         .unwrap()
         .run(reader, shutdown, heartbeat, status)
         .await;
+}
+
+/// A ledger at work.
+struct Running {
+    shutdown: CancellationToken,
+    work: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(journal: &Journal, database: &Database) -> Running {
+        // With the tables there, they can be looked at.
+        drop(database.connect().await.unwrap());
+        let shutdown = CancellationToken::new();
+        let heartbeat = Health::default().stage("ledger");
+        let status = heartbeat.status();
+        let reader = journal.reader("ledger").unwrap();
+        let options = LedgerOptions {
+            retention: Some(Duration::ZERO),
+            ..options(database)
+        };
+        let ledger = Ledger::new(options).unwrap();
+        let token = shutdown.clone();
+        let work = tokio::spawn(async move { ledger.run(reader, token, heartbeat, status).await });
+        Running { shutdown, work }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.work.await.unwrap();
+    }
 }
 
 pub(super) fn executions(from: u16, to: u16) -> Vec<S> {
@@ -262,6 +295,75 @@ async fn secrets_are_cut_from_error_messages() {
         .await;
     let message = database.rows().await.remove(0).error_message;
     assert_eq!(message.as_deref(), Some("401 for key [redacted] of [redacted]"));
+}
+
+/// Some requests in each of several files of a megabyte, and what remains of them when they are opened again.
+async fn several_files(directory: &Path) -> Options {
+    let options = Options {
+        readers: vec!["ledger".into()],
+        free_disk_floor: 0,
+        segment_size: Some(1 << 20),
+        ..Options::new(directory)
+    };
+    let (journal, _) = Journal::open(options.clone()).unwrap();
+    for request in 0..30 {
+        append(&journal, &executions(request * 400, (request + 1) * 400)).await;
+    }
+    options
+}
+
+async fn where_the_disk_cannot_be_read_is_passed_and_all_rows_before_and_behind_it_are_there(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let options = several_files(directory.path()).await;
+    let (journal, unreadable) = unreadable::open(options);
+    unreadable.set(500_000..504_096);
+    let end = journal.end_at_open().next as i64;
+    let running = Running::start(&journal, &database).await;
+    // Both requests at this place of each file at most.
+    let position = "SELECT coalesce(max(next_sequence), 0) FROM spanledger_positions";
+    until(async || database.number(position).await >= end).await;
+    running.stop().await;
+    let rows: Vec<String> = database.rows().await.into_iter().map(|row| row.id).collect();
+    assert!((8_000..12_000).contains(&rows.len()), "{}", rows.len());
+    for id in [0, 399, 11_999] {
+        assert!(rows.contains(&success(1, id, 100, 150).row_id()), "{id}");
+    }
+}
+
+/// Flips a bit in the body of the newest record.
+fn damage_last_body(directory: &Path) {
+    let mut newest = None;
+    for file in std::fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        for (at, header) in bytes
+            .windows(24)
+            .enumerate()
+            .filter(|(_, header)| header.starts_with(b"SLR1"))
+        {
+            let sequence = u64::from_le_bytes(header[16..].try_into().unwrap());
+            newest = newest.max(Some((sequence, path.clone(), at)));
+        }
+    }
+    let (_, path, at) = newest.expect("a record");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at + 80] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+async fn damage_at_the_end_of_the_journal_keeps_no_row_before_it_waiting(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    // One request more than is read at a time.
+    for id in 0..257 {
+        append(&journal, &executions(id, id + 1)).await;
+    }
+    drop(journal);
+    let journal = self::journal(directory.path());
+    damage_last_body(directory.path());
+    let running = Running::start(&journal, &database).await;
+    until(async || database.rows().await.len() == 256).await;
+    running.stop().await;
 }
 
 async fn of_thousands_of_executions_in_one_transaction_exactly_those_that_had_no_row_are_new(database: Database) {

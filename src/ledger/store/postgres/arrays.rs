@@ -21,7 +21,7 @@ pub(super) fn arguments<T>(table: &'static Table<T>, rows: &[&T]) -> Result<PgAr
     arguments.reserve(table.columns.len(), rows.len() * ROW_BYTES);
     for column in table.columns {
         let added = arguments.add(Array { column, rows });
-        // A gigabyte in one column.
+        // More than 2 GiB in one column.
         added.map_err(|error| StoreError::Refused {
             reason: error.to_string(),
             column: None,
