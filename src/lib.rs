@@ -16,6 +16,7 @@ pub mod demo;
 pub mod egress;
 pub mod failpoint;
 pub mod forward;
+mod hex;
 pub mod journal;
 pub mod ledger;
 pub mod listen;

@@ -3,6 +3,7 @@
 use ring::{digest, hmac};
 
 use super::options::Secret;
+use crate::hex;
 use crate::otlp::AnyValue;
 
 /// The length of a digest.
@@ -51,11 +52,7 @@ impl Hasher {
 }
 
 fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
+    bytes.iter().for_each(|byte| out.extend(hex::digits(*byte)));
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ mod tail;
 mod verify;
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -153,37 +155,37 @@ impl fmt::Debug for Journal {
     }
 }
 
+fn failed(action: &str, directory: &Path, source: io::Error) -> JournalError {
+    JournalError::Io {
+        action: action.to_owned(),
+        directory: directory.to_owned(),
+        source,
+    }
+}
+
 impl Journal {
     /// Opens the journal in a directory, or begins one, and starts the sync thread. Damage is reported, not an error.
     pub fn open(options: Options) -> Result<(Self, Recovery), JournalError> {
-        // Before anything is made.
-        Settings::new(&options)?;
-        let disk = OsDisk::create(&options.directory).map_err(|source| JournalError::Io {
-            action: "create the directory".to_owned(),
-            directory: options.directory.clone(),
-            source,
-        })?;
-        Journal::open_on(Arc::new(disk), &options)
+        let settings = Settings::new(&options)?;
+        let disk = OsDisk::create(&options.directory)
+            .map_err(|error| failed("create the directory", &options.directory, error))?;
+        Journal::open_on(Arc::new(disk), settings)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, options: &Options) -> Result<(Self, Recovery), JournalError> {
-        let settings = Settings::new(options)?;
-        let failed = |action: &str, source| JournalError::Io {
-            action: action.to_owned(),
-            directory: options.directory.clone(),
-            source,
-        };
+    fn open_on(disk: Arc<dyn Disk>, settings: Settings) -> Result<(Self, Recovery), JournalError> {
+        let directory = disk.directory().to_owned();
+        let failed = |action: &str, source| failed(action, &directory, source);
         let locked = disk
             .lock(LOCK_FILE)
             .map_err(|error| failed("lock the directory", error))?;
         let locked = locked.ok_or_else(|| JournalError::Locked {
-            directory: options.directory.clone(),
+            directory: directory.clone(),
         })?;
         let mut random = [0; 48];
         getrandom::fill(&mut random).map_err(|error| failed("get random bytes for a new journal", error.into()))?;
         let (core, recovery) = Core::open(disk, locked, settings, unix_nanos(), &random)?;
         for note in &recovery.notes {
-            tracing::warn!(directory = %options.directory.display(), "journal: {note}");
+            tracing::warn!(directory = %directory.display(), "journal: {note}");
         }
         let end_at_open = lock(&core.state).durable + 1;
         let core = Arc::new(core);

@@ -110,11 +110,7 @@ pub fn verify(options: &Options) -> Result<Verification, JournalError> {
 fn look(options: &Options) -> Result<(Core, Recovery, bool), JournalError> {
     let settings = Settings::new(options)?;
     let directory: &Path = &options.directory;
-    let failed = |action: &str, source| JournalError::Io {
-        action: action.to_owned(),
-        directory: directory.to_owned(),
-        source,
-    };
+    let failed = |action: &str, source| super::failed(action, directory, source);
     let disk = OsDisk::read_only(directory).map_err(|error| failed("look into the directory", error))?;
     let mut is_in_use = false;
     let locked: Box<dyn Send + Sync> = match disk.lock(LOCK_FILE) {

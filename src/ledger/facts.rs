@@ -15,6 +15,7 @@ use super::row::{Oddities, Source};
 use super::seen::{self, Kind, Seen};
 use super::semantics;
 use super::table::Destination;
+use crate::hex;
 use crate::otlp::trace::{Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
 use crate::redact::Patterns;
@@ -55,9 +56,8 @@ impl SpanId {
 
 /// Two digits for each byte.
 fn put_hex(digits: &mut [u8], bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(bytes) {
-        *pair = [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]);
+        *pair = hex::digits(*byte);
     }
 }
 

@@ -234,19 +234,10 @@ impl Stage<'_> {
             if ahead.is_full() || self.reader.is_caught_up() || Instant::now() >= until {
                 return true;
             }
-            let more = if self.shutdown.is_cancelled() {
-                self.reader.try_next_batch(READ_BYTES, READ_RECORDS)
-            } else {
-                // What is there may be damaged to its end: then there is nothing, and the wait would be for a new record.
-                tokio::select! {
-                    more = self.reader.next_batch(READ_BYTES, READ_RECORDS) => more,
-                    () = tokio::time::sleep_until(until.into()) => return true,
-                    () = self.shutdown.cancelled() => continue,
-                }
-            };
-            match more {
-                Ok(records) if records.is_empty() => return true,
-                Ok(records) => ahead.waiting.extend(records),
+            // What is there may be damaged to its end: then the wait would be for a new record.
+            match self.records(until).await {
+                Ok(Some(records)) if !records.is_empty() => ahead.waiting.extend(records),
+                Ok(_) => return true,
                 Err(error) => return matches!(error, ReadError::Closed),
             }
             self.unsaved_since.get_or_insert_with(Instant::now);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crate::journal::disk::{Disk, DiskFile, OsDisk};
+use crate::journal::options::Settings;
 use crate::journal::segment::lock;
 use crate::journal::{Journal, Options};
 
@@ -27,7 +28,12 @@ pub(crate) fn open(options: Options) -> (Journal, Unreadable) {
         disk: OsDisk::create(&options.directory).unwrap(),
         unreadable: unreadable.clone(),
     };
-    (Journal::open_on(Arc::new(disk), &options).unwrap().0, unreadable)
+    (
+        Journal::open_on(Arc::new(disk), Settings::new(&options).unwrap())
+            .unwrap()
+            .0,
+        unreadable,
+    )
 }
 
 struct Refusing {

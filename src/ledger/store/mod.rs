@@ -137,7 +137,7 @@ pub(super) trait Store: Sized + Hours {
     /// The saved position, in or outside of a transaction.
     async fn position(&mut self, reader: &str, journal: &str) -> Result<Option<u64>, StoreError>;
     /// Gives back memory that only large batches need.
-    fn give_back_memory(&mut self);
+    fn give_back_memory(&mut self) {}
     /// Begins a transaction that sees what others committed before it took its locks.
     async fn begin(&mut self) -> Result<(), StoreError>;
     /// Makes it lasting. After an error nobody knows whether it is.

@@ -33,13 +33,16 @@ fn options(database: &Database) -> LedgerOptions {
 }
 
 pub(super) fn journal(directory: &Path) -> Journal {
-    let options = Options {
+    Journal::open(journal_options(directory)).unwrap().0
+}
+
+fn journal_options(directory: &Path) -> Options {
+    Options {
         readers: vec!["ledger".into()],
         free_disk_floor: 0,
         segment_size: Some(1 << 20),
         ..Options::new(directory)
-    };
-    Journal::open(options).unwrap().0
+    }
 }
 
 pub(super) async fn append(journal: &Journal, spans: &[S]) {
@@ -69,6 +72,11 @@ async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
 pub(super) async fn drain(journal: &Journal, database: &Database) {
     let shutdown = CancellationToken::new();
     shutdown.cancel();
+    run(journal, database, shutdown).await;
+}
+
+/// Runs the ledger until `shutdown`.
+fn run(journal: &Journal, database: &Database, shutdown: CancellationToken) -> impl Future<Output = ()> + use<> {
     let heartbeat = Health::default().stage("ledger");
     let status = heartbeat.status();
     let reader = journal.reader("ledger").unwrap();
@@ -77,10 +85,8 @@ pub(super) async fn drain(journal: &Journal, database: &Database) {
         retention: Some(Duration::ZERO),
         ..options(database)
     };
-    Ledger::new(options)
-        .unwrap()
-        .run(reader, shutdown, heartbeat, status)
-        .await;
+    let ledger = Ledger::new(options).unwrap();
+    async move { ledger.run(reader, shutdown, heartbeat, status).await }
 }
 
 /// A ledger at work.
@@ -94,16 +100,7 @@ impl Running {
         // With the tables there, they can be looked at.
         drop(database.connect().await.unwrap());
         let shutdown = CancellationToken::new();
-        let heartbeat = Health::default().stage("ledger");
-        let status = heartbeat.status();
-        let reader = journal.reader("ledger").unwrap();
-        let options = LedgerOptions {
-            retention: Some(Duration::ZERO),
-            ..options(database)
-        };
-        let ledger = Ledger::new(options).unwrap();
-        let token = shutdown.clone();
-        let work = tokio::spawn(async move { ledger.run(reader, token, heartbeat, status).await });
+        let work = tokio::spawn(run(journal, database, shutdown.clone()));
         Running { shutdown, work }
     }
 
@@ -297,25 +294,15 @@ async fn secrets_are_cut_from_error_messages() {
     assert_eq!(message.as_deref(), Some("401 for key [redacted] of [redacted]"));
 }
 
-/// Some requests in each of several files of a megabyte, and what remains of them when they are opened again.
-async fn several_files(directory: &Path) -> Options {
-    let options = Options {
-        readers: vec!["ledger".into()],
-        free_disk_floor: 0,
-        segment_size: Some(1 << 20),
-        ..Options::new(directory)
-    };
-    let (journal, _) = Journal::open(options.clone()).unwrap();
+async fn where_the_disk_cannot_be_read_is_passed_and_all_rows_before_and_behind_it_are_there(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    // Some requests in each of several files of a megabyte.
+    let journal = journal(directory.path());
     for request in 0..30 {
         append(&journal, &executions(request * 400, (request + 1) * 400)).await;
     }
-    options
-}
-
-async fn where_the_disk_cannot_be_read_is_passed_and_all_rows_before_and_behind_it_are_there(database: Database) {
-    let directory = tempfile::tempdir().unwrap();
-    let options = several_files(directory.path()).await;
-    let (journal, unreadable) = unreadable::open(options);
+    drop(journal);
+    let (journal, unreadable) = unreadable::open(journal_options(directory.path()));
     unreadable.set(500_000..504_096);
     let end = journal.end_at_open().next as i64;
     let running = Running::start(&journal, &database).await;

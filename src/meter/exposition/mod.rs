@@ -10,6 +10,7 @@ mod own;
 
 use std::fmt::Write as _;
 
+use crate::hex;
 use crate::rules::check::OVERFLOW_LABEL;
 use crate::rules::series_key::label_values;
 
@@ -245,11 +246,9 @@ impl Series<'_> {
 }
 
 fn write_hex(bytes: &[u8], out: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        out.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
+    bytes
+        .iter()
+        .for_each(|byte| out.extend(hex::digits(*byte).map(char::from)));
 }
 
 #[cfg(test)]

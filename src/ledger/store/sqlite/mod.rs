@@ -89,10 +89,6 @@ impl Store for SqliteStore {
         self.execute("BEGIN IMMEDIATE").await
     }
 
-    fn give_back_memory(&mut self) {
-        // Its cache of pages is for the next batch.
-    }
-
     async fn commit(&mut self) -> Result<(), StoreError> {
         self.execute("COMMIT").await
     }
