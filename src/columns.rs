@@ -27,6 +27,12 @@ const VERSION: u8 = 1;
 /// hours that are not packed ask for the same.
 pub const IS_OWN: &str = "length(t.id) = 49 AND substr(t.id, 33, 1) = '-'";
 
+/// Of what is beside the rows, as `e`: that it is beside the row `t`.
+pub const IS_BESIDE: &str = "e.id = t.id";
+
+/// [`IS_BESIDE`] in SQLite, where what is beside the rows is kept in the order of time.
+pub const IS_BESIDE_BY_TIME: &str = "e.created_at = t.created_at AND e.id = t.id";
+
 /// The hour since 1970 that a time in Unix microseconds belongs to.
 pub fn hour_of(micros: i64) -> i64 {
     micros.div_euclid(HOUR_MICROS)

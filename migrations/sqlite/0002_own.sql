@@ -7,13 +7,11 @@ CREATE TABLE {own:positions} (
     PRIMARY KEY (journal_id, reader)
 ) WITHOUT ROWID;
 
--- The two tables that grow with each execution have a rowid: their keys are random, and only a narrow index should be
--- written to all over, not the wide rows themselves.
-
--- One beside each row this program wrote: what the columns of the row have no place for. The rows of one trace are a
--- range of ids, since an id begins with the trace.
+-- One beside each row this program wrote: what the columns of the row have no place for. In the order of time, in which
+-- they come: ids are random, and each would be written to a page of its own. So whoever looks for what is beside a row
+-- says its created_at too.
 CREATE TABLE {own:executions} (
-    id text PRIMARY KEY NOT NULL,
+    id text NOT NULL,
     trace_id text NOT NULL,
     span_id text NOT NULL,
     start_ns bigint NOT NULL,
@@ -26,9 +24,13 @@ CREATE TABLE {own:executions} (
     cost_usd double,
     sources text NOT NULL,
     -- The row of this execution where it is not the one with this id: it took over a row that stood for its runtime.
-    row_id text
-);
-CREATE INDEX {index:own:executions:created_at} ON {own:executions} (created_at);
+    row_id text,
+    PRIMARY KEY (created_at, id)
+) WITHOUT ROWID;
+-- In place of an end that cannot be believed, created_at is the time of receipt, which is another one when the span comes
+-- again: these spans, and those that took no time, are told apart by their ids. An end before the start is the start here.
+CREATE UNIQUE INDEX {index:own:executions:odd} ON {own:executions} (id)
+    WHERE end_ns = start_ns OR end_ns < 946684800000000000 OR end_ns > received_at_ns + 86400000000000;
 -- For the query API: the few rows whose time-out or cost it needs to know, so that it need not look up all of them.
 CREATE INDEX {index:own:executions:noteworthy} ON {own:executions} (created_at, reported_outcome, cost_usd)
     WHERE reported_outcome = 'timeout' OR cost_usd IS NOT NULL;

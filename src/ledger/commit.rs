@@ -21,7 +21,7 @@ use super::packing;
 use super::plan::{Candidate, Part, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
-use super::store::{Keys, LOAD_LIMIT, New, Store, StoreError};
+use super::store::{Keys, LOAD_LIMIT, New, RowKey, Store, StoreError, row_keys};
 use super::table::{CONTEXT, Destination, NewRow, QUARANTINE, Quarantined};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
@@ -190,14 +190,14 @@ async fn write_part<S: Store>(
         candidates,
         expired: _,
     } = part;
-    let ids: Vec<&str> = candidates.iter().map(Candidate::id).collect();
-    let stored = if ids.is_empty() {
+    let keys: Vec<RowKey<'_>> = candidates.iter().map(Candidate::key).collect();
+    let stored = if keys.is_empty() {
         Default::default()
     } else {
-        store.stored(destination, &ids).await?
+        store.stored(destination, &keys).await?
     };
     let update = |candidate: Candidate| {
-        let stored = stored.get(candidate.id())?;
+        let stored = stored.get(candidate.key().id)?;
         candidate.update(stored, destination.mask())
     };
     let mut updates: Vec<Update> = candidates.into_iter().filter_map(update).collect();
@@ -236,16 +236,13 @@ async fn write_part<S: Store>(
 async fn forget_rows<S: Store>(store: &mut S, batch: &Batch<'_>, known: Vec<Facts>) -> Result<Vec<Facts>, StoreError> {
     let mut forgotten: HashSet<SpanId> = HashSet::new();
     for destination in batch.destinations {
-        let spans: HashSet<SpanId> = batch
-            .facts
-            .iter()
-            .filter(|facts| destination.takes(facts))
-            .map(|facts| facts.id)
+        let spans = batch.facts.iter().filter(|facts| destination.takes(facts));
+        let rows: Vec<(String, u64)> = spans
+            .clone()
+            .filter_map(|facts| Some((facts.id.row_id(), destination.created_at(facts)?)))
             .collect();
-        let ids: Vec<String> = spans.iter().map(SpanId::row_id).collect();
-        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        store.remove(destination, &ids).await?;
-        forgotten.extend(spans);
+        store.remove(destination, &row_keys(&rows)).await?;
+        forgotten.extend(spans.map(|facts| facts.id));
     }
     let (gone, kept): (Vec<_>, Vec<_>) = known.into_iter().partition(|facts| forgotten.contains(&facts.id));
     store.forget(&gone).await?;
@@ -261,10 +258,7 @@ pub(super) async fn insert<S: Store>(
     if rows.is_empty() {
         return Ok(New::only(HashSet::new()));
     }
-    let new = store.insert_new(&destination.beside, rows).await?;
-    let rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
-    store.insert(&destination.rows, &rows).await?;
-    Ok(new)
+    store.insert_rows(destination, rows).await
 }
 
 /// As [`insert`], but what is refused is found and set aside.

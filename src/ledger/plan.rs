@@ -4,6 +4,7 @@ use super::assemble::{Assembled, assemble, assemble_record};
 use super::commit::Batch;
 use super::facts::{Execution, Facts, Role};
 use super::row::{Column, Row, Sources};
+use super::store::RowKey;
 use super::table::{Beside, Destination, Details, NewRow};
 use super::world::World;
 use crate::rules::prices::Prices;
@@ -93,6 +94,7 @@ impl Update {
             organization_id: text(Column::OrganizationId, &row.organization_id),
             workspace_id: text(Column::WorkspaceId, &row.workspace_id),
             user_id: text(Column::UserId, &row.user_id),
+            created_at: row.created_at,
             ..Row::default()
         };
         Update {
@@ -194,7 +196,7 @@ pub(super) fn new_row(
     destination: &'static Destination,
     facts: &Facts,
     assembled: Assembled,
-    replaces: Vec<String>,
+    replaces: Vec<(String, u64)>,
     prices: &Prices,
 ) -> Option<NewRow> {
     let details = match (&facts.told.role, &facts.told.record) {
@@ -223,8 +225,8 @@ pub(super) fn new_row(
 }
 
 impl Candidate {
-    pub(super) fn id(&self) -> &str {
-        &self.after.row.id
+    pub(super) fn key(&self) -> RowKey<'_> {
+        RowKey::from(&self.after.row)
     }
 
     /// Unix nanoseconds.

@@ -11,7 +11,7 @@ use super::commit::{Applied, begin_with_known, insert, insert_carefully, null};
 use super::facts::{Facts, Role, Told};
 use super::packing;
 use super::plan::new_row;
-use super::store::{Store, StoreError};
+use super::store::{RowKey, Store, StoreError, row_keys};
 use super::table::{EXECUTIONS, NewRow, nanos};
 use super::world::{Kind, Match, World};
 use crate::rules::prices::Prices;
@@ -31,14 +31,18 @@ pub(super) fn due(facts: &Facts) -> Option<i64> {
         .map(|_| nanos(facts.received_at.saturating_add(PATIENCE)))
 }
 
-/// The ids of the rows, if there are any, that stand for what `execution` encloses and no other execution does.
-pub(super) fn replaced_by(world: &World<'_>, execution: &Facts) -> Vec<String> {
+/// The rows, if there are any, that stand for what `execution` encloses and no other execution does, by id and
+/// `created_at`.
+pub(super) fn replaced_by(world: &World<'_>, execution: &Facts) -> Vec<(String, u64)> {
     let spans = [Kind::Runtime, Kind::Tool]
         .into_iter()
         .flat_map(|kind| world.all_enclosed(execution, kind, true));
-    let can_stand = spans.filter(|span| span.told.role.alone().is_some());
-    let only_here = |span: &&Facts| matches!(world.enclosing(span, Kind::Execution, true), Match::One(_));
-    can_stand.filter(only_here).map(|span| span.id.row_id()).collect()
+    let can_stand = spans.filter_map(|span| Some((span, span.told.role.alone()?.created_at)));
+    let only_here = |span: &Facts| matches!(world.enclosing(span, Kind::Execution, true), Match::One(_));
+    can_stand
+        .filter(|(span, _)| only_here(span))
+        .map(|(span, created_at)| (span.id.row_id(), created_at))
+        .collect()
 }
 
 /// Lets the spans that have waited long enough become rows; how many were looked at, and what was done.
@@ -100,7 +104,7 @@ pub(super) async fn take_over<S: Store>(
     careful: bool,
     applied: &mut Applied,
 ) -> Result<(HashSet<String>, Vec<(NewRow, String)>), StoreError> {
-    let candidates: Vec<&str> = rows.iter().flat_map(|row| &row.replaces).map(String::as_str).collect();
+    let candidates: Vec<RowKey<'_>> = rows.iter().flat_map(|row| row_keys(&row.replaces)).collect();
     let (mut taken, mut refused) = (HashSet::new(), Vec::new());
     if candidates.is_empty() {
         return Ok((taken, refused));
@@ -108,8 +112,8 @@ pub(super) async fn take_over<S: Store>(
     let standing = store.stored(EXECUTIONS, &candidates).await?;
     let mut rest = Vec::with_capacity(rows.len());
     for mut row in rows.drain(..) {
-        row.replaces.retain(|id| standing.contains_key(id));
-        let Some(id) = row.replaces.first().cloned() else {
+        row.replaces.retain(|(id, _)| standing.contains_key(id));
+        let Some((id, _)) = row.replaces.first().cloned() else {
             rest.push(row);
             continue;
         };
@@ -153,11 +157,10 @@ async fn take<S: Store>(store: &mut S, row: &NewRow, id: &str) -> Result<bool, S
         alias_of: Some(id.to_owned()),
         ..row.clone()
     };
-    if store.insert_new(&EXECUTIONS.beside, &[&alias]).await?.count == 0 {
+    if store.insert_beside(EXECUTIONS, &[&alias]).await?.count == 0 {
         return Ok(false);
     }
-    let gone: Vec<&str> = row.replaces.iter().map(String::as_str).collect();
-    store.remove(EXECUTIONS, &gone).await?;
+    store.remove(EXECUTIONS, &row_keys(&row.replaces)).await?;
     let mut taken = row.clone();
     taken.row.id = id.to_owned();
     insert(store, EXECUTIONS, &[&taken]).await?;

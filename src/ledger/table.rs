@@ -52,16 +52,6 @@ pub(super) struct Table<T: 'static> {
     pub(super) columns: &'static [Column<T>],
 }
 
-impl<T> Table<T> {
-    /// The id of a row: its first column, if that is text.
-    pub(super) fn id(&self, row: &T) -> Option<String> {
-        match (self.columns.first()?.value)(row) {
-            Value::Text(id) => id.map(Cow::into_owned),
-            _ => None,
-        }
-    }
-}
-
 /// Which table: the names are configurable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TableName {
@@ -102,6 +92,15 @@ impl Destination {
         record.is_some_and(|record| self.families.contains(&record.family))
     }
 
+    /// The `created_at` of the row that the span becomes, Unix nanoseconds; `None` if it becomes none.
+    pub(super) fn created_at(&self, facts: &Facts) -> Option<u64> {
+        match (&facts.told.role, &facts.told.record) {
+            (Role::Execution(execution), _) if self.is_of_executions() => Some(execution.created_at),
+            (_, Some(record)) if !self.is_of_executions() => Some(record.created_at),
+            _ => None,
+        }
+    }
+
     /// The mask of the columns that may be completed.
     pub(super) fn mask(&self) -> i32 {
         self.completed.iter().map(|column| column.bit()).sum()
@@ -128,8 +127,8 @@ pub(super) struct NewRow {
     pub(super) row: Row,
     pub(super) sources: Sources,
     pub(super) details: Details,
-    /// Ids of rows that stood for its runtimes, if there are such rows: see [`super::standalone`].
-    pub(super) replaces: Vec<String>,
+    /// The rows that stood for its runtimes, if there are such rows, by id and `created_at`: see [`super::standalone`].
+    pub(super) replaces: Vec<(String, u64)>,
     /// The row that it took over; then this is only noted beside.
     pub(super) alias_of: Option<String>,
 }

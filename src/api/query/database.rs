@@ -18,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRo
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::QueryError;
+use crate::columns;
 
 /// Connections of the query API; the ledger has its own. More readers than this only slow each other.
 const CONNECTIONS: u32 = 4;
@@ -41,6 +42,14 @@ impl Dialect {
         match self {
             Dialect::Sqlite => expression.to_owned(),
             Dialect::Postgres => format!("({expression})::bigint"),
+        }
+    }
+
+    /// Of what is beside the rows, as `e`: that it is beside the row `t`.
+    pub(super) fn is_beside(self) -> &'static str {
+        match self {
+            Dialect::Sqlite => columns::IS_BESIDE_BY_TIME,
+            Dialect::Postgres => columns::IS_BESIDE,
         }
     }
 

@@ -138,27 +138,23 @@ impl Filter {
             }
         }
         if !self.traces.is_empty() {
-            // The ids of one trace are a range; the side table compares ids byte by byte, the rows' table may not. Its
-            // index serves only if they are compared as it does.
-            let id = match dialect {
-                Dialect::Sqlite => "id",
-                Dialect::Postgres => "id COLLATE \"default\"",
+            // The ids of one trace are a range. In PostgreSQL the side table compares ids byte by byte, the rows' table
+            // may not. Its index serves only if they are compared as it does.
+            let (id, select) = match dialect {
+                Dialect::Sqlite => ("t.id", String::new()),
+                Dialect::Postgres => (
+                    "id",
+                    format!("t.id IN (SELECT id COLLATE \"default\" FROM {beside} WHERE "),
+                ),
             };
-            sql.next()
-                .push("t.id IN (SELECT ")
-                .push(id)
-                .push(" FROM ")
-                .push(beside)
-                .push(" WHERE ");
+            sql.next().push(&select).push("(");
             for (index, trace) in self.traces.iter().enumerate() {
-                sql.sql.push(if index > 0 { " OR (id > " } else { "(id > " });
-                sql.sql
-                    .text(format!("{trace}-"))
-                    .push(" AND id < ")
-                    .text(format!("{trace}."))
-                    .push(")");
+                sql.sql.push(if index > 0 { " OR (" } else { "(" });
+                sql.sql.push(id).push(" > ").text(format!("{trace}-"));
+                sql.sql.push(" AND ").push(id).push(" < ").text(format!("{trace}."));
+                sql.sql.push(")");
             }
-            sql.sql.push(")");
+            sql.sql.push(if select.is_empty() { ")" } else { "))" });
         }
         if !self.exit_codes.is_empty() {
             sql.next().push("t.exit_code IN (");

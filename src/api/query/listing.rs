@@ -104,7 +104,8 @@ impl QueryApi {
             sql.push(&format!(") SELECT {columns} FROM {rows} t LEFT JOIN e ON e.id = t.id"));
         } else {
             sql.push(&format!(
-                "SELECT {columns} FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id"
+                "SELECT {columns} FROM {rows} t LEFT JOIN {beside} e ON {}",
+                self.dialect().is_beside()
             ));
         }
         filter.to_sql(&mut sql, beside);
@@ -164,8 +165,9 @@ impl QueryApi {
             self.dialect(),
             format!(
                 "SELECT {columns}, e.start_ns, e.end_ns, e.received_at_ns, e.reported_runtime, {}, e.reported_outcome, \
-                 e.sources FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id",
-                self.dialect().integer("e.reported_exit_code")
+                 e.sources FROM {rows} t LEFT JOIN {beside} e ON {}",
+                self.dialect().integer("e.reported_exit_code"),
+                self.dialect().is_beside()
             ),
         );
         filter.to_sql(&mut sql, beside);

@@ -41,15 +41,15 @@ pub(in crate::ledger) struct HourRow {
 
 /// Selects what [`Hours::rows_of_hour`] gives, the id and the time first, then in the order of [`columns::Text`] and
 /// [`columns::Row`]. Asked with [`bounds`] and the limit, in this order, as the values number 1 to 4 behind `mark`.
-/// `whole` makes a number wide.
-pub(super) fn rows_of_hour_sql(names: &Names, mark: char, whole: impl Fn(&str) -> String) -> String {
+/// `is_beside` says when what is beside a row, `e`, is of the row `t`; `whole` makes a number wide.
+pub(super) fn rows_of_hour_sql(names: &Names, mark: char, is_beside: &str, whole: impl Fn(&str) -> String) -> String {
     let (rows, beside) = (names.rows(), names.of(EXECUTIONS.beside.name));
     let numbers = ["duration_ms", "memory_mb", "exit_code", "tokens_used"].map(|column| whole(&format!("t.{column}")));
     // The first bound is said again by itself for the index.
     format!(
         "SELECT t.id, t.created_at, t.runtime, t.language, t.code_agent_id, t.organization_id, t.workspace_id, t.user_id, \
          t.node_id, {numbers}, t.success, t.validation_passed, coalesce(e.reported_outcome = 'timeout', false), e.cost_usd \
-         FROM {rows} t LEFT JOIN {beside} e ON e.id = t.id \
+         FROM {rows} t LEFT JOIN {beside} e ON {is_beside} \
          WHERE {is_own} AND t.created_at >= {mark}1 AND (t.created_at, t.id) > ({mark}1, {mark}2) AND t.created_at < {mark}3 \
          ORDER BY t.created_at, t.id LIMIT {mark}4",
         numbers = numbers.join(", "),

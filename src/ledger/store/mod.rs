@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use super::facts::{Facts, SpanId, Told};
 use super::plan::{Stored, Update};
-use super::table::{Destination, Quarantined, Table, TableName};
+use super::row::Row;
+use super::table::{Destination, NewRow, Quarantined, Table, TableName};
 pub(super) use hours::{HourRow, Hours, begin_of, hour_at};
 
 /// Why the database did not do what it was asked.
@@ -158,12 +159,19 @@ pub(super) trait Store: Sized + Hours {
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError>;
     /// Inserts; what is there already stays. The number that was not there.
     async fn insert<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<u64, StoreError>;
-    /// As [`Store::insert`] into a table with an `id`; which were not there.
-    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError>;
+    /// As [`Store::insert`] into the table beside the rows alone; which were not there.
+    async fn insert_beside(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError>;
+    /// Inserts rows with what is beside them, but for those of which something is beside them already; which were not
+    /// there.
+    async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError>;
     /// What is stored beside these rows; of executions, by the execution's id.
-    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError>;
+    async fn stored(
+        &mut self,
+        of: &'static Destination,
+        rows: &[RowKey<'_>],
+    ) -> Result<HashMap<String, Stored>, StoreError>;
     /// Deletes these rows, with what is beside them.
-    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError>;
+    async fn remove(&mut self, of: &'static Destination, rows: &[RowKey<'_>]) -> Result<(), StoreError>;
     /// Waiting spans that are due to become rows, at most `limit`.
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
     /// These no longer wait.
@@ -193,6 +201,33 @@ pub(super) trait Store: Sized + Hours {
     async fn delete_quarantined(&mut self, before: u64, limit: i64) -> Result<u64, StoreError>;
     /// Takes rows, by table and id, out of quarantine.
     async fn release_quarantined(&mut self, rows: &[(&str, &str)]) -> Result<(), StoreError>;
+}
+
+/// Names a row. The id does; but where to look for what is beside it, SQLite knows by the time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowKey<'a> {
+    pub(super) id: &'a str,
+    /// Unix nanoseconds.
+    pub(super) created_at: u64,
+}
+
+impl<'r> From<&'r Row> for RowKey<'r> {
+    fn from(row: &'r Row) -> RowKey<'r> {
+        RowKey {
+            id: &row.id,
+            created_at: row.created_at,
+        }
+    }
+}
+
+/// The keys of rows by their ids and times.
+pub(super) fn row_keys(rows: &[(String, u64)]) -> Vec<RowKey<'_>> {
+    let rows = rows.iter();
+    rows.map(|(id, created_at)| RowKey {
+        id,
+        created_at: *created_at,
+    })
+    .collect()
 }
 
 /// Which of the rows of an insert were not there before.
@@ -392,16 +427,16 @@ pub(super) fn span_id(trace: &[u8], span: &[u8]) -> SpanId {
     }
 }
 
-/// What is stored beside the rows whose id `is` in the list. Of an execution that took over a row, what is beside that row
-/// counts.
-pub(super) fn stored_sql(names: &Names, of: &'static Destination, is: &str) -> String {
+/// What is stored beside the rows for which `is` holds of `e`. Of an execution that took over a row, what is beside that
+/// row counts, which `joins` it as `r`.
+pub(super) fn stored_sql(names: &Names, of: &'static Destination, joins: &str, is: &str) -> String {
     let beside = names.of(of.beside.name);
     if of.is_of_executions() {
         format!(
-            "SELECT e.id, coalesce(r.sources, e.sources), e.row_id FROM {beside} e \
-             LEFT JOIN {beside} r ON r.id = e.row_id WHERE e.id {is}"
+            "SELECT e.id, coalesce(r.sources, e.sources), e.row_id FROM {beside} e LEFT JOIN {beside} r ON {joins} \
+             WHERE {is}"
         )
     } else {
-        format!("SELECT e.id, e.sources, NULL FROM {beside} e WHERE e.id {is}")
+        format!("SELECT e.id, e.sources, NULL FROM {beside} e WHERE {is}")
     }
 }

@@ -96,7 +96,7 @@ fn e2b() -> S {
         .status(2, "E2B execution timed out after 29ms")
 }
 
-async fn due(database: &Database, now: u64) -> Applied {
+pub(super) async fn due(database: &Database, now: u64) -> Applied {
     let mut session = database.connect().await.unwrap();
     let done = with!(session, store => stand_alone(store, HOUR, 0, EPOCH + now, &super::databases::PRICES).await);
     done.unwrap().1

@@ -14,6 +14,7 @@ mod packing;
 mod paths;
 #[path = "../../../tests/common/postgres.rs"]
 pub(crate) mod postgres;
+mod repeats;
 mod support;
 mod surprises;
 mod tables;

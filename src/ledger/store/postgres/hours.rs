@@ -14,7 +14,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::{PostgresStore, error, query, timestamp};
-use crate::columns::{Row, TEXTS, hour_of};
+use crate::columns::{IS_BESIDE, Row, TEXTS, hour_of};
 use crate::ledger::store::StoreError;
 use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
 use crate::ledger::table::EXECUTIONS;
@@ -53,7 +53,7 @@ impl Hours for PostgresStore {
         after: Option<&HourRow>,
         limit: i64,
     ) -> Result<Vec<HourRow>, StoreError> {
-        let sql = rows_of_hour_sql(&self.names, '$', |column| format!("{column}::bigint"));
+        let sql = rows_of_hour_sql(&self.names, '$', IS_BESIDE, |column| format!("{column}::bigint"));
         let (from, id, to) = bounds(hour, after);
         let query = query(sql)
             .bind(timestamp(from))

@@ -20,11 +20,11 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseErro
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Postgres, Row as _};
 
-use super::{ForeignKey, Keys, LOAD_LIMIT, Names, New, Settings, Store, StoreError, stored_facts};
+use super::{ForeignKey, Keys, LOAD_LIMIT, Names, New, RowKey, Settings, Store, StoreError, stored_facts};
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{self, Destination, Kind, Quarantined, Table, TableName, nanos};
+use crate::ledger::table::{self, Destination, Kind, NewRow, Quarantined, Table, TableName, nanos};
 
 /// Rows in one statement, at most. To prepare a statement, and to wait for it twice, costs as much as thirty rows; all
 /// rows of a transaction at once would take several megabytes more.
@@ -55,6 +55,10 @@ type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 /// A statement that leaves nothing behind on the server.
 fn query<'q>(sql: String) -> PgQuery<'q> {
     sqlx::query(AssertSqlSafe(sql)).persistent(false)
+}
+
+fn ids<'r>(rows: &[RowKey<'r>]) -> Vec<&'r str> {
+    rows.iter().map(|row| row.id).collect()
 }
 
 /// The same with arguments that are there already.
@@ -195,7 +199,8 @@ impl Store for PostgresStore {
         Ok(inserted)
     }
 
-    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError> {
+    async fn insert_beside(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
+        let table = &of.beside;
         let length = table.columns.len() + 1;
         let sql = format!(
             "WITH new AS ({} RETURNING id) \
@@ -215,13 +220,24 @@ impl Store for PostgresStore {
         let ids = rows
             .chunks(CHUNK)
             .zip(listed)
-            .flat_map(|(rows, listed)| listed.unwrap_or_else(|| rows.iter().filter_map(|row| table.id(row)).collect()));
+            .flat_map(|(rows, listed)| listed.unwrap_or_else(|| rows.iter().map(|row| row.row.id.clone()).collect()));
         Ok(New::only(ids.collect()))
     }
 
-    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
-        let sql = super::stored_sql(&self.names, of, "= ANY ($1)");
-        let rows = self.fetch(query(sql).bind(ids)).await?;
+    async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
+        let new = self.insert_beside(of, rows).await?;
+        let rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
+        self.insert(&of.rows, &rows).await?;
+        Ok(new)
+    }
+
+    async fn stored(
+        &mut self,
+        of: &'static Destination,
+        rows: &[RowKey<'_>],
+    ) -> Result<HashMap<String, Stored>, StoreError> {
+        let sql = super::stored_sql(&self.names, of, "r.id = e.row_id", "e.id = ANY ($1)");
+        let rows = self.fetch(query(sql).bind(ids(rows))).await?;
         let read = |row: &PgRow| {
             let sources = Sources::from_json(row.try_get(1)?);
             Ok((
@@ -235,10 +251,11 @@ impl Store for PostgresStore {
         rows.iter().map(read).collect::<Result<_, sqlx::Error>>().map_err(error)
     }
 
-    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError> {
+    async fn remove(&mut self, of: &'static Destination, rows: &[RowKey<'_>]) -> Result<(), StoreError> {
+        let ids = ids(rows);
         for table in [of.rows.name, of.beside.name] {
             let sql = format!("DELETE FROM {} WHERE id = ANY ($1)", self.names.of(table));
-            self.run(query(sql).bind(ids)).await?;
+            self.run(query(sql).bind(&ids)).await?;
         }
         Ok(())
     }

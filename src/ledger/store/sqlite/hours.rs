@@ -7,7 +7,7 @@ use chrono::NaiveDateTime;
 use rusqlite::{Connection, Row};
 
 use super::{SqliteStore, Values, integers, texts, timestamp};
-use crate::columns::{Row as Packable, TEXTS, hour_of};
+use crate::columns::{IS_BESIDE_BY_TIME, Row as Packable, TEXTS, hour_of};
 use crate::ledger::store::StoreError;
 use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
 use crate::ledger::table::EXECUTIONS;
@@ -42,7 +42,7 @@ impl Hours for SqliteStore {
         after: Option<&HourRow>,
         limit: i64,
     ) -> Result<Vec<HourRow>, StoreError> {
-        let sql = rows_of_hour_sql(&self.names, '?', str::to_owned);
+        let sql = rows_of_hour_sql(&self.names, '?', IS_BESIDE_BY_TIME, str::to_owned);
         let (from, id, to) = bounds(hour, after);
         let mut values = texts(&[&timestamp(from), id, &timestamp(to)]);
         values.integer(Some(limit));

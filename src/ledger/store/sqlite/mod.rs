@@ -12,13 +12,13 @@ use rusqlite::{Connection, Row};
 
 use self::session::{Place, Session, Values, timestamp};
 use super::{
-    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, New, Settings, Store, StoreError, fill_in, migrations, quote,
-    stored_facts,
+    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, New, RowKey, Settings, Store, StoreError, fill_in, migrations,
+    quote, stored_facts,
 };
 use crate::ledger::facts::Facts;
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{Destination, Quarantined, Table, TableName, Value};
+use crate::ledger::table::{Destination, NewRow, Quarantined, Table, TableName, Value};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
@@ -144,31 +144,62 @@ impl Store for SqliteStore {
         Ok(inserted.into_iter().sum::<usize>() as u64)
     }
 
-    async fn insert_new<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<New, StoreError> {
-        let rows = in_order(table, rows);
-        let inserted = self.insert_in_order(table, &rows).await?;
-        if inserted.iter().all(|inserted| *inserted > 0) {
-            return Ok(New::all(rows.len()));
-        }
-        let new = rows.iter().zip(inserted).filter(|(_, inserted)| *inserted > 0);
-        Ok(New::only(new.filter_map(|(row, _)| table.id(row)).collect()))
+    async fn insert_beside(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
+        let mut rows = rows.to_vec();
+        rows.sort_unstable_by(|a, b| (a.row.created_at, &a.row.id).cmp(&(b.row.created_at, &b.row.id)));
+        let inserted = self.insert_in_order(&of.beside, &rows).await?;
+        Ok(new_of(&rows, &inserted))
     }
 
-    async fn stored(&mut self, of: &'static Destination, ids: &[&str]) -> Result<HashMap<String, Stored>, StoreError> {
-        let sql = super::stored_sql(&self.names, of, "= ?");
+    async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
+        let new = self.insert_beside(of, rows).await?;
+        let mut rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
+        rows.sort_unstable_by(|a, b| a.row.id.cmp(&b.row.id));
+        let inserted = self.insert_in_order(&of.rows, &rows).await?;
+        // A row with this id and another time is there: it stays the only one, and has something beside it already.
+        let there = rows.iter().zip(&inserted).filter(|(_, inserted)| **inserted == 0);
+        let there: Vec<&NewRow> = there.map(|(row, _)| *row).collect();
+        if there.is_empty() {
+            return Ok(new);
+        }
+        let sql = format!(
+            "DELETE FROM {} WHERE created_at = ? AND id = ?",
+            self.names.of(of.beside.name)
+        );
+        self.run(sql, keys(there.iter().map(|row| RowKey::from(&row.row))))
+            .await?;
+        Ok(new_of(&rows, &inserted))
+    }
+
+    async fn stored(
+        &mut self,
+        of: &'static Destination,
+        rows: &[RowKey<'_>],
+    ) -> Result<HashMap<String, Stored>, StoreError> {
+        let same = "r.created_at = e.created_at AND r.id = e.row_id";
+        let sql = super::stored_sql(&self.names, of, same, "e.created_at = ? AND e.id = ?");
         let read = |row: &Row<'_>| {
             let sources = Sources::from_json(row.get_ref(1)?.as_str()?);
             let row_id = row.get(2)?;
             Ok((row.get(0)?, Stored { sources, row_id }))
         };
-        Ok(self.fetch(sql, texts(ids), read).await?.into_iter().collect())
+        Ok(self
+            .fetch(sql, keys(rows.iter().copied()), read)
+            .await?
+            .into_iter()
+            .collect())
     }
 
-    async fn remove(&mut self, of: &'static Destination, ids: &[&str]) -> Result<(), StoreError> {
-        for table in [self.names.of(of.rows.name), self.names.of(of.beside.name)] {
-            let sql = format!("DELETE FROM {table} WHERE id = ?");
-            self.run(sql, texts(ids)).await?;
-        }
+    async fn remove(&mut self, of: &'static Destination, rows: &[RowKey<'_>]) -> Result<(), StoreError> {
+        let (table, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
+        // The row may have another time, if the span that it was made of had none that could be believed.
+        let sql = format!(
+            "DELETE FROM {beside} WHERE id = ?2 AND created_at IN (?1, (SELECT created_at FROM {table} WHERE id = ?2))"
+        );
+        self.run(sql, keys(rows.iter().copied())).await?;
+        let ids: Vec<&str> = rows.iter().map(|row| row.id).collect();
+        self.run(format!("DELETE FROM {table} WHERE id = ?"), texts(&ids))
+            .await?;
         Ok(())
     }
 
@@ -211,7 +242,7 @@ impl Store for SqliteStore {
             if has_cost {
                 values.real(update.cost_usd);
             }
-            values.text(Some(&update.row.id));
+            values.key(RowKey::from(&update.row));
         }
         for (columns, values) in of_columns {
             let changes: Vec<_> = completed(of, columns)
@@ -220,9 +251,12 @@ impl Store for SqliteStore {
             self.run(format!("UPDATE {rows} SET {} WHERE id = ?", changes.join(", ")), values)
                 .await?;
         }
-        self.run(format!("UPDATE {beside} SET sources = ? WHERE id = ?"), plain)
-            .await?;
-        let sql = format!("UPDATE {beside} SET sources = ?, cost_usd = ? WHERE id = ?");
+        self.run(
+            format!("UPDATE {beside} SET sources = ? WHERE created_at = ? AND id = ?"),
+            plain,
+        )
+        .await?;
+        let sql = format!("UPDATE {beside} SET sources = ?, cost_usd = ? WHERE created_at = ? AND id = ?");
         self.run(sql, with_cost).await?;
         Ok(())
     }
@@ -277,7 +311,9 @@ impl Store for SqliteStore {
         limit: i64,
     ) -> Result<u64, StoreError> {
         let (rows, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
-        let old = format!("SELECT id FROM {beside} WHERE created_at < ? ORDER BY created_at LIMIT ?");
+        let old = |columns: &str| {
+            format!("SELECT {columns} FROM {beside} WHERE created_at < ? ORDER BY created_at, id LIMIT ?")
+        };
         let values = || {
             let mut values = texts(&[&timestamp(created_before)]);
             values.integer(Some(limit));
@@ -289,11 +325,13 @@ impl Store for SqliteStore {
             self.run(format!("DELETE FROM {} WHERE hour <= ?", self.names.own("hours")), last)
                 .await?;
         }
-        self.run(format!("DELETE FROM {rows} WHERE id IN ({old})"), values())
+        self.run(format!("DELETE FROM {rows} WHERE id IN ({})", old("id")), values())
             .await?;
-        let deleted = self
-            .run(format!("DELETE FROM {beside} WHERE id IN ({old})"), values())
-            .await?;
+        let sql = format!(
+            "DELETE FROM {beside} WHERE (created_at, id) IN ({})",
+            old("created_at, id")
+        );
+        let deleted = self.run(sql, values()).await?;
         self.commit().await?;
         Ok(deleted)
     }
@@ -506,6 +544,22 @@ fn facts_of(row: &Row<'_>) -> Option<Facts> {
     let times = [row.get(2).ok()?, row.get(3).ok()?, row.get(4).ok()?];
     let bytes = |index: usize| row.get_ref(index).ok()?.as_blob().ok();
     stored_facts(bytes(0)?, bytes(1)?, times, row.get_ref(5).ok()?.as_str().ok()?)
+}
+
+/// Which of the rows are new, by how many rows the statement of each changed.
+fn new_of(rows: &[&NewRow], inserted: &[usize]) -> New {
+    if inserted.iter().all(|inserted| *inserted > 0) {
+        return New::all(rows.len());
+    }
+    let new = rows.iter().zip(inserted).filter(|(_, inserted)| **inserted > 0);
+    New::only(new.map(|(row, _)| row.row.id.clone()).collect())
+}
+
+/// `created_at` and `id` of each.
+fn keys<'r>(rows: impl IntoIterator<Item = RowKey<'r>>) -> Values {
+    let mut values = Values::default();
+    rows.into_iter().for_each(|row| values.key(row));
+    values
 }
 
 fn texts(texts: &[&str]) -> Values {

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, Row, Statement};
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::oneshot;
 
-use crate::ledger::store::StoreError;
+use crate::ledger::store::{RowKey, StoreError};
 use crate::ledger::table::{Table, Value, nanos};
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -186,6 +186,12 @@ impl Values {
         };
         self.cells.push(Cell::Text(text.len()));
         self.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    /// `created_at`, and `id`.
+    pub(super) fn key(&mut self, row: RowKey<'_>) {
+        self.text(Some(&timestamp(row.created_at)));
+        self.text(Some(row.id));
     }
 
     pub(super) fn blob(&mut self, bytes: &[u8]) {
