@@ -1,4 +1,5 @@
-//! Request bodies, made once. Before each sending the ids in a copy are replaced, so that no body comes twice.
+//! Request bodies, made once. Before each sending the ids in a copy are replaced, so that no body comes twice, and the times
+//! moved, so that its spans began within the last second. Inside of gzip nothing is replaced.
 //!
 //! A request has [`Shape::spans`] spans of about 560 bytes: a quarter of the space is executions (14 attributes) or,
 //! without executions, database calls of the same size; a quarter nodes; 10 % tools; 15 % workflows, 13 % calls of
@@ -51,16 +52,24 @@ pub struct Traffic {
 
 struct Template {
     body: Vec<u8>,
-    /// Where 16 hexadecimal digits or eight bytes are replaced, and which of the request's numbers goes there.
+    /// What is replaced where.
     places: Vec<(usize, Place)>,
+    /// Before which no span begins, and a second after it none does; Unix nanoseconds.
+    began: u64,
     spans: usize,
     executions: usize,
 }
 
 #[derive(Clone, Copy)]
 enum Place {
+    /// Eight bytes by the request's number with this index.
     Bytes(u64),
+    /// The same as 16 hexadecimal digits.
     Hex(u64),
+    /// A time that was this one, in eight bytes.
+    Time(u64),
+    /// The same as 19 digits.
+    Digits(u64),
     /// The time in the header of a gzip body: what is inside stays the same.
     GzipTime,
 }
@@ -102,11 +111,14 @@ impl Traffic {
         }
         bytes.extend_from_slice(&template.body);
         let seed = mixed(number);
+        let later = (unix_nanos() - 1_000_000_000).saturating_sub(template.began);
         for &(place, what) in &template.places {
             let place = offset + place;
             match what {
                 Place::Bytes(index) => bytes[place..place + 8].copy_from_slice(&mixed(seed ^ index).to_be_bytes()),
                 Place::Hex(index) => hex(mixed(seed ^ index), &mut bytes[place..place + 16]),
+                Place::Time(time) => bytes[place..place + 8].copy_from_slice(&(time + later).to_le_bytes()),
+                Place::Digits(time) => digits(time + later, &mut bytes[place..place + 19]),
                 Place::GzipTime => bytes[place..place + 4].copy_from_slice(&(number as u32).to_le_bytes()),
             }
         }
@@ -137,8 +149,21 @@ fn hex(number: u64, out: &mut [u8]) {
     }
 }
 
+fn digits(mut number: u64, out: &mut [u8]) {
+    for digit in out.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+fn unix_nanos() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_nanos() as u64
+}
+
 fn template(shape: Shape, seed: u64) -> Template {
-    let request = request(shape, seed);
+    let began = unix_nanos() - 60_000_000_000;
+    let request = request(shape, seed, began);
     let spans = &request.resource_spans[0].scope_spans[0].spans;
     let executions = spans.iter().filter(|span| span.name == "code.execute").count();
     let mut body = match shape.form {
@@ -162,6 +187,15 @@ fn template(shape: Shape, seed: u64) -> Template {
             };
             from += find(&body[from..], &id).unwrap();
             places.push((from, place));
+            let mut at = from;
+            for time in [span.start_time_unix_nano, span.end_time_unix_nano] {
+                let (written, place) = match shape.form {
+                    Form::Json => (time.to_string().into_bytes(), Place::Digits(time)),
+                    _ => (time.to_le_bytes().to_vec(), Place::Time(time)),
+                };
+                at += find(&body[at..], &written).unwrap();
+                places.push((at, place));
+            }
         }
         let mut from = 0;
         while let Some(found) = find(&body[from..], b"cmabcd01230000") {
@@ -174,6 +208,7 @@ fn template(shape: Shape, seed: u64) -> Template {
     Template {
         body,
         places,
+        began,
         spans: shape.spans,
         executions,
     }
@@ -190,14 +225,10 @@ fn find(body: &[u8], what: &[u8]) -> Option<usize> {
     body.windows(what.len()).position(|window| window == what)
 }
 
-fn request(shape: Shape, seed: u64) -> ExportTraceServiceRequest {
+fn request(shape: Shape, seed: u64, began: u64) -> ExportTraceServiceRequest {
     let mut random = fastrand::Rng::with_seed(seed + 1);
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_nanos() as u64;
     let spans = (0..shape.spans)
-        .map(|index| span(&mut random, shape, index, now - 60_000_000_000))
+        .map(|index| span(&mut random, shape, index, began))
         .collect();
     let resource = Resource {
         attributes: vec![
@@ -228,11 +259,11 @@ fn request(shape: Shape, seed: u64) -> ExportTraceServiceRequest {
     }
 }
 
-fn span(random: &mut fastrand::Rng, shape: Shape, index: usize, now: u64) -> Span {
+fn span(random: &mut fastrand::Rng, shape: Shape, index: usize, began: u64) -> Span {
     // Executions and the nodes around them alternate, so that the n-th execution is inside the n-th node.
     let pair = index / 4;
     let execution_id = format!("cm{:016x}", EXECUTION_MARK | pair as u64);
-    let start = now + random.u64(0..1_000_000_000);
+    let start = began + random.u64(0..1_000_000_000);
     let (name, attributes, duration) = match index % 4 {
         0 if shape.content == Content::NoRows => ("SELECT workflow_executions", database(random), 3),
         0 => ("code.execute", execution(random, pair, &execution_id, shape.content), 7),
@@ -250,8 +281,8 @@ fn span(random: &mut fastrand::Rng, shape: Shape, index: usize, now: u64) -> Spa
     };
     let (start, end) = match (shape.content, index % 4) {
         // A node lies around its execution.
-        (Content::WithNodes, 0) => (now + 5_000_000, now + 12_000_000),
-        (Content::WithNodes, 1) => (now, now + 20_000_000),
+        (Content::WithNodes, 0) => (began + 5_000_000, began + 12_000_000),
+        (Content::WithNodes, 1) => (began, began + 20_000_000),
         _ => (start, start + duration * 1_000_000 + random.u64(0..1_000_000)),
     };
     let failed = random.u8(0..25) == 0;
