@@ -24,7 +24,7 @@ impl MemoryBounds {
             receive: settings.receivers.memory_bound(),
             journal: settings.journal.memory_bound(),
             meter: meter::memory_bound(catalogue, settings.metrics.max_series_per_metric),
-            ledger: ledger::MEMORY_BOUND,
+            ledger: ledger::memory_bound(settings.database.max_pending),
             exporters: exporters
                 .map(|(_, options)| ExporterOptions::memory_bound(options))
                 .sum(),

@@ -22,7 +22,7 @@ use super::plan::{Candidate, Part, Update, plan};
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, New, RowKey, Store, StoreError, row_keys};
-use super::table::{CONTEXT, Destination, NewRow, QUARANTINE, Quarantined};
+use super::table::{Destination, NewRow, QUARANTINE, Quarantined};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
 
@@ -84,6 +84,7 @@ pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<
 
 async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> Result<Applied, StoreError> {
     let mut known = begin_with_known(store, batch.facts).await?;
+    let mut waiting: Vec<Facts> = Vec::new();
     if batch.anew {
         known = forget_rows(store, batch, known).await?;
     }
@@ -91,9 +92,10 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
         store.release_quarantined(batch.release).await?;
         // What waits for others of its execution is known, but its own row is yet to be written.
         let again: HashSet<SpanId> = batch.facts.iter().map(|facts| facts.id).collect();
-        known.retain(|facts| !again.contains(&facts.id));
+        (waiting, known) = known.into_iter().partition(|facts| again.contains(&facts.id));
     }
-    let applied = write(store, batch, &known, careful).await?;
+    let waiting: HashSet<SpanId> = waiting.iter().map(|facts| facts.id).collect();
+    let applied = write(store, batch, &known, &waiting, careful).await?;
     if let Some((reader, journal, next)) = batch.position {
         store.save_position(reader, journal, next).await?;
     }
@@ -137,16 +139,18 @@ pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -
     }
 }
 
+/// Writes what changes when these are `known`, and these spans are `waiting` already, though nothing is to be known of them.
 async fn write<S: Store>(
     store: &mut S,
     batch: &Batch<'_>,
     known: &[Facts],
+    waiting: &HashSet<SpanId>,
     careful: bool,
 ) -> Result<Applied, StoreError> {
     let plan = plan(batch, known);
     let touched = packing::touched(&plan, batch.now);
     let mut applied = Applied::default();
-    let mut waiting = plan.context;
+    let mut context = plan.context;
     for part in plan.parts {
         let (is_of_executions, expired) = (part.destination.is_of_executions(), part.expired);
         let facts = part.facts.clone();
@@ -162,13 +166,14 @@ async fn write<S: Store>(
                 new.contains(&id) || taken.contains(&id)
             };
             let all_are = new.count == facts.len();
-            waiting.extend(facts.into_iter().filter(|facts| all_are || is_new(facts)));
+            context.extend(facts.into_iter().filter(|facts| all_are || is_new(facts)));
         } else {
             applied.records += new.count as u64;
         }
         applied.expired += expired;
     }
-    applied.context = store.insert(&CONTEXT, &waiting).await?;
+    context.retain(|facts| !waiting.contains(&facts.id));
+    applied.context = store.wait(&context).await?;
     if !touched.is_empty() {
         store.unpack(&touched).await?;
     }

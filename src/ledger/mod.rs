@@ -21,9 +21,9 @@
 //!
 //! # Memory
 //!
-//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of two batches (see
-//! [`stage::DECODED_BYTES`]), and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
-//! traffic that executors send. SQLite's cache of pages takes up to 24 MiB more.
+//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of a batch and a quarter (see
+//! [`store::Store::DECODED_BYTES`]), and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
+//! traffic that executors send. SQLite's cache of pages takes up to 16 MiB more.
 
 pub mod assemble;
 mod commit;
@@ -63,8 +63,11 @@ use store::{Names, Settings, Store};
 pub use store::StoreError;
 pub use table::Quarantined;
 
-/// The most memory that the ledger takes; see the module.
-pub const MEMORY_BOUND: usize = (100 + 24) << 20;
+/// The most memory that the ledger takes, in bytes, when so many spans may wait; see the module.
+pub fn memory_bound(max_pending: u64) -> usize {
+    let waiting = usize::try_from(max_pending).unwrap_or(usize::MAX / 64);
+    ((100 + 16) << 20) + waiting.saturating_mul(store::sqlite::BYTES_OF_WAITING)
+}
 
 /// The settings under `database`. `Debug` does not show the URL, which may hold a password.
 #[derive(Clone, PartialEq)]

@@ -35,10 +35,9 @@ use crate::telemetry::{Heartbeat, StageStatus};
 pub(super) const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 256;
 
-/// What one transaction takes: bytes of decoded requests, some 22,000 spans as executors send them, and facts. One request
-/// is always taken whole. A larger transaction writes each page of an index for more rows, and takes more memory.
-pub(super) const DECODED_BYTES: usize = 12 << 20;
-const FACTS: usize = 20_000;
+/// What one transaction takes beside [`Store::DECODED_BYTES`], which are some 22,000 spans as executors send them in
+/// PostgreSQL and two thirds more in SQLite. One request is always taken whole.
+const FACTS: usize = 14_000;
 
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
 const DECODED_LIMIT: usize = 1 << 30;
@@ -140,13 +139,14 @@ impl Stage<'_> {
         let resume = self.reader.resume(saved);
         tracing::info!(?resume, "writing rows");
         self.status.clear();
-        let mut upkeep_due = Instant::now();
+        let mut upkeep = upkeep::Schedule::new();
         let mut packing = Packing::default();
-        let mut ahead = Ahead::default();
+        let mut packing_due = Instant::now();
+        let mut ahead = Ahead::new(S::DECODED_BYTES);
         loop {
-            if Instant::now() >= upkeep_due {
+            if Instant::now() >= upkeep.due() {
                 let limits = &self.ledger.limits;
-                heartbeat
+                let done = heartbeat
                     .while_waiting(upkeep::turn(
                         &mut store,
                         limits,
@@ -156,15 +156,18 @@ impl Stage<'_> {
                         &self.meters,
                     ))
                     .await?;
-                let (oldest, at) = (limits.oldest(unix_nanos()), unix_nanos());
-                let packed = packing.turn(&mut store, oldest, at);
-                heartbeat.while_waiting(packed).await?;
-                upkeep_due = Instant::now() + upkeep::EVERY;
+                upkeep.done(&done);
+                // Not with each turn when many spans wait.
+                if Instant::now() >= packing_due {
+                    let (oldest, at) = (limits.oldest(unix_nanos()), unix_nanos());
+                    heartbeat.while_waiting(packing.turn(&mut store, oldest, at)).await?;
+                    packing_due = Instant::now() + upkeep::EVERY;
+                }
             }
             let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);
             let mut is_over = false;
             if ahead.is_empty() {
-                let due = save_due.map_or(upkeep_due, |due| due.min(upkeep_due));
+                let due = save_due.map_or(upkeep.due(), |due| due.min(upkeep.due()));
                 match self.records(due).await {
                     Ok(Some(records)) => {
                         is_over = records.is_empty();
@@ -215,6 +218,7 @@ impl Stage<'_> {
                 }?
             };
             self.reader.passed(position);
+            upkeep.add(applied.context, &self.ledger.limits);
             ahead.reuse(facts);
             // What was read meanwhile waits from now on.
             self.unsaved_since = (ahead.position(&self.reader) != position).then(Instant::now);
@@ -249,7 +253,10 @@ impl Stage<'_> {
     async fn read_ahead(&mut self, ahead: &mut Ahead) {
         let mut turn = Instant::now();
         loop {
-            if ahead.waiting.is_empty() && !ahead.is_full() && !self.reader.is_caught_up() {
+            if ahead.is_under_way() {
+                return;
+            }
+            if ahead.waiting.is_empty() && !self.reader.is_caught_up() {
                 match self.reader.next_batch(READ_BYTES, READ_RECORDS).await {
                     Ok(records) => ahead.waiting.extend(records),
                     Err(_) => return,
@@ -288,7 +295,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
-    let mut ahead = Ahead::default();
+    let mut ahead = Ahead::new(S::DECODED_BYTES);
     loop {
         let before = ahead.position(&reader);
         loop {
@@ -327,8 +334,9 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
 }
 
 /// What was read and is in no transaction yet: records, and behind them the facts of as many as one transaction may have.
-#[derive(Default)]
 struct Ahead {
+    /// See [`Store::DECODED_BYTES`].
+    limit: usize,
     waiting: VecDeque<Record>,
     facts: Vec<Facts>,
     /// Empty, with the memory of facts that were written.
@@ -338,13 +346,29 @@ struct Ahead {
 }
 
 impl Ahead {
+    fn new(limit: usize) -> Ahead {
+        Ahead {
+            limit,
+            waiting: VecDeque::new(),
+            facts: Vec::new(),
+            spare: Vec::new(),
+            decoded: 0,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.facts.is_empty()
     }
 
     /// There is enough for a transaction.
     fn is_full(&self) -> bool {
-        self.decoded >= DECODED_BYTES || self.facts.len() >= FACTS
+        self.decoded >= self.limit || self.facts.len() >= FACTS
+    }
+
+    /// There is enough to go on with when the transaction before is over: to take in the rest is soon done, and its memory
+    /// is not needed meanwhile.
+    fn is_under_way(&self) -> bool {
+        self.decoded >= self.limit / 4 || self.facts.len() >= FACTS / 4
     }
 
     /// Takes the facts out of one more record, if there is one and room for it.

@@ -60,6 +60,8 @@ pub(super) async fn stand_alone<S: Store>(
         return Ok((0, Applied::default()));
     }
     let known = begin_with_known(store, &due).await?;
+    let mut seen = HashSet::new();
+    let due: Vec<Facts> = due.into_iter().filter(|span| seen.insert(span.id)).collect();
     let world = World::new(&known, &due, window);
     let mut applied = Applied::default();
     let mut rows = Vec::new();
@@ -161,7 +163,7 @@ async fn take<S: Store>(store: &mut S, row: &NewRow, id: &str) -> Result<bool, S
         return Ok(false);
     }
     store.remove(EXECUTIONS, &row_keys(&row.replaces)).await?;
-    let mut taken = row.clone();
+    let mut taken = alias;
     taken.row.id = id.to_owned();
     insert(store, EXECUTIONS, &[&taken]).await?;
     Ok(true)

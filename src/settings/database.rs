@@ -35,7 +35,7 @@ pub(super) fn bind(section: &Section<'_>) -> LedgerOptions {
         migrate: section.get(
             "migrate",
             "true",
-            "Create missing tables; false: use the tables as they are.",
+            "Create missing tables, convert own ones of an earlier version; false: use all as they are.",
         ),
         retention: section.get(
             "retention",

@@ -132,6 +132,7 @@ async fn nothing_reads_a_whole_table(dialect: Dialect) {
         "/code-exec-logs?from=now-7d&q=nowhere".to_owned(),
         "/code-exec-logs?agentId=agent-7".to_owned(),
         format!("/code-exec-logs?traceId={}", &id[..32]),
+        format!("/code-exec-logs?from=now-7d&traceId={}", &id[..32]),
         format!("/code-exec-logs/{id}"),
         format!("/traces/{}", &id[..32]),
     ];

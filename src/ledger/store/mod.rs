@@ -13,15 +13,17 @@ mod hours;
 pub(super) mod postgres;
 pub(super) mod schema;
 pub(super) mod sqlite;
+mod waiting;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::facts::{Facts, SpanId, Told};
+use super::facts::SpanId;
 use super::plan::{Stored, Update};
 use super::row::Row;
 use super::table::{Destination, NewRow, Quarantined, Table, TableName};
 pub(super) use hours::{HourRow, Hours, begin_of, hour_at};
+pub(super) use waiting::{Keys, LOAD_LIMIT, Waiting};
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,69 +54,6 @@ impl StoreError {
     }
 }
 
-/// What spans to look for.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Keys {
-    /// Sorted, each once.
-    pub(super) traces: Vec<[u8; 16]>,
-    /// Sorted, each once.
-    pub(super) nodes: Vec<i64>,
-}
-
-/// How many locks there are. Each key has one of them; a batch of many keys then takes a bounded part of the
-/// database's lock table, which all its users share.
-const LOCKS: u64 = 256;
-
-impl Keys {
-    /// The keys of `facts`.
-    pub(super) fn of(facts: &[Facts]) -> Keys {
-        let mut traces: Vec<_> = facts.iter().map(|facts| facts.id.trace).collect();
-        let mut nodes: Vec<_> = facts.iter().filter_map(Facts::node_hash).collect();
-        traces.sort_unstable();
-        traces.dedup();
-        nodes.sort_unstable();
-        nodes.dedup();
-        Keys { traces, nodes }
-    }
-
-    /// The keys of these that are not among `self`, which has them all afterwards.
-    pub(super) fn grow(&mut self, facts: &[Facts]) -> Keys {
-        fn grow<T: Ord + Copy>(known: &mut Vec<T>, more: Vec<T>) -> Vec<T> {
-            let new: Vec<T> = more
-                .into_iter()
-                .filter(|key| known.binary_search(key).is_err())
-                .collect();
-            known.extend(&new);
-            known.sort_unstable();
-            new
-        }
-        let more = Keys::of(facts);
-        Keys {
-            traces: grow(&mut self.traces, more.traces),
-            nodes: grow(&mut self.nodes, more.nodes),
-        }
-    }
-
-    /// Whether there is none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.traces.is_empty() && self.nodes.is_empty()
-    }
-
-    /// The locks of the keys, sorted: two sidecars that take them in this order cannot wait for each other.
-    pub(super) fn locks(&self) -> Vec<i32> {
-        let traces = self.traces.iter().map(|trace| super::world::stable_hash(&[trace]));
-        let lock = |hash: i64| (hash.cast_unsigned() % LOCKS) as i32;
-        let mut locks: Vec<_> = traces.chain(self.nodes.iter().copied()).map(lock).collect();
-        locks.sort_unstable();
-        locks.dedup();
-        locks
-    }
-}
-
-/// At most this many spans are read for one batch, the latest first: a trace that never ends must not grow a batch
-/// without bounds.
-pub(super) const LOAD_LIMIT: usize = 20_000;
-
 /// A foreign key of the rows' table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ForeignKey {
@@ -128,9 +67,12 @@ pub(super) struct ForeignKey {
 /// A connection to a database. All but [`Store::connect`] work on it, those with "in a transaction" only between
 /// [`Store::begin`] and [`Store::commit`] or [`Store::rollback`].
 #[allow(async_fn_in_trait, reason = "used within this room, with two implementations")]
-pub(super) trait Store: Sized + Hours {
+pub(super) trait Store: Sized + Hours + Waiting {
     /// Whether [`Store::lock`] does anything.
     const HAS_LOCKS: bool;
+    /// Bytes of decoded requests in a transaction. A larger one writes each page of an index for more rows, and takes more
+    /// memory.
+    const DECODED_BYTES: usize;
     /// Connects, makes the tables if `migrate` is set, and checks that they fit.
     async fn connect(settings: &Settings) -> Result<Self, StoreError>;
     /// The foreign keys that can be asked before a row is written there.
@@ -153,8 +95,6 @@ pub(super) trait Store: Sized + Hours {
     async fn back_to_savepoint(&mut self) -> Result<(), StoreError>;
     /// Takes locks until the end of the transaction, in this order.
     async fn lock(&mut self, locks: &[i32]) -> Result<(), StoreError>;
-    /// The waiting spans with any of the keys, at most [`LOAD_LIMIT`].
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError>;
     /// Which of the values do not exist where the foreign key points to.
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError>;
     /// Inserts; what is there already stays. The number that was not there.
@@ -172,22 +112,10 @@ pub(super) trait Store: Sized + Hours {
     ) -> Result<HashMap<String, Stored>, StoreError>;
     /// Deletes these rows, with what is beside them.
     async fn remove(&mut self, of: &'static Destination, rows: &[RowKey<'_>]) -> Result<(), StoreError>;
-    /// Waiting spans that are due to become rows, at most `limit`.
-    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
-    /// These no longer wait.
-    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
-    /// These are no longer due.
-    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError>;
     /// Changes the columns of each update, and the sources beside it.
     async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError>;
     /// Saves the position of the reader.
     async fn save_position(&mut self, reader: &str, journal: &str, next: u64) -> Result<(), StoreError>;
-    /// Those received before are due now, if they can become rows at all.
-    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError>;
-    /// Forgets waiting spans received before, but for those that are still to become rows if `keep_due`; how many.
-    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError>;
-    /// How many spans wait, and when the one was received that has `max_pending` received after it.
-    async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError>;
     /// Deletes rows of this program created before, with what is beside them; how many.
     async fn delete_rows(
         &mut self,
@@ -325,24 +253,6 @@ pub(super) fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-/// A waiting span as it was stored. One that cannot be read, because a later version wrote it, is as if it were not
-/// there.
-pub(super) fn stored_facts(trace: &[u8], span: &[u8], times: [i64; 3], told: &str) -> Option<Facts> {
-    let told: Told = serde_json::from_str(told).ok()?;
-    let id = SpanId {
-        trace: trace.try_into().ok()?,
-        span: span.try_into().ok()?,
-    };
-    let [start, end, received_at] = times.map(i64::cast_unsigned);
-    Some(Facts {
-        id,
-        start,
-        end,
-        received_at,
-        told,
-    })
-}
-
 /// The placeholders of the migrations, filled in: `{table}` and `{index:COLUMN}` are of `table`.
 pub(super) fn fill_in(sql: &str, names: &Names, table: TableName) -> String {
     let mut filled = String::with_capacity(sql.len());
@@ -393,6 +303,14 @@ macro_rules! migrations {
                 Migration {
                     table: TableName::Own("hours"),
                     sql: include_str!(concat!($directory, "/0007_hours.sql")),
+                },
+                Migration {
+                    table: TableName::Own("executions"),
+                    sql: include_str!(concat!($directory, "/0008_executions.sql")),
+                },
+                Migration {
+                    table: TableName::Own("context"),
+                    sql: include_str!(concat!($directory, "/0009_context.sql")),
                 },
             ];
             for destination in destinations {

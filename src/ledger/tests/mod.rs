@@ -18,3 +18,5 @@ mod repeats;
 mod support;
 mod surprises;
 mod tables;
+mod upgrade;
+mod waiting;

@@ -9,6 +9,7 @@
 mod arrays;
 mod hours;
 mod tables;
+mod waiting;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -20,8 +21,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseErro
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Postgres, Row as _};
 
-use super::{ForeignKey, Keys, LOAD_LIMIT, Names, New, RowKey, Settings, Store, StoreError, stored_facts};
-use crate::ledger::facts::Facts;
+use super::{ForeignKey, Names, New, RowKey, Settings, Store, StoreError};
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
 use crate::ledger::table::{self, Destination, Kind, NewRow, Quarantined, Table, TableName, nanos};
@@ -68,6 +68,7 @@ fn query_with<'q>(sql: String, arguments: PgArguments) -> PgQuery<'q> {
 
 impl Store for PostgresStore {
     const HAS_LOCKS: bool = true;
+    const DECODED_BYTES: usize = 12 << 20;
 
     async fn connect(settings: &Settings) -> Result<PostgresStore, StoreError> {
         let options = PgConnectOptions::from_str(&settings.url)
@@ -165,17 +166,6 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
-        let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
-             WHERE trace_id = ANY ($1) OR node_hash = ANY ($2) ORDER BY received_at_ns DESC LIMIT {LOAD_LIMIT}",
-            self.names.own("context")
-        );
-        let traces: Vec<&[u8]> = keys.traces.iter().map(|trace| trace.as_slice()).collect();
-        let rows = self.fetch(query(sql).bind(traces).bind(&keys.nodes)).await?;
-        Ok(rows.iter().filter_map(facts_of).collect())
-    }
-
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError> {
         let (table, column) = (&key.table, &key.referenced);
         let sql = format!(
@@ -260,24 +250,6 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
-        let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
-             WHERE due_ns <= $1 ORDER BY due_ns LIMIT $2",
-            self.names.own("context")
-        );
-        let rows = self.fetch(query(sql).bind(now).bind(limit)).await?;
-        Ok(rows.iter().filter_map(facts_of).collect())
-    }
-
-    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        self.each_waiting("DELETE FROM", "", facts).await
-    }
-
-    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
-    }
-
     async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError> {
         let names: Vec<_> = of.completed.iter().map(|column| column.name()).collect();
         let change = |column: &Column| {
@@ -340,40 +312,6 @@ impl Store for PostgresStore {
         let query = query(sql).bind(journal).bind(reader).bind(next.cast_signed());
         self.run(query).await?;
         Ok(())
-    }
-
-    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError> {
-        let sql = format!(
-            "UPDATE {} SET due_ns = $2 WHERE received_at_ns < $1 AND due_ns > $2",
-            self.names.own("context")
-        );
-        self.run(query(sql).bind(received_before).bind(now)).await?;
-        Ok(())
-    }
-
-    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError> {
-        let context = self.names.own("context");
-        let due = if keep_due { "AND due_ns IS NULL" } else { "" };
-        // SKIP LOCKED: another sidecar may be forgetting the same ones.
-        let sql = format!(
-            "DELETE FROM {context} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {context} WHERE received_at_ns < $1 {due} \
-             LIMIT $2 FOR UPDATE SKIP LOCKED))"
-        );
-        self.run(query(sql).bind(received_before).bind(limit)).await
-    }
-
-    async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError> {
-        let context = self.names.own("context");
-        let count = format!("SELECT count(*) FROM {context}");
-        let row = within(self.patience, query(count).fetch_one(&mut self.connection)).await?;
-        let size: i64 = row.try_get(0).map_err(error)?;
-        if size <= max_pending {
-            return Ok((size, None));
-        }
-        let oldest = format!("SELECT received_at_ns FROM {context} ORDER BY received_at_ns DESC OFFSET $1 LIMIT 1");
-        let query = query(oldest).bind(max_pending);
-        let row = within(self.patience, query.fetch_optional(&mut self.connection)).await?;
-        Ok((size, row.map(|row| row.try_get(0)).transpose().map_err(error)?))
     }
 
     async fn delete_rows(
@@ -464,18 +402,6 @@ impl PostgresStore {
         within(self.patience, query.fetch_all(&mut self.connection)).await
     }
 
-    /// Does something with each of these waiting spans.
-    async fn each_waiting(&mut self, verb: &str, change: &str, facts: &[Facts]) -> Result<(), StoreError> {
-        let sql = format!(
-            "{verb} {} {change} WHERE (trace_id, span_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))",
-            self.names.own("context")
-        );
-        let traces: Vec<&[u8]> = facts.iter().map(|facts| facts.id.trace.as_slice()).collect();
-        let spans: Vec<&[u8]> = facts.iter().map(|facts| facts.id.span.as_slice()).collect();
-        self.run(query(sql).bind(traces).bind(spans)).await?;
-        Ok(())
-    }
-
     fn insert_sql<T>(&self, table: &'static Table<T>) -> String {
         let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
         let array = |(index, column): (usize, &table::Column<T>)| match column.kind {
@@ -522,11 +448,6 @@ async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, sqlx
             "no answer from the server within {patience:?}"
         ))),
     }
-}
-
-fn facts_of(row: &PgRow) -> Option<Facts> {
-    let times = [row.try_get(2).ok()?, row.try_get(3).ok()?, row.try_get(4).ok()?];
-    stored_facts(row.try_get(0).ok()?, row.try_get(1).ok()?, times, row.try_get(5).ok()?)
 }
 
 /// PostgreSQL keeps microseconds.

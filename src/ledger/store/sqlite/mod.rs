@@ -4,45 +4,80 @@
 //! that what the journal gives up is on disk here.
 
 mod hours;
+mod index;
 mod session;
+mod waiting;
 
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, Row};
 
+use self::index::WaitingIndex;
 use self::session::{Place, Session, Values, timestamp};
-use super::{
-    ForeignKey, Keys, LOAD_LIMIT, Migration, Names, New, RowKey, Settings, Store, StoreError, fill_in, migrations,
-    quote, stored_facts,
-};
-use crate::ledger::facts::Facts;
+use super::{ForeignKey, Migration, Names, New, RowKey, Settings, Store, StoreError, fill_in, migrations, quote};
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{Destination, NewRow, Quarantined, Table, TableName, Value};
+use crate::ledger::table::{CONTEXT, Destination, Kind, NewRow, Quarantined, Table, TableName, Value};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
-/// A transaction touches pages all over the indexes, because ids are random. What does not fit into the cache (24 MiB) is
+/// A transaction touches pages all over the indexes, because ids are random. What does not fit into the cache (16 MiB) is
 /// written and read again and again before it is committed. A page that many transactions change is copied back once for
-/// all of them (8,192 pages, 32 MiB).
-const SET_UP: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                      PRAGMA foreign_keys = ON; PRAGMA cache_size = -24576; PRAGMA wal_autocheckpoint = 8192; \
-                      PRAGMA temp_store = MEMORY";
+/// all of them (4,096 pages, 32 MiB). To read or write a page costs more than to copy it: hence pages of 8 KiB, in files
+/// that are made here.
+const SET_UP: &str = "PRAGMA page_size = 8192; PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
+                      PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -16384; \
+                      PRAGMA wal_autocheckpoint = 4096; PRAGMA temp_store = MEMORY";
 
 /// Rows whose values are in memory at a time.
 const CHUNK: usize = 1024;
 
+/// Bytes of memory for each span that may wait: two keys of an eighth more spans, in a table of which a third is empty, and
+/// that may grow.
+pub(in crate::ledger) const BYTES_OF_WAITING: usize = 64;
+
 migrations!("../../../../migrations/sqlite");
+
+/// As `migrations/sqlite/0008_executions.sql` has it in an index.
+const TOLD_APART_BY_ID: &str = "end_ns = start_ns OR end_ns < 946684800000000000 \
+                                OR end_ns > received_at_ns + 86400000000000 OR row_id IS NOT NULL";
+
+/// What of the waiting spans' table is not written with them.
+const POSITION: &str = "position";
+
+/// Tables of an earlier version, which kept both in the order of their ids, make room for those of this one. Views that name
+/// them stay as they are.
+const SET_ASIDE: &str = "PRAGMA legacy_alter_table = ON; \
+                         ALTER TABLE {own:executions} RENAME TO {own:executions_before}; \
+                         DROP INDEX IF EXISTS {index:own:executions:noteworthy}; \
+                         ALTER TABLE {own:context} RENAME TO {own:context_before}; \
+                         DROP INDEX {index:own:context:received_at_ns}; DROP INDEX {index:own:context:due_ns}; \
+                         PRAGMA legacy_alter_table = OFF";
+
+/// What was in them comes over, in the order of the index on the time: to sort it would take as much memory.
+const TAKE_OVER: &str = "INSERT INTO {own:executions} (id, trace_id, span_id, start_ns, end_ns, received_at_ns, created_at, \
+                         reported_runtime, reported_exit_code, reported_outcome, cost_usd, sources, row_id) \
+                         SELECT id, trace_id, span_id, start_ns, end_ns, received_at_ns, created_at, reported_runtime, \
+                         reported_exit_code, reported_outcome, cost_usd, sources, row_id FROM {own:executions_before} \
+                         INDEXED BY {index:own:executions:created_at} ORDER BY created_at; \
+                         DROP TABLE {own:executions_before}; \
+                         INSERT INTO {own:context} (trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, \
+                         due_ns) SELECT trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, due_ns \
+                         FROM {own:context_before}; DROP TABLE {own:context_before}";
 
 /// See the module documentation.
 pub(in crate::ledger) struct SqliteStore {
     session: Session,
     names: Names,
     foreign_keys: Vec<(TableName, Vec<ForeignKey>)>,
+    waiting: WaitingIndex,
+    /// Whether more spans waited than were loaded in this transaction.
+    is_load_cut: bool,
 }
 
 impl Store for SqliteStore {
     const HAS_LOCKS: bool = false;
+    const DECODED_BYTES: usize = 20 << 20;
 
     async fn connect(settings: &Settings) -> Result<SqliteStore, StoreError> {
         let (place, options) = Place::of(&settings.url, settings.migrate)?;
@@ -60,6 +95,8 @@ impl Store for SqliteStore {
             session: Session::open(place, SET_UP.to_owned()).await?,
             names,
             foreign_keys: Vec::new(),
+            waiting: WaitingIndex::default(),
+            is_load_cut: false,
         };
         if settings.migrate {
             store.migrate(&settings.destinations).await?;
@@ -86,7 +123,8 @@ impl Store for SqliteStore {
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         // The write lock at once: two writers that both read first could otherwise only fail.
-        self.execute("BEGIN IMMEDIATE").await
+        self.execute("BEGIN IMMEDIATE").await?;
+        self.hear_of_waiting().await
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
@@ -94,6 +132,7 @@ impl Store for SqliteStore {
     }
 
     async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.waiting.rolled_back();
         self.execute("ROLLBACK").await
     }
 
@@ -106,30 +145,13 @@ impl Store for SqliteStore {
     }
 
     async fn back_to_savepoint(&mut self) -> Result<(), StoreError> {
+        self.waiting.rolled_back();
         self.execute("ROLLBACK TO row; RELEASE row").await
     }
 
     async fn lock(&mut self, _locks: &[i32]) -> Result<(), StoreError> {
         // The transaction has the only write lock there is.
         Ok(())
-    }
-
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
-        let (by_trace, by_node) = (self.load_sql("trace_id"), self.load_sql("node_hash"));
-        let (mut traces, mut nodes) = (Values::default(), Values::default());
-        keys.traces.iter().for_each(|trace| traces.blob(trace));
-        keys.nodes.iter().for_each(|node| nodes.integer(Some(*node)));
-        let load = move |connection: &mut Connection| {
-            let mut latest = Latest::default();
-            for (sql, keys) in [(by_trace, traces), (by_node, nodes)] {
-                keys.query(connection, &sql, |row| {
-                    latest.extend(facts_of(row));
-                    Ok(())
-                })?;
-            }
-            Ok(latest.finish())
-        };
-        self.session.run(load).await
     }
 
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError> {
@@ -145,30 +167,25 @@ impl Store for SqliteStore {
     }
 
     async fn insert_beside(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
-        let mut rows = rows.to_vec();
-        rows.sort_unstable_by(|a, b| (a.row.created_at, &a.row.id).cmp(&(b.row.created_at, &b.row.id)));
-        let inserted = self.insert_in_order(&of.beside, &rows).await?;
-        Ok(new_of(&rows, &inserted))
+        let inserted = self.insert_beside_each(of, rows).await?;
+        Ok(new_of(rows.len(), &inserted))
     }
 
     async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
-        let new = self.insert_beside(of, rows).await?;
-        let mut rows: Vec<&NewRow> = rows.iter().filter(|row| new.contains(&row.row.id)).copied().collect();
-        rows.sort_unstable_by(|a, b| a.row.id.cmp(&b.row.id));
-        let inserted = self.insert_in_order(&of.rows, &rows).await?;
+        let mut new = self.insert_beside_each(of, rows).await?;
+        new.sort_unstable_by(|a, b| a.row.id.cmp(&b.row.id));
+        let inserted = self.insert_in_order(&of.rows, &new).await?;
+        let is_inserted = |row: &(&NewRow, usize)| row.1 > 0;
+        let (inserted, there): (Vec<_>, Vec<_>) = new.into_iter().zip(inserted).partition(is_inserted);
         // A row with this id and another time is there: it stays the only one, and has something beside it already.
-        let there = rows.iter().zip(&inserted).filter(|(_, inserted)| **inserted == 0);
-        let there: Vec<&NewRow> = there.map(|(row, _)| *row).collect();
-        if there.is_empty() {
-            return Ok(new);
-        }
         let sql = format!(
             "DELETE FROM {} WHERE created_at = ? AND id = ?",
             self.names.of(of.beside.name)
         );
-        self.run(sql, keys(there.iter().map(|row| RowKey::from(&row.row))))
+        self.run(sql, keys(there.iter().map(|(row, _)| RowKey::from(&row.row))))
             .await?;
-        Ok(new_of(&rows, &inserted))
+        let inserted: Vec<&NewRow> = inserted.into_iter().map(|(row, _)| row).collect();
+        Ok(new_of(rows.len(), &inserted))
     }
 
     async fn stored(
@@ -177,7 +194,12 @@ impl Store for SqliteStore {
         rows: &[RowKey<'_>],
     ) -> Result<HashMap<String, Stored>, StoreError> {
         let same = "r.created_at = e.created_at AND r.id = e.row_id";
-        let sql = super::stored_sql(&self.names, of, same, "e.created_at = ? AND e.id = ?");
+        // The row of a runtime has the time of the execution that took it over.
+        let is = format!(
+            "e.id = ?2 AND e.created_at IN (?1, (SELECT created_at FROM {} WHERE id = ?2))",
+            self.names.of(of.rows.name)
+        );
+        let sql = super::stored_sql(&self.names, of, same, &is);
         let read = |row: &Row<'_>| {
             let sources = Sources::from_json(row.get_ref(1)?.as_str()?);
             let row_id = row.get(2)?;
@@ -201,26 +223,6 @@ impl Store for SqliteStore {
         self.run(format!("DELETE FROM {table} WHERE id = ?"), texts(&ids))
             .await?;
         Ok(())
-    }
-
-    async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
-        let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
-             WHERE due_ns <= ? ORDER BY due_ns LIMIT ?",
-            self.names.own("context")
-        );
-        let due = self
-            .fetch(sql, integers(&[now, limit]), |row| Ok(facts_of(row)))
-            .await?;
-        Ok(due.into_iter().flatten().collect())
-    }
-
-    async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        self.each_waiting("DELETE FROM", "", facts).await
-    }
-
-    async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        self.each_waiting("UPDATE", "SET due_ns = NULL", facts).await
     }
 
     async fn update(&mut self, of: &'static Destination, updates: &[&Update]) -> Result<(), StoreError> {
@@ -272,36 +274,6 @@ impl Store for SqliteStore {
         values.integer(Some(next.cast_signed()));
         self.run(sql, values).await?;
         Ok(())
-    }
-
-    async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError> {
-        let sql = format!(
-            "UPDATE {} SET due_ns = ?2 WHERE received_at_ns < ?1 AND due_ns > ?2",
-            self.names.own("context")
-        );
-        self.run(sql, integers(&[received_before, now])).await?;
-        Ok(())
-    }
-
-    async fn forget_context(&mut self, received_before: i64, keep_due: bool, limit: i64) -> Result<u64, StoreError> {
-        let context = self.names.own("context");
-        let due = if keep_due { "AND due_ns IS NULL" } else { "" };
-        let sql = format!(
-            "DELETE FROM {context} WHERE (trace_id, span_id) IN (SELECT trace_id, span_id FROM {context} \
-             WHERE received_at_ns < ? {due} ORDER BY received_at_ns LIMIT ?)"
-        );
-        self.run(sql, integers(&[received_before, limit])).await
-    }
-
-    async fn context_size(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError> {
-        let context = self.names.own("context");
-        let sql = format!(
-            "SELECT (SELECT count(*) FROM {context}), \
-             (SELECT received_at_ns FROM {context} ORDER BY received_at_ns DESC LIMIT 1 OFFSET ?)"
-        );
-        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let found = self.fetch(sql, integers(&[max_pending]), read).await?;
-        Ok(found.first().copied().unwrap_or_default())
     }
 
     async fn delete_rows(
@@ -427,6 +399,41 @@ impl SqliteStore {
         self.session.run(find).await
     }
 
+    /// Inserts into the table beside the rows; those that were not there.
+    async fn insert_beside_each<'r>(
+        &mut self,
+        of: &'static Destination,
+        rows: &[&'r NewRow],
+    ) -> Result<Vec<&'r NewRow>, StoreError> {
+        let mut rows = rows.to_vec();
+        if of.is_of_executions() {
+            let there = self.told_apart_by_id(&rows).await?;
+            rows.retain(|row| !there.contains(&row.row.id));
+        }
+        rows.sort_unstable_by(|a, b| (a.row.created_at, &a.row.id).cmp(&(b.row.created_at, &b.row.id)));
+        let inserted = self.insert_in_order(&of.beside, &rows).await?;
+        let new = rows.into_iter().zip(inserted).filter(|(_, inserted)| *inserted > 0);
+        Ok(new.map(|(row, _)| row).collect())
+    }
+
+    /// Which of the executions are among those that are told apart by their ids alone, since their times may be others
+    /// when they come again. Most databases have none.
+    async fn told_apart_by_id(&mut self, rows: &[&NewRow]) -> Result<HashSet<String>, StoreError> {
+        let (executions, index) = (
+            self.names.own("executions"),
+            fill_in("{index:own:executions:odd}", &self.names, CONTEXT.name),
+        );
+        let any = format!("SELECT EXISTS (SELECT 1 FROM {executions} INDEXED BY {index} WHERE {TOLD_APART_BY_ID})");
+        let any = move |connection: &mut Connection| connection.query_row(&any, [], |row| row.get(0));
+        if !self.session.run(any).await? {
+            return Ok(HashSet::new());
+        }
+        let ids: Vec<&str> = rows.iter().map(|row| row.row.id.as_str()).collect();
+        let sql = format!("SELECT id FROM {executions} INDEXED BY {index} WHERE id = ? AND ({TOLD_APART_BY_ID})");
+        let there = self.fetch(sql, texts(&ids), |row| row.get(0)).await?;
+        Ok(there.into_iter().collect())
+    }
+
     /// For each of the rows whether it was inserted: 0 or 1.
     async fn insert_in_order<T: Sync>(
         &mut self,
@@ -448,31 +455,13 @@ impl SqliteStore {
         Ok(inserted)
     }
 
-    /// Does something with each of these waiting spans.
-    async fn each_waiting(&mut self, verb: &str, change: &str, facts: &[Facts]) -> Result<(), StoreError> {
-        let sql = format!(
-            "{verb} {} {change} WHERE trace_id = ? AND span_id = ?",
-            self.names.own("context")
-        );
-        let mut values = Values::default();
-        for facts in facts {
-            values.blob(&facts.id.trace);
-            values.blob(&facts.id.span);
-        }
-        self.run(sql, values).await?;
-        Ok(())
-    }
-
-    fn load_sql(&self, column: &str) -> String {
-        format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} WHERE {column} = ? \
-             ORDER BY received_at_ns DESC LIMIT {LOAD_LIMIT}",
-            self.names.own("context")
-        )
-    }
-
     async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
-        self.begin().await?;
+        self.execute("BEGIN IMMEDIATE").await?;
+        let context = self.table_columns(CONTEXT.name).await?;
+        let is_older = !context.is_empty() && !context.iter().any(|(column, ..)| column == POSITION);
+        if is_older {
+            self.execute_filled(SET_ASIDE).await?;
+        }
         for Migration { table, sql } in migrations(destinations) {
             if self.table_columns(table).await?.is_empty() {
                 let sql = fill_in(sql, &self.names, table);
@@ -481,7 +470,17 @@ impl SqliteStore {
                     .await?;
             }
         }
+        if is_older {
+            tracing::info!("tables of an earlier version are put in another order: some seconds for each million rows");
+            self.execute_filled(TAKE_OVER).await?;
+        }
         self.commit().await
+    }
+
+    /// Statements with the placeholders of migrations.
+    async fn execute_filled(&mut self, sql: &str) -> Result<(), StoreError> {
+        let sql = fill_in(sql, &self.names, CONTEXT.name);
+        self.session.run(move |connection| connection.execute_batch(&sql)).await
     }
 
     /// Name, whether NULL is refused, and whether there is a default, of each column; nothing if there is no table.
@@ -493,7 +492,10 @@ impl SqliteStore {
 
     async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
-        for (table, columns) in super::schema::needed(destinations) {
+        for (table, mut columns) in super::schema::needed(destinations) {
+            if table == CONTEXT.name {
+                columns.push((POSITION, Kind::BigInt));
+            }
             let there = self.table_columns(table).await?;
             super::schema::compare_names(&self.names.of(table), &columns, &there, &mut misfits);
         }
@@ -514,45 +516,12 @@ impl SqliteStore {
     }
 }
 
-/// The waiting spans that were received last, each once.
-#[derive(Default)]
-struct Latest {
-    found: Vec<Facts>,
-    seen: HashSet<crate::ledger::facts::SpanId>,
-}
-
-impl Latest {
-    fn extend(&mut self, facts: Option<Facts>) {
-        self.found.extend(facts.filter(|facts| self.seen.insert(facts.id)));
-        if self.found.len() >= 2 * LOAD_LIMIT {
-            self.cut();
-        }
+/// Of so many rows these are new.
+fn new_of(rows: usize, new: &[&NewRow]) -> New {
+    if new.len() == rows {
+        return New::all(rows);
     }
-
-    fn cut(&mut self) {
-        self.found.sort_by_key(|facts| std::cmp::Reverse(facts.received_at));
-        self.found.truncate(LOAD_LIMIT);
-    }
-
-    fn finish(mut self) -> Vec<Facts> {
-        self.cut();
-        self.found
-    }
-}
-
-fn facts_of(row: &Row<'_>) -> Option<Facts> {
-    let times = [row.get(2).ok()?, row.get(3).ok()?, row.get(4).ok()?];
-    let bytes = |index: usize| row.get_ref(index).ok()?.as_blob().ok();
-    stored_facts(bytes(0)?, bytes(1)?, times, row.get_ref(5).ok()?.as_str().ok()?)
-}
-
-/// Which of the rows are new, by how many rows the statement of each changed.
-fn new_of(rows: &[&NewRow], inserted: &[usize]) -> New {
-    if inserted.iter().all(|inserted| *inserted > 0) {
-        return New::all(rows.len());
-    }
-    let new = rows.iter().zip(inserted).filter(|(_, inserted)| **inserted > 0);
-    New::only(new.map(|(row, _)| row.row.id.clone()).collect())
+    New::only(new.iter().map(|row| row.row.id.clone()).collect())
 }
 
 /// `created_at` and `id` of each.

@@ -64,13 +64,20 @@ impl Session {
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let answer = tokio::time::timeout(self.patience, self.run_to_the_end(work)).await;
+        answer.map_err(|_| hangs(self.patience))?
+    }
+
+    /// The same, however long it takes: what grows with the table, and would begin from nothing if it were given up.
+    pub(super) async fn run_to_the_end<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (done, answer) = oneshot::channel();
         // Whoever asked may be gone.
         let job: Job = Box::new(move |connection| drop(done.send(work(connection))));
         self.jobs.try_send(job).map_err(|_| gone())?;
-        let answer = tokio::time::timeout(self.patience, answer).await;
-        let answer = answer.map_err(|_| hangs(self.patience))?;
-        answer.map_err(|_| gone())?.map_err(error)
+        answer.await.map_err(|_| gone())?.map_err(error)
     }
 }
 
@@ -252,11 +259,21 @@ impl Values {
         })
     }
 
+    /// Hands `each` the statement with the values of one row after the other.
+    pub(super) fn each(
+        &self,
+        connection: &Connection,
+        sql: &str,
+        each: impl FnMut(&mut Statement<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(sql)?;
+        self.bind_each(&mut statement, each)
+    }
+
     /// Runs the statement for each row; how many rows of the table each of them changed.
     pub(super) fn execute(&self, connection: &Connection, sql: &str) -> rusqlite::Result<Vec<usize>> {
-        let mut statement = connection.prepare_cached(sql)?;
-        let mut changed = Vec::with_capacity(self.cells.len() / statement.parameter_count().max(1));
-        self.bind_each(&mut statement, |statement| {
+        let mut changed = Vec::new();
+        self.each(connection, sql, |statement| {
             changed.push(statement.raw_execute()?);
             Ok(())
         })?;
@@ -286,7 +303,7 @@ pub(super) fn timestamp(unix_nanos: u64) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn error(error: rusqlite::Error) -> StoreError {
+pub(super) fn error(error: rusqlite::Error) -> StoreError {
     let rusqlite::Error::SqliteFailure(failure, message) = &error else {
         return StoreError::Unavailable(error.to_string());
     };

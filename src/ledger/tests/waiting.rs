@@ -1,0 +1,126 @@
+//! Spans that wait, with several sidecars at one database.
+
+use super::databases::{Database, Session, on_both, with};
+use super::support::{MS, at, success};
+use crate::ledger::facts::Facts;
+use crate::ledger::store::{Keys, LOAD_LIMIT, Store, Waiting};
+
+on_both! {
+    what_others_wrote_is_found_whatever_was_rolled_back_before
+    what_is_forgotten_is_no_longer_found_and_what_comes_then_is
+    what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice
+}
+
+async fn begin(session: &mut Session) {
+    with!(*session, store => store.begin().await).unwrap();
+}
+
+async fn commit(session: &mut Session) {
+    with!(*session, store => store.commit().await).unwrap();
+}
+
+async fn wait(session: &mut Session, facts: &[Facts]) {
+    let facts: Vec<&Facts> = facts.iter().collect();
+    let waiting = with!(*session, store => store.wait(&facts).await).unwrap();
+    assert_eq!(waiting, facts.len() as u64);
+}
+
+/// Which of the spans wait, in a transaction of its own.
+async fn waiting(session: &mut Session, facts: &[Facts]) -> Vec<u64> {
+    begin(session).await;
+    let found = with!(*session, store => store.load(&Keys::of(facts)).await).unwrap();
+    commit(session).await;
+    let mut ends: Vec<u64> = found
+        .iter()
+        .map(|facts| facts.end / MS - super::support::EPOCH / MS)
+        .collect();
+    ends.sort_unstable();
+    ends
+}
+
+/// One span in each of two traces; with the other keys of both.
+fn spans(id: u16, workflow: &'static str) -> Vec<Facts> {
+    let ends = u64::from(id);
+    at(
+        &[
+            success(id as u8, id, 0, ends),
+            success(100 + id as u8, id, 0, 50 + ends).ids("wf", workflow, "n"),
+        ],
+        0,
+    )
+}
+
+async fn what_others_wrote_is_found_whatever_was_rolled_back_before(database: Database) {
+    let (first, second, third) = (spans(1, "we-1"), spans(2, "we-2"), spans(3, "we-3"));
+    let mut one = database.connect().await.unwrap();
+    let mut other = database.connect().await.unwrap();
+    begin(&mut one).await;
+    wait(&mut one, &first).await;
+    with!(one, store => store.rollback().await).unwrap();
+    begin(&mut other).await;
+    wait(&mut other, &second).await;
+    commit(&mut other).await;
+    begin(&mut one).await;
+    with!(one, store => store.savepoint().await).unwrap();
+    wait(&mut one, &first).await;
+    with!(one, store => store.back_to_savepoint().await).unwrap();
+    wait(&mut one, &third).await;
+    commit(&mut one).await;
+    for session in [&mut one, &mut other, &mut database.connect().await.unwrap()] {
+        assert_eq!(waiting(session, &first).await, [0; 0]);
+        assert_eq!(waiting(session, &second).await, [2, 52]);
+        assert_eq!(waiting(session, &third).await, [3, 53]);
+        assert_eq!(
+            waiting(session, &[first.clone(), third.clone()].concat()).await,
+            [3, 53]
+        );
+    }
+}
+
+async fn what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice(database: Database) {
+    let one = at(&[success(1, 1, 0, 1)], 0).remove(0);
+    let numbered = |number: u64| {
+        let mut facts = one.clone();
+        facts.id.span = number.to_be_bytes();
+        facts
+    };
+    let all: Vec<Facts> = (1..=LOAD_LIMIT as u64 + 50).map(numbered).collect();
+    let mut session = database.connect().await.unwrap();
+    begin(&mut session).await;
+    wait(&mut session, &all).await;
+    commit(&mut session).await;
+    begin(&mut session).await;
+    let known = with!(session, store => store.load(&Keys::of(&all[..1])).await).unwrap();
+    assert_eq!(known.len(), LOAD_LIMIT);
+    let again: Vec<Facts> = all.iter().cloned().chain([numbered(1 << 40)]).collect();
+    let again: Vec<&Facts> = again.iter().collect();
+    assert_eq!(with!(session, store => store.wait(&again).await).unwrap(), 1);
+    commit(&mut session).await;
+    let waiting = database.number("SELECT count(*) FROM spanledger_context").await;
+    assert_eq!(waiting, all.len() as i64 + 1);
+}
+
+async fn what_is_forgotten_is_no_longer_found_and_what_comes_then_is(database: Database) {
+    let (first, second) = (spans(1, "we-1"), spans(2, "we-2"));
+    let mut one = database.connect().await.unwrap();
+    let mut other = database.connect().await.unwrap();
+    for session in [&mut one, &mut other] {
+        begin(session).await;
+        wait(session, &first).await;
+        with!(*session, store => store.forget(&first).await).unwrap();
+        wait(session, &second).await;
+        commit(session).await;
+        assert_eq!(waiting(session, &first).await, [0; 0]);
+        assert_eq!(waiting(session, &second).await, [2, 52]);
+        begin(session).await;
+        with!(*session, store => store.forget_before(i64::MAX, false, 100).await).unwrap();
+        assert_eq!(with!(*session, store => store.count_waiting(100).await).unwrap().0, 0);
+        commit(session).await;
+    }
+    begin(&mut one).await;
+    wait(&mut one, &first).await;
+    commit(&mut one).await;
+    assert_eq!(waiting(&mut one, &first).await, [1, 51]);
+    assert_eq!(waiting(&mut other, &first).await, [1, 51]);
+    assert_eq!(waiting(&mut other, &second).await, [0; 0]);
+}
