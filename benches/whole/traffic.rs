@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, Key
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span};
 use prost::Message;
+use spanledger::clock::unix_nanos;
 
 /// What the requests of a scenario are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,11 +155,6 @@ fn digits(mut number: u64, out: &mut [u8]) {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
     }
-}
-
-fn unix_nanos() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.unwrap().as_nanos() as u64
 }
 
 fn template(shape: Shape, seed: u64) -> Template {

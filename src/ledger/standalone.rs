@@ -60,6 +60,7 @@ pub(super) async fn stand_alone<S: Store>(
         return Ok((0, Applied::default()));
     }
     let known = begin_with_known(store, &due).await?;
+    // In a trace of more spans than are loaded, one may wait twice.
     let mut seen = HashSet::new();
     let due: Vec<Facts> = due.into_iter().filter(|span| seen.insert(span.id)).collect();
     let world = World::new(&known, &due, window);

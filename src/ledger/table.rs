@@ -129,7 +129,7 @@ pub(super) struct NewRow {
     pub(super) details: Details,
     /// The rows that stood for its runtimes, if there are such rows, by id and `created_at`: see [`super::standalone`].
     pub(super) replaces: Vec<(String, u64)>,
-    /// The row that it took over, of which this is noted beside both.
+    /// The row that it took over: noted beside that row and beside the execution.
     pub(super) alias_of: Option<String>,
 }
 

@@ -142,21 +142,21 @@ impl Filter {
         if !self.traces.is_empty() {
             // The ids of one trace are a range. In PostgreSQL the side table compares ids byte by byte, the rows' table
             // may not. Its index serves only if they are compared as it does.
-            let (id, select) = match dialect {
-                Dialect::Sqlite => ("t.id", String::new()),
+            let (begin, id) = match dialect {
+                Dialect::Sqlite => ("(".to_owned(), "t.id"),
                 Dialect::Postgres => (
-                    "id",
                     format!("t.id IN (SELECT id COLLATE \"default\" FROM {beside} WHERE "),
+                    "id",
                 ),
             };
-            sql.next().push(&select).push("(");
+            sql.next().push(&begin);
             for (index, trace) in self.traces.iter().enumerate() {
                 sql.sql.push(if index > 0 { " OR (" } else { "(" });
                 sql.sql.push(id).push(" > ").text(format!("{trace}-"));
                 sql.sql.push(" AND ").push(id).push(" < ").text(format!("{trace}."));
                 sql.sql.push(")");
             }
-            sql.sql.push(if select.is_empty() { ")" } else { "))" });
+            sql.sql.push(")");
         }
         if !self.exit_codes.is_empty() {
             sql.next().push("t.exit_code IN (");

@@ -20,13 +20,13 @@ const LOCKS: u64 = 256;
 impl Keys {
     /// The keys of `facts`.
     pub(in crate::ledger) fn of(facts: &[Facts]) -> Keys {
-        let mut traces: Vec<_> = facts.iter().map(|facts| facts.id.trace).collect();
         let mut nodes: Vec<_> = facts.iter().filter_map(Facts::node_hash).collect();
-        traces.sort_unstable();
-        traces.dedup();
         nodes.sort_unstable();
         nodes.dedup();
-        Keys { traces, nodes }
+        Keys {
+            nodes,
+            ..Keys::of_traces(facts)
+        }
     }
 
     /// The traces of `facts` alone.
@@ -100,6 +100,9 @@ pub(in crate::ledger) trait Waiting {
     /// How many wait, and when the one was received that has `max_pending` received after it.
     async fn count_waiting(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError>;
 }
+
+/// What [`stored_facts`] takes, in its order.
+pub(super) const STORED_COLUMNS: &str = "trace_id, span_id, start_ns, end_ns, received_at_ns, facts";
 
 /// A waiting span as it was stored. One that cannot be read, because a later version wrote it, is as if it were not
 /// there.

@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 
 use super::{PostgresStore, error, query, within};
 use crate::ledger::facts::Facts;
-use crate::ledger::store::waiting::stored_facts;
+use crate::ledger::store::waiting::{STORED_COLUMNS, stored_facts};
 use crate::ledger::store::{Keys, LOAD_LIMIT, Store, StoreError, Waiting};
 use crate::ledger::table::CONTEXT;
 
@@ -16,7 +16,7 @@ impl Waiting for PostgresStore {
 
     async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
         let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
+            "SELECT {STORED_COLUMNS} FROM {} \
              WHERE trace_id = ANY ($1) OR node_hash = ANY ($2) ORDER BY received_at_ns DESC LIMIT {LOAD_LIMIT}",
             self.names.own("context")
         );
@@ -27,7 +27,7 @@ impl Waiting for PostgresStore {
 
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
         let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
+            "SELECT {STORED_COLUMNS} FROM {} \
              WHERE due_ns <= $1 ORDER BY due_ns LIMIT $2",
             self.names.own("context")
         );

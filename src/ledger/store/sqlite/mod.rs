@@ -17,7 +17,7 @@ use self::session::{Place, Session, Values, timestamp};
 use super::{ForeignKey, Migration, Names, New, RowKey, Settings, Store, StoreError, fill_in, migrations, quote};
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{CONTEXT, Destination, Kind, NewRow, Quarantined, Table, TableName, Value};
+use crate::ledger::table::{CONTEXT, Destination, Kind, NewRow, Quarantined, Table, TableName};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
@@ -162,7 +162,7 @@ impl Store for SqliteStore {
     }
 
     async fn insert<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<u64, StoreError> {
-        let inserted = self.insert_in_order(table, &in_order(table, rows)).await?;
+        let inserted = self.insert_each(table, rows).await?;
         Ok(inserted.into_iter().sum::<usize>() as u64)
     }
 
@@ -173,8 +173,9 @@ impl Store for SqliteStore {
 
     async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
         let mut new = self.insert_beside_each(of, rows).await?;
+        // Ids are random; in their order, neighbours in the index are written together.
         new.sort_unstable_by(|a, b| a.row.id.cmp(&b.row.id));
-        let inserted = self.insert_in_order(&of.rows, &new).await?;
+        let inserted = self.insert_each(&of.rows, &new).await?;
         let is_inserted = |row: &(&NewRow, usize)| row.1 > 0;
         let (inserted, there): (Vec<_>, Vec<_>) = new.into_iter().zip(inserted).partition(is_inserted);
         // A row with this id and another time is there: it stays the only one, and has something beside it already.
@@ -411,7 +412,7 @@ impl SqliteStore {
             rows.retain(|row| !there.contains(&row.row.id));
         }
         rows.sort_unstable_by(|a, b| (a.row.created_at, &a.row.id).cmp(&(b.row.created_at, &b.row.id)));
-        let inserted = self.insert_in_order(&of.beside, &rows).await?;
+        let inserted = self.insert_each(&of.beside, &rows).await?;
         let new = rows.into_iter().zip(inserted).filter(|(_, inserted)| *inserted > 0);
         Ok(new.map(|(row, _)| row).collect())
     }
@@ -435,18 +436,8 @@ impl SqliteStore {
     }
 
     /// For each of the rows whether it was inserted: 0 or 1.
-    async fn insert_in_order<T: Sync>(
-        &mut self,
-        table: &'static Table<T>,
-        rows: &[&T],
-    ) -> Result<Vec<usize>, StoreError> {
-        let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
-            self.names.of(table.name),
-            columns.join(", "),
-            vec!["?"; columns.len()].join(", ")
-        );
+    async fn insert_each<T: Sync>(&mut self, table: &'static Table<T>, rows: &[&T]) -> Result<Vec<usize>, StoreError> {
+        let sql = self.insert_sql(table);
         // The values of all rows at once would take several megabytes.
         let mut inserted = Vec::with_capacity(rows.len());
         for rows in rows.chunks(CHUNK) {
@@ -455,7 +446,18 @@ impl SqliteStore {
         Ok(inserted)
     }
 
+    fn insert_sql<T>(&self, table: &'static Table<T>) -> String {
+        let columns: Vec<_> = table.columns.iter().map(|column| column.name).collect();
+        format!(
+            "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
+            self.names.of(table.name),
+            columns.join(", "),
+            vec!["?"; columns.len()].join(", ")
+        )
+    }
+
     async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
+        // Not as any other: there may be no table of waiting spans yet to hear of.
         self.execute("BEGIN IMMEDIATE").await?;
         let context = self.table_columns(CONTEXT.name).await?;
         let is_older = !context.is_empty() && !context.iter().any(|(column, ..)| column == POSITION);
@@ -564,17 +566,4 @@ fn bind_column(values: &mut Values, column: Column, update: &Update) {
         Column::WorkspaceId => values.text(row.workspace_id.as_deref()),
         Column::UserId => values.text(row.user_id.as_deref()),
     }
-}
-
-/// `rows` by the key of the table. Keys are random; in their order, neighbours in an index are written together.
-fn in_order<'a, T>(table: &'static Table<T>, rows: &[&'a T]) -> Vec<&'a T> {
-    let mut rows = rows.to_vec();
-    if let Some(key) = table.columns.first() {
-        rows.sort_by_cached_key(|row| match (key.value)(row) {
-            Value::Text(Some(text)) => text.into_owned().into_bytes(),
-            Value::Bytes(bytes) => bytes.to_vec(),
-            _ => Vec::new(),
-        });
-    }
-    rows
 }

@@ -22,7 +22,7 @@ use super::index::WaitingIndex;
 use super::session::error;
 use super::{SqliteStore, Values, integers};
 use crate::ledger::facts::{Facts, SpanId};
-use crate::ledger::store::waiting::stored_facts;
+use crate::ledger::store::waiting::{STORED_COLUMNS, stored_facts};
 use crate::ledger::store::{Keys, LOAD_LIMIT, StoreError, Waiting, span_id};
 use crate::ledger::table::CONTEXT;
 
@@ -31,13 +31,7 @@ impl Waiting for SqliteStore {
         if facts.is_empty() {
             return Ok(0);
         }
-        let columns: Vec<_> = CONTEXT.columns.iter().map(|column| column.name).collect();
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({})",
-            self.names.own("context"),
-            columns.join(", "),
-            vec!["?"; columns.len()].join(", ")
-        );
+        let sql = self.insert_sql(&CONTEXT);
         // What was not loaded may be among them.
         let facts = if self.is_load_cut {
             self.without_waiting(facts).await?
@@ -69,7 +63,7 @@ impl Waiting for SqliteStore {
             return Ok(Vec::new());
         }
         let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} WHERE position = ?",
+            "SELECT {STORED_COLUMNS} FROM {} WHERE position = ?",
             self.names.own("context")
         );
         let keys = keys.clone();
@@ -98,7 +92,7 @@ impl Waiting for SqliteStore {
 
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
         let sql = format!(
-            "SELECT trace_id, span_id, start_ns, end_ns, received_at_ns, facts FROM {} \
+            "SELECT {STORED_COLUMNS} FROM {} \
              WHERE due_ns <= ? ORDER BY due_ns LIMIT ?",
             self.names.own("context")
         );
@@ -109,23 +103,13 @@ impl Waiting for SqliteStore {
     }
 
     async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
-        let positions = self.waiting.find(&Keys::of_traces(facts));
         let ids: HashSet<SpanId> = facts.iter().map(|facts| facts.id).collect();
-        let context = self.names.own("context");
-        let look = format!("SELECT trace_id, span_id FROM {context} WHERE position = ?");
-        let forget = format!("DELETE FROM {context} WHERE position = ?");
-        self.session
-            .run(move |connection| {
-                let (mut look, mut forget) = (connection.prepare_cached(&look)?, connection.prepare_cached(&forget)?);
-                for position in positions {
-                    let id = look.query_row([position], |row| id_of(row, 0)).optional()?;
-                    if id.is_some_and(|id| ids.contains(&id)) {
-                        forget.execute([position])?;
-                    }
-                }
-                Ok(())
-            })
-            .await
+        let waiting = self.waiting_in(&Keys::of_traces(facts)).await?;
+        let positions = waiting.into_iter().filter(|(_, id)| ids.contains(id));
+        let positions: Vec<i64> = positions.map(|(position, _)| position).collect();
+        let sql = format!("DELETE FROM {} WHERE position = ?", self.names.own("context"));
+        self.run(sql, integers(&positions)).await?;
+        Ok(())
     }
 
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
@@ -135,26 +119,23 @@ impl Waiting for SqliteStore {
         );
         let change = format!("UPDATE {context} SET due_ns = NULL WHERE position = ?");
         let mut ids: HashSet<SpanId> = facts.iter().map(|facts| facts.id).collect();
-        self.session
-            .run(move |connection| {
-                // They are the first that are due.
-                let mut settled = Vec::with_capacity(ids.len());
-                let mut look = connection.prepare_cached(&look)?;
-                let mut rows = look.query([])?;
-                while let Some(row) = rows.next()? {
-                    if ids.is_empty() {
-                        break;
-                    }
-                    if ids.remove(&id_of(row, 1)?) {
-                        settled.push(row.get::<_, i64>(0)?);
-                    }
+        let look = move |connection: &mut Connection| {
+            // They are the first that are due.
+            let mut positions: Vec<i64> = Vec::with_capacity(ids.len());
+            let mut look = connection.prepare_cached(&look)?;
+            let mut rows = look.query([])?;
+            while !ids.is_empty()
+                && let Some(row) = rows.next()?
+            {
+                if ids.remove(&id_of(row, 1)?) {
+                    positions.push(row.get(0)?);
                 }
-                let mut change = connection.prepare_cached(&change)?;
-                settled
-                    .into_iter()
-                    .try_for_each(|position| change.execute([position]).map(drop))
-            })
-            .await
+            }
+            Ok(positions)
+        };
+        let positions = self.session.run(look).await?;
+        self.run(change, integers(&positions)).await?;
+        Ok(())
     }
 
     async fn hurry(&mut self, received_before: i64, now: i64) -> Result<(), StoreError> {
@@ -223,15 +204,21 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Those of the spans that do not wait.
-    async fn without_waiting<'f>(&mut self, facts: &[&'f Facts]) -> Result<Vec<&'f Facts>, StoreError> {
-        let positions = self.waiting.find(&Keys::of_traces(facts.iter().copied()));
+    /// Where spans wait that may have one of the keys, and which they are.
+    async fn waiting_in(&mut self, keys: &Keys) -> Result<Vec<(i64, SpanId)>, StoreError> {
+        let positions = self.waiting.find(keys);
         let sql = format!(
-            "SELECT trace_id, span_id FROM {} WHERE position = ?",
+            "SELECT position, trace_id, span_id FROM {} WHERE position = ?",
             self.names.own("context")
         );
-        let waiting = self.fetch(sql, integers(&positions), |row| id_of(row, 0)).await?;
-        let waiting: HashSet<SpanId> = waiting.into_iter().collect();
+        let read = |row: &Row<'_>| Ok((row.get(0)?, id_of(row, 1)?));
+        self.fetch(sql, integers(&positions), read).await
+    }
+
+    /// Those of the spans that do not wait.
+    async fn without_waiting<'f>(&mut self, facts: &[&'f Facts]) -> Result<Vec<&'f Facts>, StoreError> {
+        let waiting = self.waiting_in(&Keys::of_traces(facts.iter().copied())).await?;
+        let waiting: HashSet<SpanId> = waiting.into_iter().map(|(_, id)| id).collect();
         Ok(facts
             .iter()
             .filter(|facts| !waiting.contains(&facts.id))
@@ -240,10 +227,10 @@ impl SqliteStore {
     }
 
     /// Does `work` with the index on the session's thread. A session that does not answer keeps it, and is given up.
-    async fn with_index<T: Send + 'static>(
+    async fn with_index(
         &mut self,
-        work: impl FnOnce(&mut Connection, &mut WaitingIndex) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl FnOnce(&mut Connection, &mut WaitingIndex) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Result<(), StoreError> {
         let mut index = std::mem::take(&mut self.waiting);
         let work = move |connection: &mut Connection| {
             let done = work(connection, &mut index);
