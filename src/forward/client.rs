@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, GrpcAnswer, HttpAnswer, Verdict, classify_grpc, classify_http};
+use super::gather::{self, Gather};
 use super::{Endpoint, ExporterOptions, ForwardError, HOP_HEADER, Protocol, tls};
 use crate::otlp::{Encoding, Signal};
 
@@ -46,8 +47,10 @@ pub(super) struct Client {
     timeout: Duration,
     tls: super::TlsOptions,
     /// Replaced when certificates are read anew.
-    pool: RwLock<Pool<HttpsConnector<HttpConnector>, Outgoing>>,
+    pool: RwLock<Pool<Connector, Outgoing>>,
 }
+
+type Connector = Gather<HttpsConnector<HttpConnector>>;
 
 /// Why there is no answer.
 enum Failure {
@@ -184,7 +187,7 @@ fn pool(
     protocol: Protocol,
     timeout: Duration,
     tls: &super::TlsOptions,
-) -> Result<Pool<HttpsConnector<HttpConnector>, Outgoing>, ForwardError> {
+) -> Result<Pool<Connector, Outgoing>, ForwardError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -197,13 +200,17 @@ fn pool(
     let builder = HttpsConnectorBuilder::new()
         .with_tls_config(tls::client_config(tls)?)
         .https_or_http();
+    let gather = |connector, limit| Gather { connector, limit };
     let mut pool = Pool::builder(TokioExecutor::new());
     pool.pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60));
     Ok(match protocol {
-        Protocol::HttpProtobuf => pool.build(builder.enable_http1().wrap_connector(tcp)),
-        Protocol::Grpc => pool.http2_only(true).build(builder.enable_http2().wrap_connector(tcp)),
+        // A request is one write anyway.
+        Protocol::HttpProtobuf => pool.build(gather(builder.enable_http1().wrap_connector(tcp), 0)),
+        Protocol::Grpc => pool
+            .http2_only(true)
+            .build(gather(builder.enable_http2().wrap_connector(tcp), gather::LIMIT)),
     })
 }
 

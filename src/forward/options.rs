@@ -285,7 +285,11 @@ impl ExporterOptions {
         } else {
             self.egress.memory
         };
-        under_way + (super::READ_AHEAD + 2) * self.max_request_size + waiting
+        let written = match self.protocol {
+            Protocol::Grpc => super::gather::LIMIT,
+            Protocol::HttpProtobuf => 0,
+        };
+        under_way + (super::READ_AHEAD + 2) * self.max_request_size + waiting + written
     }
 
     /// What to do with a body that came in `received`: the encoding it is sent in.
