@@ -15,6 +15,7 @@ use spanledger::ledger::facts::Extractor;
 use spanledger::meter::{ExpositionFormat, Tally};
 use spanledger::otlp::{Encoding, Signal, TraceRequest};
 use spanledger::rules::Catalogue;
+use spanledger::rules::telling::Telling;
 
 #[path = "whole/traffic.rs"]
 mod traffic;
@@ -81,7 +82,7 @@ fn prepare(name: &str) -> Box<dyn FnMut()> {
         "check" => {
             let body = plain(Content::WithNodes);
             Box::new(move || {
-                black_box(TraceRequest::parse(body.clone()).unwrap());
+                black_box(TraceRequest::parse_noting(body.clone(), &mut Telling::default()).unwrap());
             })
         }
         "walk" => {
@@ -190,6 +191,7 @@ fn append() -> Box<dyn FnMut()> {
             rejected: 0,
             digest: Some(digest),
             decoded: body.clone(),
+            noted: None,
             body,
         };
         black_box(journal.append(entry).unwrap());

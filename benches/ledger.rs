@@ -140,6 +140,7 @@ async fn fill(journal: &Journal, traffic: Traffic) {
             rejected: 0,
             digest: None,
             decoded: body.clone(),
+            noted: None,
             body,
         };
         pending.push(journal.append(entry).unwrap().durable);

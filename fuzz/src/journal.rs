@@ -58,6 +58,7 @@ fn entry(journal: &Journal, body: Bytes) -> Entry {
         rejected: 0,
         digest: Some(journal.digest(Signal::Traces, Encoding::Identity, &body)),
         decoded: body.clone(),
+        noted: None,
         body,
     }
 }

@@ -26,7 +26,7 @@ use super::error::AppendError;
 use super::identity::Identity;
 use super::meters::Meters;
 use super::options::Settings;
-use super::record::{self, HEADER, Header, span_of};
+use super::record::{self, HEADER, Header, Record, span_of};
 use super::segment::{Mark, Segment, Summary, lock};
 use super::tail::Tail;
 use super::{Appended, Entry};
@@ -311,6 +311,7 @@ impl Core {
         // What it was decompressed to would not be within any bound here; readers decompress it again.
         let entry = Entry {
             decoded: entry.body.clone(),
+            noted: None,
             ..entry.clone()
         };
         let rejected = entry.rejected;
@@ -343,7 +344,11 @@ impl Core {
         });
         let decoded = (entry.decoded.as_ptr() != entry.body.as_ptr()).then(|| entry.decoded.clone());
         let header = Self::header(entry, sequence, durable, 0);
-        lock(&self.tail).push(header.into_record(entry.body.clone(), decoded));
+        lock(&self.tail).push(Record {
+            decoded,
+            noted: entry.noted.clone(),
+            ..header.into_record(entry.body.clone())
+        });
         let segment = Arc::clone(&active.segment);
         Some(Reservation {
             segment,

@@ -174,7 +174,7 @@ fn read_segment(
             received_at: header.received_at,
         });
         bytes += length;
-        records.push(header.into_record(body, None));
+        records.push(header.into_record(body));
     }
     if is_at_end {
         damaged += (view.last + 1).saturating_sub(expected);

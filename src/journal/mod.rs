@@ -92,7 +92,7 @@ use self::options::Settings;
 use self::segment::lock;
 use self::sync::Next;
 use crate::clock::unix_nanos;
-use crate::otlp::{Encoding, Signal};
+use crate::otlp::{Encoding, NotedSpans, Signal};
 use crate::telemetry::Heartbeat;
 
 /// Name of the file whose lock says that a process uses the directory.
@@ -119,6 +119,8 @@ pub struct Entry {
     pub body: Bytes,
     /// The body without compression, for readers that keep up. The same as `body` for [`Encoding::Identity`].
     pub decoded: Bytes,
+    /// What was noted of its spans, for readers that keep up. Not written.
+    pub noted: Option<NotedSpans>,
 }
 
 /// A request that was taken.

@@ -24,7 +24,7 @@
 use bytes::Bytes;
 
 use super::dedup::Digest;
-use crate::otlp::{Encoding, Signal};
+use crate::otlp::{Encoding, NotedSpans, Signal};
 
 /// Length of the header.
 pub(super) const HEADER: usize = 72;
@@ -101,7 +101,7 @@ impl Header {
         span_of(self.length as usize)
     }
 
-    pub(super) fn into_record(self, body: Bytes, decoded: Option<Bytes>) -> Record {
+    pub(super) fn into_record(self, body: Bytes) -> Record {
         Record {
             sequence: self.sequence,
             received_at: self.received_at,
@@ -110,7 +110,8 @@ impl Header {
             items: self.items,
             rejected: self.rejected,
             body,
-            decoded,
+            decoded: None,
+            noted: None,
         }
     }
 }
@@ -154,7 +155,9 @@ pub struct Record {
     pub rejected: u32,
     /// As received.
     pub body: Bytes,
-    decoded: Option<Bytes>,
+    pub(super) decoded: Option<Bytes>,
+    /// Spans that the receiver has noted, while that is at hand.
+    pub noted: Option<NotedSpans>,
 }
 
 impl Record {

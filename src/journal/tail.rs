@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::record::Record;
+use crate::otlp::NotedSpans;
 
 pub(super) struct Tail {
     records: VecDeque<Record>,
@@ -23,7 +24,8 @@ fn weight(record: &Record) -> usize {
             decoded.len()
         }
     });
-    size_of::<Record>() + record.body.len() + decoded
+    let noted = record.noted.as_ref().map_or(0, NotedSpans::size);
+    size_of::<Record>() + record.body.len() + decoded + noted
 }
 
 impl Tail {

@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use super::records::Record;
 use super::row::{Oddities, Source};
-use super::seen::{self, Kind, Seen};
+use super::seen::{Kind, Seen};
 use super::semantics;
 use super::table::Destination;
 use crate::hex;
-use crate::otlp::trace::{Span, TraceRequest};
+use crate::otlp::NotedSpans;
+use crate::otlp::trace::{ResourceSpans, Span, TraceRequest};
 use crate::otlp::value::{AnyValue, Attributes};
 use crate::redact::Patterns;
 use crate::rules::semantics::{Outcome, SpanStatus};
+use crate::rules::telling::Telling;
 
 /// A trace and a span in it: the identity of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -293,6 +295,28 @@ pub struct Runtime {
     pub alone: Option<Execution>,
 }
 
+/// What the spans of one resource have in common.
+struct Resource<'a> {
+    spans: ResourceSpans<'a>,
+    /// Most resources name no tenant: read only when the first execution asks.
+    tenant: Option<Tenant>,
+    received_at: u64,
+}
+
+impl<'a> Resource<'a> {
+    fn of(spans: ResourceSpans<'a>, received_at: u64) -> Resource<'a> {
+        Resource {
+            spans,
+            tenant: None,
+            received_at,
+        }
+    }
+
+    fn tenant(&mut self) -> &Tenant {
+        self.tenant.get_or_insert_with(|| tenant_of(self.spans.resource()))
+    }
+}
+
 /// Takes the facts out of requests, and counts what had to be bent.
 #[derive(Debug, Default)]
 pub struct Extractor {
@@ -320,33 +344,65 @@ impl Extractor {
     pub fn extract(&mut self, request: &TraceRequest, received_at: u64, facts: &mut Vec<Facts>) {
         let mut seen = Seen::default();
         for resource_spans in request.resource_spans() {
-            // Most resources name no tenant: read only when the first execution asks.
-            let mut resource_tenant = None;
+            let mut resource = Resource::of(resource_spans, received_at);
             for scope_spans in resource_spans.scope_spans() {
                 let mut spans = scope_spans.spans();
                 while let Some(span) = spans.next_raw() {
-                    let (span, may_matter) = seen::look_quickly(span);
-                    let kind = if self.standalone || may_matter {
-                        seen.look(&span).filter(|kind| *kind != Kind::Tool || self.standalone)
-                    } else {
-                        None
-                    };
-                    let record = self.record(&span, received_at);
-                    if kind.is_none() && record.is_none() {
-                        continue;
-                    }
-                    let tenant = || self::tenant_of(resource_spans.resource());
-                    let resource: &Tenant = resource_tenant.get_or_insert_with(tenant);
-                    let role = kind.and_then(|kind| self.role(&span, kind, &seen, resource, received_at));
-                    let told = match (role, record) {
-                        (Some(told), None) => told,
-                        (told, Some(placed)) => placed.told(told, resource),
-                        (None, None) => continue,
-                    };
-                    facts.extend(self::facts(&span, told, received_at));
+                    let (span, may_tell) = Telling::look(span);
+                    facts.extend(self.span(&span, may_tell, &mut resource, &mut seen));
                 }
             }
         }
+    }
+
+    /// The same, where it was noted which spans may tell something, by [`Telling`]. Only if [`Extractor::goes_by_notes`].
+    pub fn extract_noted(
+        &mut self,
+        request: &TraceRequest,
+        noted: &NotedSpans,
+        received_at: u64,
+        facts: &mut Vec<Facts>,
+    ) {
+        let mut seen = Seen::default();
+        for resource_spans in request.resource_spans() {
+            let mut resource = Resource::of(resource_spans, received_at);
+            for span in noted.within(request.bytes(), resource_spans.raw()) {
+                facts.extend(self.span(&Span::decode(span), true, &mut resource, &mut seen));
+            }
+        }
+    }
+
+    /// Whether spans that tell nothing of an execution become no rows of their own or of further tables.
+    pub fn goes_by_notes(&self) -> bool {
+        !self.standalone && self.tables.is_empty()
+    }
+
+    #[inline(always)]
+    fn span<'a>(
+        &mut self,
+        span: &Span<'a>,
+        may_tell: bool,
+        resource: &mut Resource<'a>,
+        seen: &mut Seen<'a>,
+    ) -> Option<Facts> {
+        let kind = if self.standalone || may_tell {
+            seen.look(span).filter(|kind| *kind != Kind::Tool || self.standalone)
+        } else {
+            None
+        };
+        let received_at = resource.received_at;
+        let record = self.record(span, received_at);
+        if kind.is_none() && record.is_none() {
+            return None;
+        }
+        let tenant = resource.tenant();
+        let role = kind.and_then(|kind| self.role(span, kind, seen, tenant, received_at));
+        let told = match (role, record) {
+            (Some(told), None) => told,
+            (told, Some(placed)) => placed.told(told, tenant),
+            (None, None) => return None,
+        };
+        self::facts(span, told, received_at)
     }
 
     /// What the span tells of executions, if anything.

@@ -1,8 +1,9 @@
 //! One walk over the attributes of a span: whether it matters at all, and what of it.
 
-use crate::otlp::trace::{Span, Visitor};
+use crate::otlp::trace::Span;
 use crate::otlp::value::{AnyValue, Entry};
 use crate::rules::semantics::is_second_span;
+use crate::rules::telling::runtime_of;
 
 /// What a span is, before anything is copied out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,70 +203,10 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Decodes a span, and says whether it may be something to an execution: most are not, and this says so without looking
-/// at any value. Tools are not looked for: they are something only where rows of their own are wanted.
-#[inline(always)]
-pub(super) fn look_quickly(span: &[u8]) -> (Span<'_>, bool) {
-    let mut marks = Marks { has_mark: false };
-    let span = Span::visit(span, &mut marks);
-    let name = span.name();
-    (span, marks.has_mark || is_named(name.as_bytes()))
-}
-
-struct Marks {
-    has_mark: bool,
-}
-
-impl<'a> Visitor<'a> for Marks {
-    #[inline(always)]
-    fn attribute(&mut self, key_value: &'a [u8]) {
-        self.has_mark = self.has_mark || is_mark(Entry::decode(key_value).key().as_bytes());
-    }
-}
-
-fn is_named(name: &[u8]) -> bool {
-    name == b"runtimeRouter.route"
-        || name.starts_with(b"node.execute.")
-        || name.starts_with(b"etlHook.")
-        || runtime_of(name).is_some()
-}
-
-macro_rules! marks {
-    ($($mark:literal),* $(,)?) => {
-        /// Whether this is one of the keys by which [`Seen::look`] decides.
-        #[inline(always)]
-        fn is_mark(key: &[u8]) -> bool {
-            /// A bit for each length. Most keys are of another one.
-            const LENGTHS: u64 = 0 $(| 1 << $mark.len())*;
-            LENGTHS >> (key.len() as u64).min(63) & 1 == 1 && matches!(key, $($mark)|*)
-        }
-    };
-}
-
-marks![
-    b"code.runtime",
-    b"code.success",
-    b"code.exit_code",
-    b"code.duration_ms",
-    b"node.status",
-    b"node.attempts",
-    b"e2b.runtime",
-    b"wasmedge.runtime",
-    b"bacalhau.runtime",
-];
-
-fn runtime_of(span_name: &[u8]) -> Option<&'static str> {
-    match span_name {
-        b"e2b.execute" => Some("e2b"),
-        b"wasmedge.execute" => Some("wasmedge"),
-        b"bacalhau.execute" => Some("bacalhau"),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::telling::Telling;
     use crate::rules::testing::{request, span};
 
     #[test]
@@ -292,6 +233,10 @@ mod tests {
             "node.attempts",
             "node.attempt",
             "node.id",
+            "node.error",
+            "organization.id",
+            "workspace.id",
+            "user.id",
             "e2b.runtime",
             "e2b.exit_code",
             "wasmedge.runtime",
@@ -306,8 +251,16 @@ mod tests {
                     let request = request([span(name).with(key, "x").with(other, 1)]);
                     let resource = request.resource_spans().next().unwrap();
                     let span = resource.scope_spans().next().unwrap().spans().next_raw().unwrap();
-                    let (span, may_matter) = look_quickly(span);
-                    let matters = Seen::default().look(&span).is_some_and(|kind| kind != Kind::Tool);
+                    let (span, may_matter) = Telling::look(span);
+                    let mut seen = Seen::default();
+                    let matters = match seen.look(&span) {
+                        None | Some(Kind::Tool) => false,
+                        Some(Kind::Node) => {
+                            let told = [seen.organization_id, seen.workspace_id, seen.user_id, seen.node_error];
+                            told.iter().any(Option::is_some)
+                        }
+                        Some(_) => true,
+                    };
                     assert_eq!(may_matter, matters, "{name} {key} {other}");
                 }
             }

@@ -27,7 +27,7 @@ use super::upkeep;
 use super::{Ledger, LedgerError, Rebuilt};
 use crate::clock::unix_nanos;
 use crate::journal::{JournalId, Position, ReadError, Reader, Record};
-use crate::otlp::{Signal, TraceRequest, decompress};
+use crate::otlp::{NotedSpans, Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
 
 /// Bytes of requests that are read at a time. Their facts are taken out before more is read, so that the memory they are
@@ -382,6 +382,11 @@ impl Ahead {
         if record.signal != Signal::Traces {
             return true;
         }
+        let noted = record.noted.as_ref().filter(|_| extractor.goes_by_notes());
+        if noted.is_some_and(NotedSpans::is_empty) {
+            // Not counted either: there is nothing of it in memory that a transaction would have to bound.
+            return true;
+        }
         let body = match record.decoded() {
             Some(body) => body.clone(),
             None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
@@ -394,7 +399,11 @@ impl Ahead {
             },
         };
         self.decoded += body.len();
-        extractor.extract(&TraceRequest::trusted(body), record.received_at, &mut self.facts);
+        let request = TraceRequest::trusted(body);
+        match noted {
+            Some(noted) => extractor.extract_noted(&request, noted, record.received_at, &mut self.facts),
+            None => extractor.extract(&request, record.received_at, &mut self.facts),
+        }
         true
     }
 

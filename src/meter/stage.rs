@@ -458,6 +458,7 @@ impl MeterHandle {
                     rejected: 0,
                     digest: None,
                     decoded: body.clone(),
+                    noted: None,
                     body,
                 }
             })

@@ -100,6 +100,7 @@ impl Bench {
             digest: None,
             body: compress(encoding, &plain),
             decoded: plain,
+            noted: None,
         };
         self.appended += 1;
         self.journal

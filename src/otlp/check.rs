@@ -6,8 +6,10 @@
 
 use std::fmt;
 
+use super::noted::{NoNotice, Notice, Place};
 use super::schema::{self, Field, Kind, Message, Role};
-use super::value::short_key_value;
+use super::trace::{ATTRIBUTE, Span, UsualTimes, usual_ids};
+use super::value::{Entry, Short};
 use super::wire::{self, Broken, Cursor, Fault, Key, MAX_DEPTH, WireType, is_ascii, is_utf8};
 
 /// Why a request was refused, and where.
@@ -53,21 +55,29 @@ impl fmt::Display for Malformed {
 impl std::error::Error for Malformed {}
 
 /// What the check counted.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Found {
     /// Spans, data points or log records.
     pub(super) items: u32,
     /// Spans among them whose ids are invalid.
     pub(super) rejected: u32,
+    /// Spans that were to be noted.
+    pub(super) noted: Vec<Place>,
 }
 
-pub(super) fn trace_request(body: &[u8]) -> Result<Found, Malformed> {
-    request(body, &schema::TRACE_REQUEST)
+pub(super) fn trace_request(body: &[u8], notice: &mut impl Notice) -> Result<Found, Malformed> {
+    check(body, &schema::TRACE_REQUEST, notice)
 }
 
+/// For requests without spans.
 pub(super) fn request(body: &[u8], message: &'static Message) -> Result<Found, Malformed> {
+    check(body, message, &mut NoNotice)
+}
+
+fn check(body: &[u8], message: &'static Message, notice: &mut impl Notice) -> Result<Found, Malformed> {
     let mut check = Check {
         found: Found::default(),
+        notice,
     };
     let checked = match i32::try_from(body.len()) {
         Ok(_) => check.message(Cursor::new(body), message, MAX_DEPTH),
@@ -96,11 +106,12 @@ pub(super) fn is_valid_span_id(id: &[u8]) -> bool {
     <[u8; 8]>::try_from(id).is_ok_and(|id| u64::from_ne_bytes(id) != 0)
 }
 
-struct Check {
+struct Check<'n, N> {
     found: Found,
+    notice: &'n mut N,
 }
 
-impl Check {
+impl<N: Notice> Check<'_, N> {
     fn message(&mut self, mut cursor: Cursor<'_>, message: &'static Message, depth: u32) -> Result<(), Broken> {
         while !cursor.is_done() {
             let at = cursor.position();
@@ -136,10 +147,7 @@ impl Check {
             }
             Kind::String | Kind::Strings => {
                 is(WireType::Delimited)?;
-                match is_utf8(cursor.slice()?) {
-                    true => Ok(()),
-                    false => Err(Broken { fault: Fault::Utf8, at }),
-                }
+                text(cursor, at).map(drop)
             }
             Kind::Bytes | Kind::Id => {
                 is(WireType::Delimited)?;
@@ -170,7 +178,8 @@ impl Check {
 
     #[inline(always)]
     fn nested(&mut self, nested: Cursor<'_>, message: &'static Message, at: usize, depth: u32) -> Result<(), Broken> {
-        if message.role == Role::KeyValue && depth > 1 && is_usual_key_value(nested.rest()) {
+        if message.role == Role::KeyValue && depth > 1 && Short::of(nested.rest()).is_some_and(|short| is_usual(&short))
+        {
             return Ok(());
         }
         let Some(depth) = depth.checked_sub(1) else {
@@ -187,22 +196,35 @@ impl Check {
         self.message(nested, message, depth)
     }
 
-    /// As [`Check::message`], and looks at the ids. Of an id that is given twice the last one counts.
+    /// As [`Check::message`], and looks at the ids. Of an id that is given twice the last one counts. The fields that
+    /// nearly every span has are read here and not by the table, and those in pieces that mostly stand in one order.
     fn span(&mut self, mut cursor: Cursor<'_>, message: &'static Message, depth: u32) -> Result<(), Broken> {
-        const TRACE_ID: u32 = wire::delimited(1);
-        const SPAN_ID: u32 = wire::delimited(2);
-        let (mut trace_id, mut span_id) = (&[][..], &[][..]);
+        let place = Place {
+            begin: cursor.position() as u32,
+            end: (cursor.position() + cursor.rest().len()) as u32,
+        };
+        let (mut trace_id, mut span_id, mut name) = (&[][..], &[][..], &[][..]);
+        if let Some(ids) = usual_ids(&mut cursor) {
+            (trace_id, span_id) = (ids.0, ids.1);
+        }
         while !cursor.is_done() {
             let at = cursor.position();
             let key = cursor.key()?;
             match key.raw() {
-                TRACE_ID => trace_id = cursor.slice()?,
-                SPAN_ID => span_id = cursor.slice()?,
-                ATTRIBUTE => {
+                Span::TRACE_ID => trace_id = cursor.slice()?,
+                Span::SPAN_ID => span_id = cursor.slice()?,
+                Span::PARENT_SPAN_ID => drop(cursor.slice()?),
+                Span::TRACE_STATE => drop(text(&mut cursor, at)?),
+                Span::NAME => {
+                    name = text(&mut cursor, at)?;
+                    let _usual = UsualTimes::read(&mut cursor);
+                }
+                Span::ATTRIBUTES => {
                     let attribute = cursor.message()?;
                     self.nested(attribute, &schema::KEY_VALUE, at, depth)?;
+                    self.notice.attribute(Entry::decode(attribute.rest()).key().as_bytes());
                     // They come in runs.
-                    skip_usual_attributes(&mut cursor, depth);
+                    self.usual_attributes(&mut cursor, depth);
                 }
                 _ => match message.field(key.number()) {
                     Some(field) => self.field(&mut cursor, at, key, field, depth)?,
@@ -212,19 +234,36 @@ impl Check {
         }
         self.found.items += 1;
         self.found.rejected += u32::from(!is_valid_trace_id(trace_id) || !is_valid_span_id(span_id));
+        if self.notice.span(name) {
+            self.found.noted.push(place);
+        }
         Ok(())
+    }
+
+    /// Steps over attributes up to the first in another form than the usual one.
+    #[inline(always)]
+    fn usual_attributes(&mut self, cursor: &mut Cursor<'_>, depth: u32) {
+        if depth <= 1 {
+            return;
+        }
+        let mut rest = cursor.rest();
+        while let Some((next, behind)) = Short::next::<ATTRIBUTE>(rest)
+            && is_usual(&next)
+        {
+            self.notice.attribute(next.key);
+            rest = behind;
+        }
+        cursor.continue_at(rest);
     }
 }
 
-/// `Span.attributes`.
-const ATTRIBUTE: u32 = wire::delimited(9);
-
-/// Steps over attributes up to the first in another form than the usual one.
+/// Reads a string that stands at `at`.
 #[inline(always)]
-fn skip_usual_attributes(cursor: &mut Cursor<'_>, depth: u32) {
-    let mut next = *cursor;
-    while depth > 1 && next.short_slice(ATTRIBUTE).is_some_and(is_usual_key_value) {
-        *cursor = next;
+fn text<'a>(cursor: &mut Cursor<'a>, at: usize) -> Result<&'a [u8], Broken> {
+    let text = cursor.slice()?;
+    match is_utf8(text) {
+        true => Ok(text),
+        false => Err(Broken { fault: Fault::Utf8, at }),
     }
 }
 
@@ -235,26 +274,23 @@ fn packed<'a>(mut values: Cursor<'a>, read: impl Fn(&mut Cursor<'a>) -> Result<u
     Ok(())
 }
 
-/// Recognises the form nearly every attribute has: a key and then one value, both ASCII, both short. Saying no is no
-/// verdict. All bytes of such an attribute but those of a number are below 0x80, tags and lengths included, so one look
-/// covers keys, texts and lengths together.
+/// Recognises what nearly every attribute is: a key and one value, both ASCII, both short. Saying no is no verdict. All
+/// bytes of such an attribute but those of a number are below 0x80, tags and lengths included, so one look covers keys,
+/// texts and lengths together.
 #[inline(always)]
-fn is_usual_key_value(bytes: &[u8]) -> bool {
+fn is_usual(attribute: &Short<'_>) -> bool {
     const STRING: u8 = wire::delimited(1) as u8;
     const BOOL: u8 = wire::varint(2) as u8;
     const INT: u8 = wire::varint(3) as u8;
     const DOUBLE: u8 = wire::fixed64(4) as u8;
-    let Some((key, value)) = short_key_value(bytes) else {
-        return false;
-    };
-    match *value {
-        [STRING, length, ref text @ ..] => usize::from(length) == text.len() && is_ascii(bytes),
-        [BOOL | INT, _] => is_ascii(bytes),
+    match *attribute.value {
+        [STRING, length, ref text @ ..] => usize::from(length) == text.len() && is_ascii(attribute.message),
+        [BOOL | INT, _] => is_ascii(attribute.message),
         // A varint of 9 bytes has 63 bits: it fits.
         [INT, ref bits @ .., last] => {
-            bits.len() < 9 && last < 0x80 && bits.iter().all(|bits| *bits >= 0x80) && is_ascii(key)
+            bits.len() < 9 && last < 0x80 && bits.iter().all(|bits| *bits >= 0x80) && is_ascii(attribute.key)
         }
-        [DOUBLE, _, _, _, _, _, _, _, _] => is_ascii(key),
+        [DOUBLE, _, _, _, _, _, _, _, _] => is_ascii(attribute.key),
         _ => false,
     }
 }

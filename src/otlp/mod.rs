@@ -14,6 +14,7 @@
 
 pub mod encoding;
 pub mod json;
+pub mod noted;
 pub mod opaque;
 pub mod status;
 pub mod trace;
@@ -29,6 +30,7 @@ pub(crate) mod tests;
 pub use check::Malformed;
 pub use encoding::{DecodeError, compress, decompress, decompress_into, room_for};
 pub use json::JsonError;
+pub use noted::NotedSpans;
 pub use signal::{Encoding, Signal};
 pub use trace::{Checked, Event, Events, ResourceSpans, Scope, ScopeSpans, Span, TraceRequest};
 pub use value::{AnyValue, Attributes, Text, Values};

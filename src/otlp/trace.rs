@@ -8,7 +8,8 @@
 use bytes::Bytes;
 
 use super::check::{self, Malformed};
-use super::value::{Attributes, Fields, Text};
+use super::noted::{NoNotice, NotedSpans, Notice};
+use super::value::{Attributes, Entry, Fields, Short, Text};
 use super::wire::{self, Broken, Cursor, MAX_DEPTH};
 
 /// A checked trace request: the bytes as they were received.
@@ -24,21 +25,30 @@ pub struct Checked {
     pub spans: u32,
     /// How many spans were cut out, because their trace id or span id is all zero or has the wrong length.
     pub rejected: u32,
+    /// The spans that were to be noted; not known if some were cut out.
+    pub noted: Option<NotedSpans>,
 }
 
 impl TraceRequest {
     /// Checks everything once: structure, nesting, UTF-8 of every string. Spans with an invalid trace id or span id are
     /// cut out; all other bytes stay as they are, fields unknown to us included.
     pub fn parse(body: Bytes) -> Result<Checked, Malformed> {
-        let found = check::trace_request(&body)?;
-        let request = match found.rejected {
-            0 => TraceRequest(body),
-            _ => TraceRequest(without_rejected(&body)),
+        let checked = TraceRequest::parse_noting(body, &mut NoNotice)?;
+        Ok(Checked { noted: None, ..checked })
+    }
+
+    /// The same, and notes the spans that `notice` wants.
+    pub fn parse_noting(body: Bytes, notice: &mut impl Notice) -> Result<Checked, Malformed> {
+        let found = check::trace_request(&body, notice)?;
+        let (request, noted) = match found.rejected {
+            0 => (TraceRequest(body), Some(NotedSpans::new(&found.noted))),
+            _ => (TraceRequest(without_rejected(&body)), None),
         };
         Ok(Checked {
             request,
             spans: found.items - found.rejected,
             rejected: found.rejected,
+            noted,
         })
     }
 
@@ -103,16 +113,21 @@ message_iterator! {
 /// Takes the attributes of a span while its fields are read. A trait and not a closure, because the compiler would not
 /// inline that where it is used for each attribute of each span.
 pub(crate) trait Visitor<'a> {
-    /// The bytes of an attribute, in the order of the wire; for [`Entry::decode`](super::value::Entry::decode).
-    fn attribute(&mut self, key_value: &'a [u8]);
+    /// Whether there is a use in showing it anything.
+    const LOOKS: bool = true;
+
+    /// An attribute, in the order of the wire.
+    fn attribute(&mut self, entry: Entry<'a>);
 }
 
 /// Looks at no attribute.
 struct Nobody;
 
 impl Visitor<'_> for Nobody {
+    const LOOKS: bool = false;
+
     #[inline(always)]
-    fn attribute(&mut self, _: &[u8]) {}
+    fn attribute(&mut self, _: Entry<'_>) {}
 }
 
 impl<'a> Spans<'a> {
@@ -254,6 +269,9 @@ fn last_text(message: &[u8], wanted: u32) -> Text<'_> {
     text
 }
 
+/// `Span.attributes`.
+pub(super) const ATTRIBUTE: u32 = 9;
+
 /// One span, decoded as far as a single pass over its own fields goes.
 #[derive(Clone, Copy)]
 pub struct Span<'a> {
@@ -275,15 +293,15 @@ pub struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    const TRACE_ID: u32 = wire::delimited(1);
-    const SPAN_ID: u32 = wire::delimited(2);
-    const TRACE_STATE: u32 = wire::delimited(3);
-    const PARENT_SPAN_ID: u32 = wire::delimited(4);
-    const NAME: u32 = wire::delimited(5);
+    pub(super) const TRACE_ID: u32 = wire::delimited(1);
+    pub(super) const SPAN_ID: u32 = wire::delimited(2);
+    pub(super) const TRACE_STATE: u32 = wire::delimited(3);
+    pub(super) const PARENT_SPAN_ID: u32 = wire::delimited(4);
+    pub(super) const NAME: u32 = wire::delimited(5);
     const KIND: u32 = wire::varint(6);
     const START: u32 = wire::fixed64(7);
     const END: u32 = wire::fixed64(8);
-    const ATTRIBUTES: u32 = wire::delimited(9);
+    pub(super) const ATTRIBUTES: u32 = wire::delimited(ATTRIBUTE);
     const EVENTS: u32 = wire::delimited(11);
     const STATUS: u32 = wire::delimited(15);
 
@@ -328,17 +346,16 @@ impl<'a> Span<'a> {
         visitor: &mut impl Visitor<'a>,
     ) -> Result<(), Broken> {
         let mut cursor = Cursor::new(self.raw);
-        self.read_ids(&mut cursor);
+        if let Some((trace_id, span_id)) = usual_ids(&mut cursor) {
+            (self.trace_id, self.span_id) = (trace_id, span_id);
+        }
         while !cursor.is_done() {
             let begin = cursor;
             let key = cursor.key()?;
             match key.raw() {
                 Self::ATTRIBUTES => {
-                    visitor.attribute(cursor.slice()?);
-                    // They come in runs.
-                    while let Some(next) = cursor.short_slice(Self::ATTRIBUTES) {
-                        visitor.attribute(next);
-                    }
+                    visitor.attribute(Entry::decode(cursor.slice()?));
+                    read_run(&mut cursor, visitor);
                     attributes.include(&begin, &cursor);
                 }
                 Self::TRACE_ID => self.trace_id = cursor.slice()?,
@@ -347,7 +364,9 @@ impl<'a> Span<'a> {
                 Self::PARENT_SPAN_ID => self.parent_span_id = cursor.slice()?,
                 Self::NAME => {
                     self.name = cursor.slice()?;
-                    self.read_kind_and_times(&mut cursor);
+                    if let Some(next) = UsualTimes::read(&mut cursor) {
+                        (self.kind, self.start_unix_nano, self.end_unix_nano) = (next.kind, next.start, next.end);
+                    }
                 }
                 Self::KIND => self.kind = cursor.varint()? as i32,
                 Self::START => self.start_unix_nano = cursor.fixed64()?,
@@ -361,33 +380,6 @@ impl<'a> Span<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Both ids in one piece, if they come next in the usual form.
-    #[inline(always)]
-    fn read_ids(&mut self, cursor: &mut Cursor<'a>) {
-        const TRACE_ID: [u8; 2] = [Span::TRACE_ID as u8, 16];
-        const SPAN_ID: [u8; 2] = [Span::SPAN_ID as u8, 8];
-        let ids = cursor.chunk_if(|ids: &[u8; 28]| ids[..2] == TRACE_ID && ids[18..20] == SPAN_ID);
-        if let Some(ids) = ids {
-            self.trace_id = &ids[2..18];
-            self.span_id = &ids[20..];
-        }
-    }
-
-    /// Kind and times in one piece, if they come next in the usual form.
-    #[inline(always)]
-    fn read_kind_and_times(&mut self, cursor: &mut Cursor<'a>) {
-        const KIND: u8 = Span::KIND as u8;
-        const START: u8 = Span::START as u8;
-        const END: u8 = Span::END as u8;
-        let usual = |piece: &[u8; 20]| piece[0] == KIND && piece[1] < 0x80 && piece[2] == START && piece[11] == END;
-        if let Some(piece) = cursor.chunk_if(usual) {
-            let fixed64 = |at: usize| piece[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-            self.kind = i32::from(piece[1]);
-            self.start_unix_nano = fixed64(3);
-            self.end_unix_nano = fixed64(12);
-        }
     }
 
     #[inline(always)]
@@ -474,6 +466,55 @@ impl<'a> Span<'a> {
     #[inline(always)]
     pub fn has_valid_ids(&self) -> bool {
         check::is_valid_trace_id(self.trace_id) && check::is_valid_span_id(self.span_id)
+    }
+}
+
+/// Attributes come in runs.
+#[inline(always)]
+fn read_run<'a, V: Visitor<'a>>(cursor: &mut Cursor<'a>, visitor: &mut V) {
+    if !V::LOOKS {
+        while cursor.short_slice(Span::ATTRIBUTES).is_some() {}
+        return;
+    }
+    let mut rest = cursor.rest();
+    while let Some((next, behind)) = Short::next::<ATTRIBUTE>(rest) {
+        visitor.attribute(Entry::short(next));
+        rest = behind;
+    }
+    cursor.continue_at(rest);
+}
+
+/// Both ids of a span in one piece, if they come next in the usual form.
+#[inline(always)]
+pub(super) fn usual_ids<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8; 16], &'a [u8; 8])> {
+    const TRACE_ID: [u8; 2] = [Span::TRACE_ID as u8, 16];
+    const SPAN_ID: [u8; 2] = [Span::SPAN_ID as u8, 8];
+    let ids: &[u8; 28] = cursor.chunk_if(|ids: &[u8; 28]| ids[..2] == TRACE_ID && ids[18..20] == SPAN_ID)?;
+    Some((ids[2..].first_chunk()?, ids.last_chunk()?))
+}
+
+/// Kind and times of a span as they are usually written: one after the other, behind the name.
+#[derive(Clone, Copy)]
+pub(super) struct UsualTimes {
+    kind: i32,
+    start: u64,
+    end: u64,
+}
+
+impl UsualTimes {
+    /// Reads them in one piece, if they come next.
+    #[inline(always)]
+    pub(super) fn read(cursor: &mut Cursor<'_>) -> Option<UsualTimes> {
+        const KIND: u8 = Span::KIND as u8;
+        const START: u8 = Span::START as u8;
+        const END: u8 = Span::END as u8;
+        let usual = |piece: &[u8; 20]| piece[0] == KIND && piece[1] < 0x80 && piece[2] == START && piece[11] == END;
+        let piece = cursor.chunk_if(usual)?;
+        Some(UsualTimes {
+            kind: i32::from(piece[1]),
+            start: u64::from_le_bytes(*piece[3..].first_chunk()?),
+            end: u64::from_le_bytes(*piece.last_chunk()?),
+        })
     }
 }
 

@@ -293,6 +293,13 @@ impl<'a> Cursor<'a> {
         Some(value)
     }
 
+    /// Goes on at `rest`, which a caller has found by itself: what is left behind some of the fields that come next.
+    #[inline(always)]
+    pub(super) fn continue_at(&mut self, rest: &'a [u8]) {
+        debug_assert_eq!(self.rest.as_ptr_range().end, rest.as_ptr_range().end);
+        self.rest = rest;
+    }
+
     /// The next `N` bytes, if there are so many and they are as expected: for fields that mostly come in one order.
     #[inline(always)]
     pub fn chunk_if<const N: usize>(&mut self, is_expected: impl FnOnce(&[u8; N]) -> bool) -> Option<&'a [u8; N]> {

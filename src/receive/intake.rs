@@ -29,7 +29,8 @@ use super::refusal::{Reason, Refusal};
 use crate::clock::unix_nanos;
 use crate::journal::{Appended, Digest, Entry, Journal};
 use crate::listen::Peer;
-use crate::otlp::{DecodeError, Encoding, Signal, TraceRequest, decompress_into, json, opaque, room_for};
+use crate::otlp::{DecodeError, Encoding, NotedSpans, Signal, TraceRequest, decompress_into, json, opaque, room_for};
+use crate::rules::telling::Telling;
 
 /// JSON and compressed bodies from this size on, and plain ones from [`HEAVY_PLAIN`] on, leave the receiving thread.
 const HEAVY_ENCODED: usize = 256 * 1024;
@@ -245,11 +246,13 @@ impl Shared {
         let plain = self.decode(received, inflated)?;
         let checked = match signal {
             Signal::Traces => {
-                let checked = TraceRequest::parse(plain.clone()).map_err(Refusal::malformed)?;
+                let checked = TraceRequest::parse_noting(plain.clone(), &mut Telling::default());
+                let checked = checked.map_err(Refusal::malformed)?;
                 Checked {
                     items: checked.spans,
                     rejected: checked.rejected,
                     bytes: checked.request.bytes().clone(),
+                    noted: checked.noted,
                 }
             }
             Signal::Metrics => Checked::whole(opaque::check_metrics(&plain).map_err(Refusal::malformed)?, &plain),
@@ -316,6 +319,7 @@ impl Shared {
             digest,
             body,
             decoded: checked.bytes,
+            noted: checked.noted,
         }
     }
 }
@@ -326,6 +330,8 @@ struct Checked {
     rejected: u32,
     /// The protobuf without what was rejected.
     bytes: Bytes,
+    /// Spans that may tell something of an execution.
+    noted: Option<NotedSpans>,
 }
 
 impl Checked {
@@ -334,6 +340,7 @@ impl Checked {
             items,
             rejected: 0,
             bytes: bytes.clone(),
+            noted: None,
         }
     }
 }

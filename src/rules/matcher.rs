@@ -228,8 +228,8 @@ impl<'a> Slots<'_, 'a> {
 
 impl<'a> Visitor<'a> for Slots<'_, 'a> {
     #[inline(always)]
-    fn attribute(&mut self, key_value: &'a [u8]) {
-        self.put(&Entry::decode(key_value));
+    fn attribute(&mut self, entry: Entry<'a>) {
+        self.put(&entry);
     }
 }
 

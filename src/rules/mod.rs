@@ -5,6 +5,7 @@
 //!
 //! * [`model`]: what a rule says, as plain data; [`named`]: the notions that the program derives itself.
 //! * [`semantics`] and [`signal`]: what spans mean; shared with the rows, so that rows and metrics cannot disagree.
+//! * [`telling`]: which spans may tell something of an execution, by their keys and names alone.
 //! * [`prices`]: what runs and model calls are estimated to cost.
 //! * `read` and `print`: rules from and to YAML; [`check`]: names.
 //! * `compile` and [`matcher`]: all rules as one program over a span, which reads its attributes once and allocates
@@ -27,6 +28,7 @@ pub mod semantics;
 pub mod series_key;
 pub mod signal;
 pub mod table;
+pub mod telling;
 
 use std::path::Path;
 

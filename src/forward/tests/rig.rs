@@ -370,6 +370,7 @@ impl Rig {
             digest: None,
             body: body.clone(),
             decoded,
+            noted: None,
         };
         self.journal.append(entry).unwrap().durable.await.unwrap();
         body
@@ -386,6 +387,7 @@ impl Rig {
             digest: None,
             body: body.clone(),
             decoded: body,
+            noted: None,
         };
         self.journal.append(entry).unwrap().durable.await.unwrap();
     }

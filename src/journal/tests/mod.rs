@@ -34,6 +34,7 @@ pub(super) fn entry(body: impl Into<Bytes>) -> Entry {
         rejected: 0,
         digest: None,
         decoded: body.clone(),
+        noted: None,
         body,
     }
 }

@@ -11,7 +11,8 @@ use super::support::{EPOCH, S, facts, failure, node, request, success};
 use crate::journal::tests::unreadable;
 use crate::journal::{Entry, Journal, Options};
 use crate::ledger::{Ledger, LedgerOptions};
-use crate::otlp::{Encoding, Signal, compress};
+use crate::otlp::{Encoding, Signal, TraceRequest, compress};
+use crate::rules::telling::Telling;
 use crate::telemetry::Health;
 
 on_both! {
@@ -55,6 +56,7 @@ async fn append_compressed(journal: &Journal, spans: &[S]) {
 
 async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
     let decoded = request(spans).bytes().clone();
+    let checked = TraceRequest::parse_noting(decoded.clone(), &mut Telling::default()).unwrap();
     let entry = Entry {
         signal: Signal::Traces,
         encoding,
@@ -64,6 +66,7 @@ async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
         digest: None,
         body: compress(encoding, &decoded),
         decoded,
+        noted: checked.noted,
     };
     journal.append(entry).unwrap().durable.await.unwrap();
 }

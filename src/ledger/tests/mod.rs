@@ -9,6 +9,7 @@ mod databases;
 mod faults;
 mod following;
 mod keeping;
+mod noted;
 mod operating;
 mod packing;
 mod paths;

@@ -13,7 +13,7 @@ mod walk;
 use generate::Generator;
 
 /// Runs a test with many seeds.
-fn for_seeds(count: u64, test: impl Fn(u64) + std::panic::RefUnwindSafe) {
+pub(crate) fn for_seeds(count: u64, test: impl Fn(u64) + std::panic::RefUnwindSafe) {
     let first = std::env::var("SPANLEDGER_TEST_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())

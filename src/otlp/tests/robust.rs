@@ -51,8 +51,8 @@ fn visit(request: &TraceRequest) -> usize {
 struct Visited(Vec<String>);
 
 impl<'a> Visitor<'a> for Visited {
-    fn attribute(&mut self, key_value: &'a [u8]) {
-        self.0.push(said(Entry::decode(key_value)));
+    fn attribute(&mut self, entry: Entry<'a>) {
+        self.0.push(said(entry));
     }
 }
 

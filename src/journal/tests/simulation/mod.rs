@@ -274,6 +274,7 @@ impl Simulation {
             rejected,
             digest,
             decoded: body.clone(),
+            noted: None,
             body: body.clone(),
         };
         self.requests.push(Request {
