@@ -1,7 +1,8 @@
 //! One walk over the attributes of a span: whether it matters at all, and what of it.
 
+use crate::otlp::entry::Entry;
 use crate::otlp::trace::Span;
-use crate::otlp::value::{AnyValue, Entry};
+use crate::otlp::value::AnyValue;
 use crate::rules::semantics::is_second_span;
 use crate::rules::telling::runtime_of;
 

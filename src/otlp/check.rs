@@ -6,10 +6,10 @@
 
 use std::fmt;
 
+use super::entry::{Entry, Short};
 use super::noted::{NoNotice, Notice, Place};
 use super::schema::{self, Field, Kind, Message, Role};
 use super::trace::{ATTRIBUTE, Span, UsualTimes, usual_ids};
-use super::value::{Entry, Short};
 use super::wire::{self, Broken, Cursor, Fault, Key, MAX_DEPTH, WireType, is_ascii, is_utf8};
 
 /// Why a request was refused, and where.
@@ -243,17 +243,14 @@ impl<N: Notice> Check<'_, N> {
     /// Steps over attributes up to the first in another form than the usual one.
     #[inline(always)]
     fn usual_attributes(&mut self, cursor: &mut Cursor<'_>, depth: u32) {
-        if depth <= 1 {
-            return;
-        }
-        let mut rest = cursor.rest();
-        while let Some((next, behind)) = Short::next::<ATTRIBUTE>(rest)
+        let mut ahead = *cursor;
+        while depth > 1
+            && let Some(next) = Short::next::<ATTRIBUTE>(&mut ahead)
             && is_usual(&next)
         {
             self.notice.attribute(next.key);
-            rest = behind;
+            *cursor = ahead;
         }
-        cursor.continue_at(rest);
     }
 }
 

@@ -10,9 +10,10 @@
 //! * [`encoding`] undoes and applies content encodings, [`status`] writes every answer a sender can get.
 //!
 //! What the messages look like stands once, in `schema`; the check, the field paths in error messages and the JSON
-//! transcoder all read that table. Only the walk over spans ([`trace`], [`value`]) is written out by hand, for speed.
+//! transcoder all read that table. Only the walk over spans ([`trace`], [`entry`], [`value`]) is written out by hand, for speed.
 
 pub mod encoding;
+pub mod entry;
 pub mod json;
 pub mod noted;
 pub mod opaque;
@@ -22,6 +23,7 @@ pub mod value;
 pub mod wire;
 
 mod check;
+mod cut;
 pub(crate) mod schema;
 mod signal;
 #[cfg(test)]

@@ -8,8 +8,10 @@
 use bytes::Bytes;
 
 use super::check::{self, Malformed};
+use super::cut::without_rejected;
+use super::entry::{Entry, Short};
 use super::noted::{NoNotice, NotedSpans, Notice};
-use super::value::{Attributes, Entry, Fields, Short, Text};
+use super::value::{Attributes, Fields, Text};
 use super::wire::{self, Broken, Cursor, MAX_DEPTH};
 
 /// A checked trace request: the bytes as they were received.
@@ -144,7 +146,7 @@ pub struct ResourceSpans<'a>(&'a [u8]);
 
 impl<'a> ResourceSpans<'a> {
     const RESOURCE: u8 = 1;
-    const SCOPE_SPANS: u8 = 2;
+    pub(super) const SCOPE_SPANS: u8 = 2;
     const SCHEMA_URL: u32 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ResourceSpans<'a> {
@@ -189,7 +191,7 @@ pub struct Scope<'a> {
 
 impl<'a> ScopeSpans<'a> {
     const SCOPE: u8 = 1;
-    const SPANS: u8 = 2;
+    pub(super) const SPANS: u8 = 2;
     const SCHEMA_URL: u32 = wire::delimited(3);
 
     const fn decode(bytes: &'a [u8]) -> ScopeSpans<'a> {
@@ -476,12 +478,9 @@ fn read_run<'a, V: Visitor<'a>>(cursor: &mut Cursor<'a>, visitor: &mut V) {
         while cursor.short_slice(Span::ATTRIBUTES).is_some() {}
         return;
     }
-    let mut rest = cursor.rest();
-    while let Some((next, behind)) = Short::next::<ATTRIBUTE>(rest) {
+    while let Some(next) = Short::next::<ATTRIBUTE>(cursor) {
         visitor.attribute(Entry::short(next));
-        rest = behind;
     }
-    cursor.continue_at(rest);
 }
 
 /// Both ids of a span in one piece, if they come next in the usual form.
@@ -586,42 +585,4 @@ impl<'a> Event<'a> {
     pub const fn attributes(&self) -> Attributes<'a> {
         Attributes(Fields::direct(self.raw, 3))
     }
-}
-
-/// Copies a checked request without the spans whose ids are invalid. Only the lengths of the messages around them
-/// change; everything else is copied as it is, in its order.
-fn without_rejected(body: &[u8]) -> Bytes {
-    /// The fields that lead from the request to a span.
-    const PATH: [u32; 3] = [1, ResourceSpans::SCOPE_SPANS as u32, ScopeSpans::SPANS as u32];
-
-    fn copy(message: &[u8], path: &[u32], out: &mut Vec<u8>) -> Result<(), Broken> {
-        let Some((&field, inner)) = path.split_first() else {
-            return Ok(());
-        };
-        let mut cursor = Cursor::new(message);
-        while !cursor.is_done() {
-            let begin = cursor;
-            let key = cursor.key()?;
-            if key.raw() != wire::delimited(field) {
-                cursor.skip(key, MAX_DEPTH)?;
-                out.extend_from_slice(cursor.since(&begin));
-                continue;
-            }
-            let contents = cursor.slice()?;
-            if !inner.is_empty() {
-                let room = wire::varint_len(contents.len() as u64);
-                let pending = wire::Pending::begin(out, field, room);
-                copy(contents, inner, out)?;
-                pending.finish(out);
-            } else if Span::decode(contents).has_valid_ids() {
-                out.extend_from_slice(cursor.since(&begin));
-            }
-        }
-        Ok(())
-    }
-
-    let mut out = Vec::with_capacity(body.len());
-    // The bytes have passed the check, so there is no error to come; were there one, the spans before it would stand.
-    let _no_error = copy(body, &PATH, &mut out);
-    Bytes::from(out)
 }

@@ -9,8 +9,8 @@
 
 use std::cell::Cell;
 
+use crate::otlp::entry::Entry;
 use crate::otlp::trace::{ResourceSpans, ScopeSpans, Span, TraceRequest, Visitor};
-use crate::otlp::value::Entry;
 use crate::otlp::{AnyValue, Attributes, Text};
 
 use super::Catalogue;

@@ -3,9 +3,9 @@
 //! The ledger asks; the check at the door notes the answers, so that the ledger need not walk over spans that tell
 //! nothing. A span that is noted without need costs a closer look; one that is not noted would be missing in a row.
 
+use crate::otlp::entry::Entry;
 use crate::otlp::noted::Notice;
 use crate::otlp::trace::{Span, Visitor};
-use crate::otlp::value::Entry;
 
 /// Looks at one span after the other: at the keys of its attributes and then at its name.
 ///
@@ -30,7 +30,7 @@ impl Telling {
 impl<'a> Visitor<'a> for Telling {
     #[inline(always)]
     fn attribute(&mut self, entry: Entry<'a>) {
-        self.marks |= of_key(entry.key().as_bytes());
+        Notice::attribute(self, entry.key().as_bytes());
     }
 }
 

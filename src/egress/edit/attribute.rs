@@ -3,8 +3,8 @@
 use super::{Nested, Walk};
 use crate::egress::attributes::Action;
 use crate::egress::hash::DIGEST;
+use crate::otlp::entry::Entry;
 use crate::otlp::schema;
-use crate::otlp::value::Entry;
 use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_header};
 
 /// The value of an attribute.

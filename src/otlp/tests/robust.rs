@@ -7,9 +7,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 
 use super::{Generator, for_seeds};
+use crate::otlp::entry::Entry;
 use crate::otlp::opaque::{check_logs, check_metrics};
 use crate::otlp::trace::{Span, Visitor};
-use crate::otlp::value::Entry;
 use crate::otlp::wire::{Fault, put_bytes};
 use crate::otlp::{AnyValue, Attributes, TraceRequest};
 
