@@ -21,12 +21,13 @@ use tokio::sync::watch;
 
 use super::completion::{Completion, Durable};
 use super::dedup::{Dedup, Digest, Remembered};
+use super::direct::DirectIo;
 use super::disk::Disk;
 use super::error::AppendError;
 use super::identity::Identity;
 use super::meters::Meters;
 use super::options::Settings;
-use super::record::{self, HEADER, Header, Record, span_of};
+use super::record::{self, Header, Record, span_of};
 use super::segment::{Mark, Segment, Summary, lock};
 use super::tail::Tail;
 use super::{Appended, Entry};
@@ -200,6 +201,8 @@ pub(super) struct State {
 /// See the module.
 pub(super) struct Core {
     pub(super) disk: Arc<dyn Disk>,
+    /// `None`: all writing goes through the page cache.
+    pub(super) direct_io: Option<Arc<DirectIo>>,
     pub(super) identity: Identity,
     pub(super) settings: Settings,
     pub(super) state: Mutex<State>,
@@ -374,14 +377,13 @@ impl Core {
         }
     }
 
-    /// Writes header and body with one call and without copying the body. No lock is held.
+    /// Puts the checksums in and hands the record to its segment. No lock is held.
     pub(super) fn write(&self, reservation: &Reservation, entry: &Entry) -> io::Result<()> {
         failpoint::hit(Point::BeforeWrite);
         let segment = &reservation.segment;
         let body_crc = record::body_crc(segment.seed, &entry.body);
         let header = Self::header(entry, reservation.sequence, reservation.durable, body_crc).encode(segment.seed);
-        debug_assert_eq!(header.len(), HEADER);
-        segment.file.write_at(&[&header, &entry.body], reservation.offset)?;
+        segment.append(header, &entry.body, reservation.offset)?;
         failpoint::hit(Point::AfterWrite);
         Ok(())
     }
@@ -476,6 +478,11 @@ impl State {
     /// Whether as many requests wait for a sync as came for the last one.
     pub(super) fn has_gathered(&self) -> bool {
         self.written - self.durable >= self.gathering.expected
+    }
+
+    /// Whether a reader needs something in front of this sequence.
+    pub(super) fn is_anybody_before(&self, sequence: u64) -> bool {
+        self.readers.iter().any(|reader| reader.cursor < sequence)
     }
 
     fn advance_written(&mut self) {

@@ -13,6 +13,10 @@ use crate::failpoint::{self, Point};
 pub(super) trait Disk: Send + Sync {
     /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for writing past the page cache: memory, offsets and lengths of all writes are multiples
+    /// of [`BLOCK`]. `None`: the system has no such thing. Where the file system has not, this or the first write
+    /// says [`is_not_direct`].
+    fn open_direct(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>>;
     /// Creates a file, or empties the one that is there.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Replaces `to` atomically. Durable after [`Disk::sync_dir`].
@@ -45,6 +49,14 @@ pub(super) trait DiskFile: Send + Sync {
     fn truncate(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
+}
+
+/// What direct writes begin and end on, in memory and in the file: no disk in use has larger sectors.
+pub(super) const BLOCK: usize = 4096;
+
+/// Whether the file system cannot write past the page cache, or not in pieces of [`BLOCK`].
+pub(super) fn is_not_direct(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
 /// Whether that is all that is wrong.
@@ -109,6 +121,19 @@ impl Disk for OsDisk {
                 .write(self.writable)
                 .open(self.path(name))?,
         ))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_direct(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(flags);
+        Ok(Some(Arc::new(options.open(self.path(name))?)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_direct(&self, _name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        Ok(None)
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {

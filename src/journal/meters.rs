@@ -89,7 +89,7 @@ fn describe() {
     describe_histogram!(
         "spanledger_journal_fsync_seconds",
         Unit::Seconds,
-        "Time of one sync of the journal."
+        "Time of one sync of the journal, the writing before it included."
     );
     describe_histogram!("spanledger_journal_batch_records", "Requests answered by one sync.");
     describe_counter!(

@@ -28,10 +28,12 @@
 //!
 //! # Operations
 //!
-//! * *Append* (`core.rs`): a sequence and a place are reserved under a short lock; header and body are written with
-//!   one call by the calling thread. When the segment is full the request waits in memory while the sync thread
-//!   changes segments; the caller never waits for that.
-//! * *Group commit* (`sync.rs`): one thread syncs whatever is completely written, moves the watermark, then answers.
+//! * *Append* (`core.rs`): a sequence and a place are reserved under a short lock; the calling thread computes the
+//!   checksums and leaves the record to the sync thread. When the segment is full the request waits in memory while
+//!   that changes segments; the caller never waits for either.
+//! * *Group commit* (`sync.rs`): one thread writes whatever there is, past the page cache (`direct.rs`), syncs, moves the
+//!   watermark, then answers. With [`Fsync::Interval`], and where the file system knows no direct I/O, the calling
+//!   threads have written it through the page cache.
 //!   What arrives during one sync is answered by the next, which waits up to two milliseconds for as many as came last.
 //! * *Changing segments* (`rotate.rs`, `budget.rs`): write over a segment that nobody wants (twice as fast as growing
 //!   a file), else create one, else refuse new requests until a reader moves on.
@@ -46,6 +48,7 @@ mod completion;
 mod core;
 mod cursor;
 mod dedup;
+mod direct;
 mod disk;
 mod error;
 mod identity;

@@ -102,8 +102,11 @@ impl Core {
             gathering: Default::default(),
             is_idle: false,
         };
+        // What is answered before it is synced must survive the process, so it goes through the page cache.
+        let direct_io = settings.interval.is_none().then(Arc::default);
         let core = Self {
             disk,
+            direct_io,
             identity,
             state: Mutex::new(state),
             work: Condvar::new(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dedup::Dedup;
+use super::direct::MEMORY;
+use super::disk::BLOCK;
 use super::error::JournalError;
 use super::record::span_of;
 use super::segment::DATA_START;
@@ -118,7 +120,7 @@ impl Options {
     /// The most memory that the journal takes: the newest records, requests that wait for a segment, what is
     /// remembered of others, and buffers for readers that lag. (A segment's index is a few kilobytes.)
     pub fn memory_bound(&self) -> usize {
-        self.tail_bytes + PARKED_BYTES as usize + BUFFERS + self.dedup_max_entries * REMEMBERED_BYTES
+        self.tail_bytes + PARKED_BYTES as usize + BUFFERS + MEMORY + self.dedup_max_entries * REMEMBERED_BYTES
     }
 }
 
@@ -134,7 +136,7 @@ impl Settings {
         }
         let segment_size = options
             .segment_size
-            .unwrap_or((options.max_size / 32).clamp(MIB, 64 * MIB));
+            .unwrap_or((options.max_size / 32).clamp(MIB, 64 * MIB) & !(BLOCK as u64 - 1));
         let entry = 36;
         let dedup_max_entries = options.dedup_max_entries.min((options.max_size / 16 / entry) as usize);
         let dedup_max_age = nanos(options.dedup_max_age);

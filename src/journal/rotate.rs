@@ -80,6 +80,7 @@ impl Core {
 
     fn seal(&self, state: &mut State) {
         if let Some(active) = state.active.take() {
+            active.segment.seal();
             state.sealed.push_back(Sealed {
                 segment: active.segment,
                 summary: active.durable,
@@ -205,7 +206,9 @@ impl Core {
         header: &SegmentHeader,
     ) -> Arc<Segment> {
         let seed = self.identity.seed(header.incarnation, header.epoch);
-        Arc::new(Segment::new(number, file, size, header.clone(), seed))
+        let direct = self.direct_io.as_ref();
+        let direct = direct.and_then(|direct| direct.writer(&*self.disk, &file_name(number), size));
+        Arc::new(Segment::new(number, file, size, header.clone(), seed).with_direct(direct))
     }
 
     fn create_segment(

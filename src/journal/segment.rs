@@ -32,6 +32,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+
+use super::direct::DirectWriter;
 use super::disk::DiskFile;
 use super::identity::{FORMAT_VERSION, JournalId, Unreadable};
 use super::record::{self, HEADER, Header, u32_at, u64_at};
@@ -208,6 +211,8 @@ pub(super) struct Mark {
 pub(super) struct Segment {
     pub(super) number: u32,
     pub(super) file: Arc<dyn DiskFile>,
+    /// How records get into it, if not through the page cache.
+    direct: Option<DirectWriter>,
     pub(super) size: u64,
     pub(super) header: SegmentHeader,
     pub(super) seed: u32,
@@ -224,12 +229,44 @@ impl Segment {
         Self {
             number,
             file,
+            direct: None,
             size,
             header,
             seed,
             retired: AtomicBool::new(false),
             writers: AtomicU32::new(0),
             marks: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The same, written past the page cache.
+    pub(super) fn with_direct(self, direct: Option<DirectWriter>) -> Self {
+        Self { direct, ..self }
+    }
+
+    /// Writes a record, or takes it for the next [`sync`](Self::sync).
+    pub(super) fn append(&self, header: [u8; HEADER], body: &Bytes, offset: u64) -> io::Result<()> {
+        match &self.direct {
+            Some(direct) => {
+                direct.append(header, body.clone(), offset);
+                Ok(())
+            }
+            None => self.file.write_at(&[&header, body], offset),
+        }
+    }
+
+    /// Brings to the disk what was appended, and also into the page cache if it `is_read_back` soon.
+    pub(super) fn sync(&self, is_read_back: bool) -> io::Result<()> {
+        match &self.direct {
+            Some(direct) => direct.sync(&*self.file, is_read_back),
+            None => self.file.sync_data(),
+        }
+    }
+
+    /// Nothing is appended any more.
+    pub(super) fn seal(&self) {
+        if let Some(direct) = &self.direct {
+            direct.close();
         }
     }
 

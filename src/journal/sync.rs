@@ -27,6 +27,8 @@ const SALVAGE: Duration = Duration::from_secs(30);
 pub(super) struct SyncJob {
     pub(super) segment: Arc<Segment>,
     through: u64,
+    /// Somebody is going to read it from the file.
+    is_read_back: bool,
     /// What has to be written again first.
     doubtful: Option<(u64, u64)>,
 }
@@ -39,7 +41,7 @@ impl SyncJob {
             self.check(from, to)?;
             rewrite(&*self.segment.file, from, to)?;
         }
-        self.segment.file.sync_data()
+        self.segment.sync(self.is_read_back)
     }
 
     fn check(&self, from: u64, to: u64) -> io::Result<()> {
@@ -141,6 +143,7 @@ impl Core {
         Some(SyncJob {
             segment: Arc::clone(&active.segment),
             through: state.written,
+            is_read_back: state.is_anybody_before(lock(&self.tail).start()),
             doubtful,
         })
     }

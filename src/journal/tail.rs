@@ -39,6 +39,11 @@ impl Tail {
         }
     }
 
+    /// Everything from here on is in it.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     pub(super) fn push(&mut self, record: Record) {
         self.bytes += weight(&record);
         self.records.push_back(record);

@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod corruption;
+mod direct;
 mod gathering;
 mod interval;
 mod measure;

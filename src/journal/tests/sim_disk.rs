@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::journal::disk::{Disk, DiskFile};
+use crate::journal::disk::{BLOCK, Disk, DiskFile};
 
 const EIO: i32 = 5;
+const EINVAL: i32 = 22;
 const ENOSPC: i32 = 28;
 
 #[derive(Clone)]
@@ -61,8 +62,20 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
     }
 }
 
+/// What the file system does about direct I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direct {
+    /// It has none.
+    None,
+    /// It only says so when something is written.
+    Refuses,
+    Works,
+}
+
 struct Inner {
     random: fastrand::Rng,
+    direct: Direct,
+    direct_writes: u64,
     directory: BTreeMap<String, usize>,
     synced_directory: BTreeMap<String, usize>,
     unsynced_directory: Vec<DirectoryChange>,
@@ -145,12 +158,15 @@ pub(super) struct SimDisk(Arc<Mutex<Inner>>);
 struct SimFile {
     disk: SimDisk,
     file: usize,
+    is_direct: bool,
 }
 
 impl SimDisk {
     pub(super) fn new(seed: u64, capacity: u64) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             random: fastrand::Rng::with_seed(seed),
+            direct: Direct::Works,
+            direct_writes: 0,
             directory: BTreeMap::new(),
             synced_directory: BTreeMap::new(),
             unsynced_directory: Vec::new(),
@@ -168,6 +184,15 @@ impl SimDisk {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
+    }
+
+    /// Writes past the page cache that succeeded.
+    pub(super) fn direct_writes(&self) -> u64 {
+        self.inner().direct_writes
+    }
+
+    pub(super) fn set_direct(&self, direct: Direct) {
+        self.inner().direct = direct;
     }
 
     pub(super) fn set_faults(&self, one_in: u32, reads_one_in: u32) {
@@ -247,7 +272,21 @@ impl Disk for SimDisk {
         Ok(Arc::new(SimFile {
             disk: self.clone(),
             file,
+            is_direct: false,
         }))
+    }
+
+    fn open_direct(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        let inner = self.inner();
+        if inner.direct == Direct::None {
+            return Err(io::Error::from_raw_os_error(EINVAL));
+        }
+        let file = *inner.directory.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Some(Arc::new(SimFile {
+            disk: self.clone(),
+            file,
+            is_direct: true,
+        })))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -264,6 +303,7 @@ impl Disk for SimDisk {
         Ok(Arc::new(SimFile {
             disk: self.clone(),
             file,
+            is_direct: false,
         }))
     }
 
@@ -376,10 +416,20 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        let is_whole = |part: &&[u8]| part.as_ptr().align_offset(BLOCK) == 0 && part.len().is_multiple_of(BLOCK);
+        let is_aligned = offset.is_multiple_of(BLOCK as u64) && parts.iter().all(is_whole);
+        if self.is_direct {
+            assert!(is_aligned, "a direct write at {offset} does not consist of blocks");
+            if self.disk.inner().direct != Direct::Works {
+                return Err(io::Error::from_raw_os_error(EINVAL));
+            }
+        }
         self.change(Change::Write {
             offset,
             data: parts.concat(),
-        })
+        })?;
+        self.disk.inner().direct_writes += u64::from(self.is_direct);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

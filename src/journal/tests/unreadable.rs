@@ -52,6 +52,9 @@ impl Disk for Refusing {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         Ok(self.file(self.disk.open(name)?))
     }
+    fn open_direct(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        Ok(self.disk.open_direct(name)?.map(|file| self.file(file)))
+    }
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         Ok(self.file(self.disk.create(name)?))
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::sim_disk::SimDisk;
+use super::sim_disk::{Direct, SimDisk};
 use crate::journal::core::{Begun, Condition, Core, Reservation};
 use crate::journal::options::Settings;
 use crate::journal::segment::lock;
@@ -108,6 +108,14 @@ impl Simulation {
             ..Options::new("/simulated")
         };
         let disk = SimDisk::new(random.u64(..), 1 << 30);
+        let kinds = [
+            Direct::None,
+            Direct::Refuses,
+            Direct::Works,
+            Direct::Works,
+            Direct::Works,
+        ];
+        disk.set_direct(*random.choice(&kinds).unwrap());
         let followers = vec![
             Follower::default(),
             Follower {

@@ -1,0 +1,238 @@
+//! Records written past the page cache, with direct I/O.
+//!
+//! Through the page cache each page of a record is found, filled, marked, written back and marked again by itself, which
+//! costs as much as all else that the journal does, and the memory that a container is charged for. Here records wait
+//! where they are until the next sync. That lays them one behind the other into one piece of memory, from which the
+//! disk fetches them.
+//!
+//! # Invariants
+//!
+//! 1. What was appended before a sync began is on the disk when it has succeeded, if everything in front of it was
+//!    appended as well. [`Core`](super::core::Core) publishes nothing else.
+//! 2. Each write begins and ends on a multiple of [`BLOCK`]. The block in which the last one ended is written again with
+//!    what follows: what is durable in it is the same bytes at the same place, so that a torn write does not change it.
+//! 3. After a failure nothing more is written, and what waited is dropped: it was not answered, and is refused.
+//! 4. Beside [`MEMORY`] and the bodies, which their senders wait for anyway, nothing is held; after
+//!    [`close`](DirectWriter::close) nothing at all.
+//!
+//! Readers use the page cache as ever: the system drops the pages that a direct write goes by, before the sync returns
+//! and thus before any reader may look there. While one of them is so far behind that it reads from files, the same
+//! blocks are written through the page cache, or the disk would have to read all of them again.
+//!
+//! What waits here is lost when the process dies, which is why an interval between syncs
+//! ([`Fsync::Interval`](super::options::Fsync)) does without.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::disk::{BLOCK, Disk, DiskFile, is_not_direct};
+use super::record::{HEADER, span_of};
+use super::segment::{DATA_START, lock};
+
+/// Bytes that are written at once, at most. Two large requests fit, which is what shares a sync under load.
+pub(super) const MEMORY: usize = 1 << 20;
+
+/// Whether the file system can do it, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct DirectIo {
+    is_refused: AtomicBool,
+}
+
+impl DirectIo {
+    /// For the next life of a segment file. `None`: it goes through the page cache.
+    pub(super) fn writer(self: &Arc<Self>, disk: &dyn Disk, name: &str, size: u64) -> Option<DirectWriter> {
+        // The last block must not reach beyond the file.
+        if self.is_refused() || !size.is_multiple_of(BLOCK as u64) {
+            return None;
+        }
+        match disk.open_direct(name) {
+            Ok(file) => file.map(|file| DirectWriter::new(file, Arc::clone(self))),
+            Err(error) => {
+                if is_not_direct(&error) {
+                    self.refuse(&error);
+                }
+                None
+            }
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
+    fn refuse(&self, error: &io::Error) {
+        if !self.is_refused.swap(true, Ordering::Relaxed) {
+            tracing::info!(%error, "the journal's file system cannot write past the page cache: the journal goes through it");
+        }
+    }
+}
+
+/// The way into one life of a segment file.
+pub(super) struct DirectWriter {
+    file: Arc<dyn DiskFile>,
+    direct_io: Arc<DirectIo>,
+    waiting: Mutex<Waiting>,
+    /// Locked by the one who syncs. `None`: closed, or nothing was written yet.
+    blocks: Mutex<Option<Blocks>>,
+}
+
+/// A record on its way.
+struct Placed {
+    offset: u64,
+    header: [u8; HEADER],
+    body: Bytes,
+}
+
+/// Records that no sync has taken yet, by offset. They come nearly in that order.
+struct Waiting {
+    records: VecDeque<Placed>,
+    /// Where the next one to be taken begins.
+    next: u64,
+    is_closed: bool,
+}
+
+impl Waiting {
+    fn put(&mut self, record: Placed) {
+        let behind = self.records.partition_point(|other| other.offset < record.offset);
+        self.records.insert(behind, record);
+    }
+
+    /// Takes the first one, unless something in front of it is still missing.
+    fn take(&mut self) -> Option<Placed> {
+        let record = self.records.pop_front_if(|record| record.offset == self.next)?;
+        self.next += span_of(record.body.len());
+        Some(record)
+    }
+}
+
+impl DirectWriter {
+    fn new(file: Arc<dyn DiskFile>, direct_io: Arc<DirectIo>) -> Self {
+        let waiting = Waiting {
+            records: VecDeque::new(),
+            next: DATA_START,
+            is_closed: false,
+        };
+        Self {
+            file,
+            direct_io,
+            waiting: Mutex::new(waiting),
+            blocks: Mutex::new(None),
+        }
+    }
+
+    /// Takes a record for the next sync. One that comes after [`close`](Self::close) was refused meanwhile.
+    pub(super) fn append(&self, header: [u8; HEADER], body: Bytes, offset: u64) {
+        let mut waiting = lock(&self.waiting);
+        if !waiting.is_closed {
+            waiting.put(Placed { offset, header, body });
+        }
+    }
+
+    /// Brings to the disk what was appended without a gap. `cached` is the same file through the page cache, in which
+    /// it is afterwards if it `is_read_back`.
+    pub(super) fn sync(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<()> {
+        let outcome = self.write(cached, is_read_back).and_then(|()| cached.sync_data());
+        if outcome.is_err() {
+            self.close();
+        }
+        outcome
+    }
+
+    /// Nothing is going to be written any more.
+    pub(super) fn close(&self) {
+        let mut waiting = lock(&self.waiting);
+        waiting.is_closed = true;
+        waiting.records = VecDeque::new();
+        drop(waiting);
+        *lock(&self.blocks) = None;
+    }
+
+    fn write(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<()> {
+        let mut guard = lock(&self.blocks);
+        let blocks = guard.get_or_insert_with(|| Blocks::new(DATA_START));
+        let mut out = |blocks: &[u8], offset| {
+            if !is_read_back && !self.direct_io.is_refused() {
+                match self.file.write_at(&[blocks], offset) {
+                    Err(error) if is_not_direct(&error) => self.direct_io.refuse(&error),
+                    outcome => return outcome,
+                }
+            }
+            cached.write_at(&[blocks], offset)
+        };
+        loop {
+            // One at a time: whoever appends does not wait for the disk.
+            let Some(record) = lock(&self.waiting).take() else {
+                break;
+            };
+            let padding = span_of(record.body.len()) as usize - HEADER - record.body.len();
+            for part in [&record.header, &*record.body, &[0; 8][..padding]] {
+                blocks.push(part, &mut out)?;
+            }
+        }
+        blocks.flush(&mut out)
+    }
+}
+
+/// Memory that begins on a multiple of [`BLOCK`] and stands for a part of the file that does so too.
+struct Blocks {
+    memory: Vec<u8>,
+    /// In the memory, where the part begins.
+    origin: usize,
+    /// So much of it is there.
+    filled: usize,
+    /// Where the part lies in the file.
+    offset: u64,
+    /// Not all of it is in the file.
+    is_dirty: bool,
+}
+
+impl Blocks {
+    fn new(offset: u64) -> Self {
+        let memory = vec![0; MEMORY + BLOCK];
+        let origin = memory.as_ptr().align_offset(BLOCK);
+        Self {
+            memory,
+            origin,
+            filled: 0,
+            offset,
+            is_dirty: false,
+        }
+    }
+
+    fn push(&mut self, mut part: &[u8], write: &mut impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+        while !part.is_empty() {
+            let (now, later) = part.split_at(part.len().min(MEMORY - self.filled));
+            let from = self.origin + self.filled;
+            self.memory[from..from + now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            self.is_dirty = true;
+            part = later;
+            if self.filled == MEMORY {
+                self.flush(write)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was not written, with the block it begins in, and zeros up to the end of the last one. What is in
+    /// that block is kept.
+    fn flush(&mut self, write: &mut impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+        if !self.is_dirty {
+            return Ok(());
+        }
+        let end = self.filled.next_multiple_of(BLOCK);
+        let part = &mut self.memory[self.origin..self.origin + end];
+        part[self.filled..].fill(0);
+        write(part, self.offset)?;
+        let whole = self.filled - self.filled % BLOCK;
+        part.copy_within(whole..self.filled, 0);
+        self.offset += whole as u64;
+        self.filled -= whole;
+        self.is_dirty = false;
+        Ok(())
+    }
+}

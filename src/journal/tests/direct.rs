@@ -1,0 +1,179 @@
+//! Writing past the page cache: where bytes end up, what waits for what, and who reads back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::sim_disk::{Direct, SimDisk};
+use super::{bodies, entry};
+use crate::journal::core::{Begun, Core};
+use crate::journal::direct::{DirectIo, DirectWriter, MEMORY};
+use crate::journal::disk::{Disk, DiskFile};
+use crate::journal::options::Settings;
+use crate::journal::record::{HEADER, span_of};
+use crate::journal::segment::{DATA_START, lock};
+use crate::journal::*;
+
+const SIZE: u64 = 16 << 20;
+
+/// A writer, its file through the page cache, and the disk.
+fn writer(direct: Direct) -> (DirectWriter, Arc<dyn DiskFile>, SimDisk) {
+    let disk = SimDisk::new(7, 1 << 30);
+    disk.set_direct(direct);
+    let file = disk.create("file").unwrap();
+    file.allocate(SIZE).unwrap();
+    let writer = Arc::new(DirectIo::default()).writer(&disk, "file", SIZE).unwrap();
+    (writer, file, disk)
+}
+
+/// Records of many lengths, each with a header and a body of a byte of its own, and where they belong.
+fn records() -> Vec<(u64, [u8; HEADER], Bytes)> {
+    let lengths = [
+        0,
+        1,
+        7,
+        4024,
+        4096,
+        MEMORY - 8192,
+        3 * MEMORY + 5,
+        100,
+        MEMORY,
+        2 * MEMORY - 77,
+    ];
+    let mut offset = DATA_START;
+    let mut records = Vec::new();
+    for (number, length) in lengths.into_iter().enumerate() {
+        let byte = number as u8 + 1;
+        records.push((offset, [byte | 0x80; HEADER], Bytes::from(vec![byte; length])));
+        offset += span_of(length);
+    }
+    records
+}
+
+#[track_caller]
+fn assert_written(file: &dyn DiskFile, records: &[(u64, [u8; HEADER], Bytes)]) {
+    for (offset, header, body) in records {
+        let mut found = vec![0; HEADER + body.len()];
+        file.read_at(&mut found, *offset).unwrap();
+        assert_eq!(found[..HEADER], *header, "header at {offset}");
+        assert!(found[HEADER..] == **body, "body at {offset}");
+    }
+}
+
+#[test]
+fn records_of_any_length_lie_where_they_belong_however_many_share_a_sync() {
+    for direct in [Direct::Works, Direct::Refuses] {
+        for at_once in 1..=records().len() {
+            let (writer, file, disk) = writer(direct);
+            for (number, records) in records().chunks(at_once).enumerate() {
+                for (offset, header, body) in records {
+                    writer.append(*header, body.clone(), *offset);
+                }
+                // Both ways into the file, one after the other.
+                writer.sync(&*file, number % 3 == 1).unwrap();
+            }
+            disk.lose_power();
+            assert_written(&*file, &records());
+            assert_eq!(file.length().unwrap(), SIZE, "the file has grown");
+        }
+    }
+}
+
+#[test]
+fn a_record_waits_for_those_in_front_of_it() {
+    let (writer, file, disk) = writer(Direct::Works);
+    let records = records();
+    for (offset, header, body) in records.iter().rev().take(records.len() - 1) {
+        writer.append(*header, body.clone(), *offset);
+    }
+    writer.sync(&*file, false).unwrap();
+    assert_eq!(disk.direct_writes(), 0, "something was written behind a gap");
+    let (offset, header, body) = &records[0];
+    writer.append(*header, body.clone(), *offset);
+    writer.sync(&*file, false).unwrap();
+    assert_written(&*file, &records);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_any_more() {
+    let (writer, file, disk) = writer(Direct::Works);
+    let records = records();
+    writer.append(records[0].1, records[0].2.clone(), records[0].0);
+    disk.set_read_only(true);
+    writer.sync(&*file, false).unwrap_err();
+    disk.set_read_only(false);
+    for (offset, header, body) in &records {
+        writer.append(*header, body.clone(), *offset);
+    }
+    writer.sync(&*file, false).unwrap();
+    assert_eq!(disk.direct_writes(), 0);
+}
+
+#[test]
+fn a_body_is_let_go_of_when_it_is_written() {
+    let (writer, file, _disk) = writer(Direct::Works);
+    let body = Bytes::from(vec![1; 1000]);
+    writer.append([0; HEADER], body.clone(), DATA_START);
+    assert!(!body.is_unique());
+    writer.sync(&*file, false).unwrap();
+    assert!(body.is_unique());
+    writer.append([0; HEADER], body.clone(), DATA_START + span_of(1000));
+    writer.close();
+    assert!(body.is_unique());
+}
+
+/// A core without threads on a simulated disk, with room in memory for a few records.
+fn core(disk: &SimDisk) -> Arc<Core> {
+    let options = Options {
+        max_size: 64 << 20,
+        segment_size: Some(1 << 20),
+        readers: vec!["meter".to_owned()],
+        tail_bytes: 10_000,
+        free_disk_floor: 0,
+        ..Options::new("/simulated")
+    };
+    let settings = Settings::new(&options).unwrap();
+    let locked = disk.lock("lock").unwrap().unwrap();
+    let (core, _) = Core::open(Arc::new(disk.clone()), locked, settings, 1, &[3; 48]).unwrap();
+    Arc::new(core)
+}
+
+/// Appends a record and syncs it; returns how many direct writes that took.
+fn append(core: &Core, disk: &SimDisk, byte: u8) -> u64 {
+    let before = disk.direct_writes();
+    let entry = entry(vec![byte; 2000]);
+    let Begun::Write(reservation) = core.begin(&entry).unwrap() else {
+        panic!("no place for a record");
+    };
+    let outcome = core.write(&reservation, &entry);
+    let durable = core.finish(reservation, outcome);
+    let job = core.sync_job(&mut lock(&core.state), 1).unwrap();
+    let outcome = job.run();
+    core.finish_sync(job, outcome, 1);
+    assert_eq!(durable.outcome(), Some(Ok(())));
+    disk.direct_writes() - before
+}
+
+#[test]
+fn what_readers_have_in_memory_goes_past_the_page_cache_and_what_they_read_from_files_through_it() {
+    let disk = SimDisk::new(7, 1 << 30);
+    let core = core(&disk);
+    let mut reader = Reader::new(Arc::clone(&core), 0);
+    reader.resume(None);
+    let mut sent = Vec::new();
+    let mut read = Vec::new();
+    let mut send = |byte| {
+        sent.push(Bytes::from(vec![byte; 2000]));
+        append(&core, &disk, byte)
+    };
+    // The tail holds four of them.
+    let direct: Vec<u64> = (0..8).map(&mut send).collect();
+    assert_eq!(direct, [1, 1, 1, 1, 0, 0, 0, 0]);
+    while !reader.is_caught_up() {
+        read.extend(bodies(&reader.try_next_batch(1 << 20, 100).unwrap()));
+    }
+    assert!(reader.try_next_batch(1 << 20, 100).unwrap().is_empty());
+    assert_eq!(send(8), 1, "the reader keeps up again");
+    read.extend(bodies(&reader.try_next_batch(1 << 20, 100).unwrap()));
+    assert_eq!(read, sent);
+}
