@@ -25,7 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, GrpcAnswer, HttpAnswer, Verdict, classify_grpc, classify_http};
-use super::gather::{self, Gather};
+use super::gather::{self, Gather, Lent};
 use super::{Endpoint, ExporterOptions, ForwardError, HOP_HEADER, Protocol, tls};
 use crate::otlp::{Encoding, Signal};
 
@@ -46,6 +46,7 @@ pub(super) struct Client {
     headers: HeaderMap,
     timeout: Duration,
     tls: super::TlsOptions,
+    lent: Lent,
     /// Replaced when certificates are read anew.
     pool: RwLock<Pool<Connector, Outgoing>>,
 }
@@ -97,8 +98,10 @@ impl Client {
                 );
             }
         }
+        let lent = Lent::default();
         Ok(Client {
-            pool: RwLock::new(pool(options.protocol, options.timeout, &options.tls)?),
+            pool: RwLock::new(pool(options.protocol, options.timeout, &options.tls, &lent)?),
+            lent,
             endpoint,
             protocol: options.protocol,
             uris,
@@ -114,7 +117,7 @@ impl Client {
 
     /// Reads the certificate files again and connects anew: they may have been replaced because they expired.
     pub(super) fn reload_certificates(&self) -> Result<(), ForwardError> {
-        let fresh = pool(self.protocol, self.timeout, &self.tls)?;
+        let fresh = pool(self.protocol, self.timeout, &self.tls, &self.lent)?;
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
@@ -122,6 +125,7 @@ impl Client {
     /// Sends `body`, which is encoded in `encoding` and given in pieces, and says what came of it.
     pub(super) async fn send(&self, signal: Signal, encoding: Encoding, body: Vec<Bytes>) -> Answer {
         let deadline = Instant::now() + self.timeout;
+        let _loan = self.lent.lend(&body);
         let mut outcome = self.exchange(signal, encoding, body.clone(), deadline).await;
         if matches!(outcome, Err(Failure::Disconnected(_))) {
             outcome = self.exchange(signal, encoding, body, deadline).await;
@@ -187,6 +191,7 @@ fn pool(
     protocol: Protocol,
     timeout: Duration,
     tls: &super::TlsOptions,
+    lent: &Lent,
 ) -> Result<Pool<Connector, Outgoing>, ForwardError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -200,7 +205,11 @@ fn pool(
     let builder = HttpsConnectorBuilder::new()
         .with_tls_config(tls::client_config(tls)?)
         .https_or_http();
-    let gather = |connector, limit| Gather { connector, limit };
+    let gather = |connector, limit| Gather {
+        connector,
+        limit,
+        lent: lent.clone(),
+    };
     let mut pool = Pool::builder(TokioExecutor::new());
     pool.pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())

@@ -3,8 +3,9 @@
 //! An HTTP/2 connection writes and flushes each frame by itself, and servers take frames of 16 KiB: a request of some hundred
 //! kilobytes would leave in a score of system calls and TCP segments, each of which wakes the reader at the other end. A
 //! flush is therefore put off until the connection's task runs next, for which it is woken at once: by then all frames are
-//! written that can be. They are copied together, which costs a fraction of what the system calls cost. TLS lies below, so
-//! that its handshake and its alerts are not put off.
+//! written that can be. What they carry stays where it is, as far as it is a part of a body that was lent ([`Lent`]): whoever
+//! writes shows bytes and does not hand them over, but who finds them within a body has a share in that. All else, heads of
+//! frames mostly, is copied together. TLS lies below, so that its handshake and its alerts are not put off.
 //!
 //! # Invariants
 //!
@@ -15,11 +16,14 @@
 //! * What can be read is read, also if what is held cannot be written: a server that refuses a request before it has read
 //!   all of it closes the connection behind its answer.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes, BytesMut};
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -28,12 +32,67 @@ use tower_service::Service;
 /// What is held for a connection at most, in bytes: a request of 512 spans is one write.
 pub(super) const LIMIT: usize = 384 << 10;
 
+/// Smaller pieces are copied: that is cheaper than to find them.
+const LEAST: usize = 1 << 10;
+/// Pieces in one system call at most; Linux takes 1,024.
+const AT_ONCE: usize = 64;
+
+/// The bodies that are being sent. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lent(Arc<Mutex<Vec<Bytes>>>);
+
+/// As long as this is there, connections find the body.
+pub(super) struct Loan {
+    lent: Lent,
+    pieces: Vec<Bytes>,
+}
+
+impl Lent {
+    /// Lends a body that is going to be written.
+    pub(super) fn lend(&self, body: &[Bytes]) -> Loan {
+        let pieces: Vec<Bytes> = body.iter().filter(|piece| piece.len() >= LEAST).cloned().collect();
+        self.bodies().extend_from_slice(&pieces);
+        let lent = self.clone();
+        Loan { lent, pieces }
+    }
+
+    /// A share in the body that these bytes are a part of.
+    fn share(&self, bytes: &[u8]) -> Option<Bytes> {
+        if bytes.len() < LEAST {
+            return None;
+        }
+        let range = bytes.as_ptr_range();
+        let has = |body: &&Bytes| {
+            let body = body.as_ptr_range();
+            body.start <= range.start && range.end <= body.end
+        };
+        self.bodies().iter().find(has).map(|body| body.slice_ref(bytes))
+    }
+
+    fn bodies(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut bodies = self.lent.bodies();
+        for piece in &self.pieces {
+            // The same body may be lent twice, to be sent to two places: each takes back its own.
+            if let Some(index) = bodies.iter().position(|body| body.as_ptr() == piece.as_ptr()) {
+                bodies.swap_remove(index);
+            }
+        }
+    }
+}
+
 /// Connects as `C` does; what is written to its connections is gathered.
 #[derive(Clone)]
 pub(super) struct Gather<C> {
     pub(super) connector: C,
     /// Bytes that a connection may hold.
     pub(super) limit: usize,
+    pub(super) lent: Lent,
 }
 
 impl<C> Service<Uri> for Gather<C>
@@ -50,8 +109,8 @@ where
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.connector.call(uri);
-        let limit = self.limit;
-        Box::pin(async move { Ok(Gathered::new(connecting.await?, limit)) })
+        let (limit, lent) = (self.limit, self.lent.clone());
+        Box::pin(async move { Ok(Gathered::new(connecting.await?, limit, lent)) })
     }
 }
 
@@ -59,9 +118,13 @@ where
 pub(super) struct Gathered<T> {
     inner: T,
     limit: usize,
-    /// Written to us and not to `inner` yet, from `begin` on.
-    held: Vec<u8>,
-    begin: usize,
+    lent: Lent,
+    /// Written to us and not to `inner` yet.
+    held: VecDeque<Bytes>,
+    /// The same, behind that.
+    copied: BytesMut,
+    /// Bytes in both.
+    length: usize,
     /// Something that was held is written to `inner` and not flushed there yet.
     is_unflushed: bool,
     /// `inner` took no more when it was last tried.
@@ -69,27 +132,40 @@ pub(super) struct Gathered<T> {
 }
 
 impl<T> Gathered<T> {
-    fn new(inner: T, limit: usize) -> Gathered<T> {
+    fn new(inner: T, limit: usize, lent: Lent) -> Gathered<T> {
         Gathered {
             inner,
             limit,
-            held: Vec::new(),
-            begin: 0,
+            lent,
+            held: VecDeque::new(),
+            copied: BytesMut::new(),
+            length: 0,
             is_unflushed: false,
             is_blocked: false,
         }
     }
 
     fn is_holding(&self) -> bool {
-        !self.held.is_empty() || self.is_unflushed
+        self.length > 0 || self.is_unflushed
     }
 
-    /// Holds these bytes too. The memory is kept as long as the connection: the next request needs it again.
+    /// Holds these bytes too.
     fn hold(&mut self, bytes: &[u8]) {
-        if self.held.capacity() < self.limit {
-            self.held.reserve_exact(self.limit - self.held.len());
+        self.length += bytes.len();
+        match self.lent.share(bytes) {
+            Some(share) => {
+                self.close_copied();
+                self.held.push_back(share);
+            }
+            None => self.copied.extend_from_slice(bytes),
         }
-        self.held.extend_from_slice(bytes);
+    }
+
+    /// What was copied becomes a piece.
+    fn close_copied(&mut self) {
+        if !self.copied.is_empty() {
+            self.held.push_back(self.copied.split().freeze());
+        }
     }
 }
 
@@ -102,16 +178,22 @@ impl<T: Write + Unpin> Gathered<T> {
     }
 
     fn poll_write_held(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.begin < self.held.len() {
-            let written = ready!(Pin::new(&mut self.inner).poll_write(context, &self.held[self.begin..]))?;
+        self.close_copied();
+        while self.length > 0 {
+            let mut pieces = [IoSlice::new(&[]); AT_ONCE];
+            let count = self.held.len().min(AT_ONCE);
+            for (slice, piece) in pieces.iter_mut().zip(&self.held) {
+                *slice = IoSlice::new(piece);
+            }
+            let inner = Pin::new(&mut self.inner);
+            let written = ready!(inner.poll_write_vectored(context, &pieces[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.begin += written;
+            self.length -= written;
             self.is_unflushed = true;
+            self.forget(written);
         }
-        self.held.clear();
-        self.begin = 0;
         if self.is_unflushed {
             ready!(Pin::new(&mut self.inner).poll_flush(context))?;
             self.is_unflushed = false;
@@ -119,9 +201,20 @@ impl<T: Write + Unpin> Gathered<T> {
         Poll::Ready(Ok(()))
     }
 
+    /// So many bytes at the front were written.
+    fn forget(&mut self, mut written: usize) {
+        while let Some(piece) = self.held.front_mut() {
+            if written < piece.len() {
+                return piece.advance(written);
+            }
+            written -= piece.len();
+            self.held.pop_front();
+        }
+    }
+
     /// Makes room for `length` bytes. False if they are to be written past what is held, which is nothing then.
     fn poll_room(&mut self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<bool>> {
-        if self.held.len() + length > self.limit {
+        if self.length + length > self.limit {
             ready!(self.poll_release(context))?;
         }
         Poll::Ready(Ok(length <= self.limit))
@@ -222,6 +315,15 @@ mod tests {
             Pin::new(&mut self.stream).poll_write(context, bytes)
         }
 
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            pieces: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+            self.as_mut().poll_write(context, &all)
+        }
+
         fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
             Pin::new(&mut self.stream).poll_flush(context)
         }
@@ -250,12 +352,12 @@ mod tests {
             writes: Arc::clone(&writes),
             is_broken: false,
         };
-        (Gathered::new(counted, limit), theirs, writes)
+        (Gathered::new(counted, limit, Lent::default()), theirs, writes)
     }
 
     /// One turn of a connection's task, as h2 takes it: it reads, and then writes and flushes each frame by itself.
     /// Ready when all frames are written.
-    fn turn(io: &mut Gathered<Counted>, context: &mut Context<'_>, frames: &mut Vec<Vec<u8>>) -> Poll<io::Result<()>> {
+    fn turn(io: &mut Gathered<Counted>, context: &mut Context<'_>, frames: &mut Vec<Bytes>) -> Poll<io::Result<()>> {
         let mut space = [0; 8];
         let mut buffer = ReadBuf::new(&mut space);
         let _nothing_comes = Pin::new(&mut *io).poll_read(context, buffer.unfilled())?;
@@ -264,7 +366,7 @@ mod tests {
                 let (head, payload) = frame.split_at(frame.len().min(9));
                 let pieces = [IoSlice::new(head), IoSlice::new(payload)];
                 let written = ready!(Pin::new(&mut *io).poll_write_vectored(context, &pieces))?;
-                frame.drain(..written);
+                frame.advance(written);
             }
             frames.remove(0);
             ready!(Pin::new(&mut *io).poll_flush(context))?;
@@ -275,7 +377,8 @@ mod tests {
     #[tokio::test]
     async fn all_frames_of_a_turn_leave_in_one_write() {
         let (mut io, mut theirs, writes) = connection(1 << 20, LIMIT);
-        let mut frames = vec![vec![b'x'; 16_393]; 18];
+        let mut frames = vec![Bytes::from(vec![b'x'; 16_393]); 18];
+        let _loan = io.lent.lend(&frames);
         poll_fn(|context| turn(&mut io, context, &mut frames)).await.unwrap();
         assert_eq!(writes.load(Ordering::Relaxed), 0, "until the task runs again");
         poll_fn(|context| turn(&mut io, context, &mut frames)).await.unwrap();
@@ -303,7 +406,7 @@ mod tests {
         let (waker, woken) = waker();
         let mut context = Context::from_waker(&waker);
         let (mut io, _theirs, _) = connection(64, LIMIT);
-        let mut frames = vec![b"frame".to_vec()];
+        let mut frames = vec![Bytes::from_static(b"frame")];
         assert!(turn(&mut io, &mut context, &mut frames).is_ready());
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(turn(&mut io, &mut context, &mut frames).is_ready());
@@ -316,7 +419,7 @@ mod tests {
         let (waker, woken) = waker();
         let mut context = Context::from_waker(&waker);
         let (mut io, mut theirs, _) = connection(64, LIMIT);
-        let mut frames = vec![vec![b'x'; 100]];
+        let mut frames = vec![Bytes::from(vec![b'x'; 100])];
         assert!(turn(&mut io, &mut context, &mut frames).is_ready());
         assert!(turn(&mut io, &mut context, &mut frames).is_ready());
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
@@ -341,7 +444,7 @@ mod tests {
         let (waker, _) = waker();
         let mut context = Context::from_waker(&waker);
         let (mut io, mut theirs, _) = connection(64, LIMIT);
-        assert!(turn(&mut io, &mut context, &mut vec![b"frame".to_vec()]).is_ready());
+        assert!(turn(&mut io, &mut context, &mut vec![Bytes::from_static(b"frame")]).is_ready());
         io.inner.is_broken = true;
         theirs.write_all(b"too large").await.unwrap();
         assert!(matches!(read(&mut io, &mut context), Poll::Ready(Ok(answer)) if answer == b"too large"));
@@ -351,17 +454,41 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
+    #[test]
+    fn a_part_of_a_body_that_is_lent_is_not_copied() {
+        let (waker, _) = waker();
+        let mut context = Context::from_waker(&waker);
+        let (mut io, _theirs, _) = connection(64, LIMIT);
+        let body = Bytes::from(vec![b'x'; 3 * LEAST]);
+        let loan = io.lent.lend(&[Bytes::from_static(b"too small"), body.clone()]);
+        let another = io.lent.lend(std::slice::from_ref(&body));
+        let part = &body[100..100 + LEAST];
+        let pieces = [IoSlice::new(b"head"), IoSlice::new(part), IoSlice::new(b"head")];
+        let written = Pin::new(&mut io).poll_write_vectored(&mut context, &pieces);
+        assert!(matches!(written, Poll::Ready(Ok(length)) if length == LEAST + 8));
+        assert_eq!(io.held.len(), 2);
+        assert_eq!(io.held[1].as_ptr(), part.as_ptr());
+        drop(loan);
+        assert!(io.lent.share(part).is_some(), "somebody else lends it still");
+        drop(another);
+        assert!(io.lent.share(part).is_none());
+        assert_eq!(io.held[1], part, "what is held stays");
+    }
+
     #[tokio::test]
     async fn whatever_the_sizes_are_all_bytes_arrive_in_their_order() {
         for seed in 0..200 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let limit = random.choice([0, 1, 100, 1_000, LIMIT]).unwrap();
-            let (mut io, mut theirs, _) = connection(random.usize(1..2_000), limit);
-            let mut frames: Vec<Vec<u8>> = (0..random.usize(1..40))
-                .map(|_| (0..random.usize(1..600)).map(|_| random.u8(..)).collect())
+            let limit = random.choice([0, 1, 100, 1_000, 10_000, LIMIT]).unwrap();
+            let (mut io, mut theirs, _) = connection(random.usize(1..20_000), limit);
+            let mut frames: Vec<Bytes> = (0..random.usize(1..40))
+                .map(|_| (0..random.usize(1..6_000)).map(|_| random.u8(..)).collect())
                 .collect();
             let expected = frames.concat();
+            let some: Vec<Bytes> = frames.iter().filter(|_| random.bool()).cloned().collect();
+            let loan = io.lent.lend(&some);
             let sender = tokio::spawn(async move {
+                let _loan = loan;
                 poll_fn(|context| turn(&mut io, context, &mut frames)).await?;
                 poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await
             });
