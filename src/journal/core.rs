@@ -1,8 +1,8 @@
 //! The journal without threads and clocks: its state, and the way of a request into it.
 //!
 //! Operations of one append: [`Core::begin`] reserves a sequence and a place under the lock, [`Core::write`] writes
-//! outside of it on the calling thread, [`Core::finish`] notes the outcome. Syncing is in `sync.rs`, changing
-//! segments in `rotate.rs`.
+//! outside of it on the calling thread, or leaves that to the next sync, [`Core::finish`] notes the outcome. Syncing is
+//! in `sync.rs`, changing segments in `rotate.rs`.
 //!
 //! Invariants (checked by `State::check` in tests):
 //! * `durable <= written < next`; readers see nothing beyond `durable`.
@@ -168,7 +168,7 @@ pub(super) struct State {
     pub(super) parked_bytes: u64,
     /// The next sequence to give out.
     pub(super) next: u64,
-    /// Everything up to here is written.
+    /// Everything up to here is written, or left to the next sync to write.
     pub(super) written: u64,
     /// Everything valid up to here is on the disk.
     pub(super) durable: u64,
@@ -275,6 +275,10 @@ impl Core {
             return Err(AppendError::Closed);
         }
         state.refusal(entry.received_at).map_or(Ok(()), Err)?;
+        if self.direct_io.is_some() && state.unsynced_bytes() > self.settings.max_unsynced {
+            let reason = "what came before waits for the disk still";
+            return Err(AppendError::Failed(reason.into()));
+        }
 
         let completion = Arc::new(Completion::default());
         let fits = state.parked.is_empty()
@@ -383,9 +387,7 @@ impl Core {
         let segment = &reservation.segment;
         let body_crc = record::body_crc(segment.seed, &entry.body);
         let header = Self::header(entry, reservation.sequence, reservation.durable, body_crc).encode(segment.seed);
-        segment.append(header, &entry.body, reservation.offset)?;
-        failpoint::hit(Point::AfterWrite);
-        Ok(())
+        segment.append(header, &entry.body, reservation.offset)
     }
 
     /// Notes what became of the write. A failed one ends the segment in front of it.
@@ -478,6 +480,12 @@ impl State {
     /// Whether as many requests wait for a sync as came for the last one.
     pub(super) fn has_gathered(&self) -> bool {
         self.written - self.durable >= self.gathering.expected
+    }
+
+    /// Bytes in the active segment that are not known to be on the disk.
+    fn unsynced_bytes(&self) -> u64 {
+        let active = self.active.as_ref();
+        active.map_or(0, |active| active.offset - active.durable.end)
     }
 
     /// Whether a reader needs something in front of this sequence.

@@ -7,17 +7,19 @@
 //!
 //! # Invariants
 //!
-//! 1. What was appended before a sync began is on the disk when it has succeeded, if everything in front of it was
-//!    appended as well. [`Core`](super::core::Core) publishes nothing else.
+//! 1. A sync that has succeeded has brought everything to the disk up to the place it was asked for.
 //! 2. Each write begins and ends on a multiple of [`BLOCK`]. The block in which the last one ended is written again with
-//!    what follows: what is durable in it is the same bytes at the same place, so that a torn write does not change it.
+//!    what follows: what is durable in it is the same bytes at the same place, so that neither a torn write nor who
+//!    reads it meanwhile meets anything else.
 //! 3. After a failure nothing more is written, and what waited is dropped: it was not answered, and is refused.
-//! 4. Beside [`MEMORY`] and the bodies, which their senders wait for anyway, nothing is held; after
-//!    [`close`](DirectWriter::close) nothing at all.
+//! 4. Beside the memory for one write and the bodies, which are bounded by
+//!    [`max_unsynced`](super::options::Options::max_unsynced), nothing is held; after [`close`](DirectWriter::close) nothing
+//!    at all, no open file either.
 //!
 //! Readers use the page cache as ever: the system drops the pages that a direct write goes by, before the sync returns
-//! and thus before any reader may look there. While one of them is so far behind that it reads from files, the same
-//! blocks are written through the page cache, or the disk would have to read all of them again.
+//! and thus before any reader may look for what is new there. While one of them is so far behind that it reads from files,
+//! the same blocks are written through the page cache, or the disk would have to read all of them again. An exporter whose
+//! backend is away is such a reader.
 //!
 //! What waits here is lost when the process dies, which is why an interval between syncs
 //! ([`Fsync::Interval`](super::options::Fsync)) does without.
@@ -32,17 +34,27 @@ use bytes::Bytes;
 use super::disk::{BLOCK, Disk, DiskFile, is_not_direct};
 use super::record::{HEADER, span_of};
 use super::segment::{DATA_START, lock};
+use crate::failpoint::{self, Point};
 
 /// Bytes that are written at once, at most. Two large requests fit, which is what shares a sync under load.
 pub(super) const MEMORY: usize = 1 << 20;
 
 /// Whether the file system can do it, as far as is known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DirectIo {
+    memory: usize,
     is_refused: AtomicBool,
 }
 
 impl DirectIo {
+    /// `memory` is how many bytes are written at once, a multiple of [`BLOCK`].
+    pub(super) fn new(memory: usize) -> Self {
+        Self {
+            memory,
+            is_refused: AtomicBool::new(false),
+        }
+    }
+
     /// For the next life of a segment file. `None`: it goes through the page cache.
     pub(super) fn writer(self: &Arc<Self>, disk: &dyn Disk, name: &str, size: u64) -> Option<DirectWriter> {
         // The last block must not reach beyond the file.
@@ -51,10 +63,12 @@ impl DirectIo {
         }
         match disk.open_direct(name) {
             Ok(file) => file.map(|file| DirectWriter::new(file, Arc::clone(self))),
+            Err(error) if is_not_direct(&error) => {
+                self.refuse(&error);
+                None
+            }
             Err(error) => {
-                if is_not_direct(&error) {
-                    self.refuse(&error);
-                }
+                tracing::warn!(%error, "a journal segment is written through the page cache");
                 None
             }
         }
@@ -73,11 +87,15 @@ impl DirectIo {
 
 /// The way into one life of a segment file.
 pub(super) struct DirectWriter {
-    file: Arc<dyn DiskFile>,
     direct_io: Arc<DirectIo>,
     waiting: Mutex<Waiting>,
-    /// Locked by the one who syncs. `None`: closed, or nothing was written yet.
-    blocks: Mutex<Option<Blocks>>,
+    /// Locked by the one who syncs. `None`: closed.
+    output: Mutex<Option<Output>>,
+}
+
+struct Output {
+    file: Arc<dyn DiskFile>,
+    blocks: Blocks,
 }
 
 /// A record on its way.
@@ -116,15 +134,15 @@ impl DirectWriter {
             next: DATA_START,
             is_closed: false,
         };
+        let blocks = Blocks::new(direct_io.memory, DATA_START);
         Self {
-            file,
             direct_io,
             waiting: Mutex::new(waiting),
-            blocks: Mutex::new(None),
+            output: Mutex::new(Some(Output { file, blocks })),
         }
     }
 
-    /// Takes a record for the next sync. One that comes after [`close`](Self::close) was refused meanwhile.
+    /// Takes a record for the next sync. One that comes after [`close`](Self::close) is refused.
     pub(super) fn append(&self, header: [u8; HEADER], body: Bytes, offset: u64) {
         let mut waiting = lock(&self.waiting);
         if !waiting.is_closed {
@@ -132,10 +150,16 @@ impl DirectWriter {
         }
     }
 
-    /// Brings to the disk what was appended without a gap. `cached` is the same file through the page cache, in which
-    /// it is afterwards if it `is_read_back`.
-    pub(super) fn sync(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<()> {
-        let outcome = self.write(cached, is_read_back).and_then(|()| cached.sync_data());
+    /// Brings to the disk what was appended without a gap, which must be all up to `end`. `cached` is the same file
+    /// through the page cache, in which it is afterwards if it `is_read_back`.
+    pub(super) fn sync(&self, cached: &dyn DiskFile, end: u64, is_read_back: bool) -> io::Result<()> {
+        let outcome = self.write(cached, is_read_back).and_then(|written| {
+            failpoint::hit(Point::AfterWrite);
+            if written < end {
+                return Err(io::Error::other("a record that was to be synced was never written"));
+            }
+            cached.sync_data()
+        });
         if outcome.is_err() {
             self.close();
         }
@@ -148,15 +172,18 @@ impl DirectWriter {
         waiting.is_closed = true;
         waiting.records = VecDeque::new();
         drop(waiting);
-        *lock(&self.blocks) = None;
+        *lock(&self.output) = None;
     }
 
-    fn write(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<()> {
-        let mut guard = lock(&self.blocks);
-        let blocks = guard.get_or_insert_with(|| Blocks::new(DATA_START));
+    /// Returns where what is written ends.
+    fn write(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<u64> {
+        let mut guard = lock(&self.output);
+        let Some(Output { file, blocks }) = &mut *guard else {
+            return Err(io::Error::other("the segment was given up"));
+        };
         let mut out = |blocks: &[u8], offset| {
             if !is_read_back && !self.direct_io.is_refused() {
-                match self.file.write_at(&[blocks], offset) {
+                match file.write_at(&[blocks], offset) {
                     Err(error) if is_not_direct(&error) => self.direct_io.refuse(&error),
                     outcome => return outcome,
                 }
@@ -173,7 +200,8 @@ impl DirectWriter {
                 blocks.push(part, &mut out)?;
             }
         }
-        blocks.flush(&mut out)
+        blocks.flush(&mut out)?;
+        Ok(blocks.offset + blocks.filled as u64)
     }
 }
 
@@ -182,6 +210,7 @@ struct Blocks {
     memory: Vec<u8>,
     /// In the memory, where the part begins.
     origin: usize,
+    length: usize,
     /// So much of it is there.
     filled: usize,
     /// Where the part lies in the file.
@@ -191,12 +220,13 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(offset: u64) -> Self {
-        let memory = vec![0; MEMORY + BLOCK];
+    fn new(length: usize, offset: u64) -> Self {
+        let memory = vec![0; length + BLOCK];
         let origin = memory.as_ptr().align_offset(BLOCK);
         Self {
             memory,
             origin,
+            length,
             filled: 0,
             offset,
             is_dirty: false,
@@ -205,13 +235,13 @@ impl Blocks {
 
     fn push(&mut self, mut part: &[u8], write: &mut impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
         while !part.is_empty() {
-            let (now, later) = part.split_at(part.len().min(MEMORY - self.filled));
+            let (now, later) = part.split_at(part.len().min(self.length - self.filled));
             let from = self.origin + self.filled;
             self.memory[from..from + now.len()].copy_from_slice(now);
             self.filled += now.len();
             self.is_dirty = true;
             part = later;
-            if self.filled == MEMORY {
+            if self.filled == self.length {
                 self.flush(write)?;
             }
         }

@@ -51,7 +51,7 @@ pub(super) trait DiskFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
 }
 
-/// What direct writes begin and end on, in memory and in the file: no disk in use has larger sectors.
+/// What direct writes begin and end on, in memory and in the file. A disk with larger sectors refuses them.
 pub(super) const BLOCK: usize = 4096;
 
 /// Whether the file system cannot write past the page cache, or not in pieces of [`BLOCK`].
@@ -219,7 +219,8 @@ impl DiskFile for File {
             return Ok(());
         }
         // A short write is rare (a signal, a limit, a full disk): finish part by part, so that the reason is
-        // reported.
+        // reported. From the begin of a block, as direct writes must.
+        done -= done % BLOCK;
         let mut start = 0;
         for part in parts {
             let skip = done.saturating_sub(start).min(part.len());

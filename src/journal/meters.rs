@@ -84,7 +84,7 @@ fn describe() {
     );
     describe_counter!(
         "spanledger_journal_failed_total",
-        "Failed writes and syncs; each gives a segment up."
+        "Failed writes and syncs; each gives a segment up. With journal.fsync: always writing is a part of a sync."
     );
     describe_histogram!(
         "spanledger_journal_fsync_seconds",

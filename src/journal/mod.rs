@@ -33,7 +33,7 @@
 //!   that changes segments; the caller never waits for either.
 //! * *Group commit* (`sync.rs`): one thread writes whatever there is, past the page cache (`direct.rs`), syncs, moves the
 //!   watermark, then answers. With [`Fsync::Interval`], and where the file system knows no direct I/O, the calling
-//!   threads have written it through the page cache.
+//!   threads have written it through the page cache, as a rule.
 //!   What arrives during one sync is answered by the next, which waits up to two milliseconds for as many as came last.
 //! * *Changing segments* (`rotate.rs`, `budget.rs`): write over a segment that nobody wants (twice as fast as growing
 //!   a file), else create one, else refuse new requests until a reader moves on.
@@ -246,8 +246,8 @@ impl Journal {
         self.0.core.duplicate_of(digest, now)
     }
 
-    /// Takes a request. Writes on the calling thread, which may block as long as the system takes to copy the body;
-    /// the sync happens elsewhere.
+    /// Takes a request. The disk is not waited for; only with [`Fsync::Interval`] does the calling thread write, which may
+    /// block as long as the system takes to copy the body.
     pub fn append(&self, entry: Entry) -> Result<Appended, AppendError> {
         self.0.core.append(entry)
     }

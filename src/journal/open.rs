@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::budget::Inflow;
 use super::core::{Condition, Core, ReaderState, Sealed, State};
+use super::direct::DirectIo;
 use super::disk::Disk;
 use super::error::JournalError;
 use super::meters::Meters;
@@ -103,7 +104,10 @@ impl Core {
             is_idle: false,
         };
         // What is answered before it is synced must survive the process, so it goes through the page cache.
-        let direct_io = settings.interval.is_none().then(Arc::default);
+        let direct_io = settings
+            .interval
+            .is_none()
+            .then(|| Arc::new(DirectIo::new(settings.direct_memory)));
         let core = Self {
             disk,
             direct_io,

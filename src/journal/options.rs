@@ -65,6 +65,8 @@ pub struct Options {
     pub may_skip: Vec<String>,
     /// Bytes of the newest records that are kept in memory for readers that keep up.
     pub tail_bytes: usize,
+    /// Bytes that may wait in memory for the disk, however long it takes for them. Beyond that, requests are refused.
+    pub max_unsynced: usize,
     /// The journal never takes the last bytes of the file system.
     pub free_disk_floor: u64,
     /// Bytes per segment file; `None`: a thirty-second of `max_size`, between 1 and 64 MiB.
@@ -85,6 +87,7 @@ impl Options {
             readers: Vec::new(),
             may_skip: Vec::new(),
             tail_bytes: 16 << 20,
+            max_unsynced: 32 << 20,
             free_disk_floor: 64 * MIB,
             segment_size: None,
         }
@@ -109,6 +112,9 @@ pub(super) struct Settings {
     pub(super) readers: Vec<String>,
     pub(super) may_skip: Vec<String>,
     pub(super) tail_bytes: usize,
+    pub(super) max_unsynced: u64,
+    /// Bytes that are written at once past the page cache; a multiple of [`BLOCK`].
+    pub(super) direct_memory: usize,
     pub(super) free_disk_floor: u64,
 }
 
@@ -117,8 +123,10 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 }
 
 impl Options {
-    /// The most memory that the journal takes: the newest records, requests that wait for a segment, what is
-    /// remembered of others, and buffers for readers that lag. (A segment's index is a few kilobytes.)
+    /// The most memory that the journal takes: the newest records, requests that wait for a segment, what is written at
+    /// once, what is remembered of other requests, and buffers for readers that lag. (A segment's index is a few
+    /// kilobytes.) What waits for the disk belongs to requests being received; only while the disk hangs and senders do
+    /// not wait for it is there more, up to [`max_unsynced`](Self::max_unsynced).
     pub fn memory_bound(&self) -> usize {
         self.tail_bytes + PARKED_BYTES as usize + BUFFERS + MEMORY + self.dedup_max_entries * REMEMBERED_BYTES
     }
@@ -164,6 +172,8 @@ impl Settings {
             readers: options.readers.clone(),
             may_skip: options.may_skip.clone(),
             tail_bytes: options.tail_bytes,
+            max_unsynced: options.max_unsynced as u64,
+            direct_memory: MEMORY,
             free_disk_floor: options.free_disk_floor,
         })
     }

@@ -251,14 +251,18 @@ impl Segment {
                 direct.append(header, body.clone(), offset);
                 Ok(())
             }
-            None => self.file.write_at(&[&header, body], offset),
+            None => {
+                self.file.write_at(&[&header, body], offset)?;
+                failpoint::hit(Point::AfterWrite);
+                Ok(())
+            }
         }
     }
 
-    /// Brings to the disk what was appended, and also into the page cache if it `is_read_back` soon.
-    pub(super) fn sync(&self, is_read_back: bool) -> io::Result<()> {
+    /// Brings to the disk what was appended, all up to `end`, and also into the page cache if it `is_read_back` soon.
+    pub(super) fn sync(&self, end: u64, is_read_back: bool) -> io::Result<()> {
         match &self.direct {
-            Some(direct) => direct.sync(&*self.file, is_read_back),
+            Some(direct) => direct.sync(&*self.file, end, is_read_back),
             None => self.file.sync_data(),
         }
     }

@@ -27,6 +27,8 @@ const SALVAGE: Duration = Duration::from_secs(30);
 pub(super) struct SyncJob {
     pub(super) segment: Arc<Segment>,
     through: u64,
+    /// Behind that in the file.
+    end: u64,
     /// Somebody is going to read it from the file.
     is_read_back: bool,
     /// What has to be written again first.
@@ -41,7 +43,7 @@ impl SyncJob {
             self.check(from, to)?;
             rewrite(&*self.segment.file, from, to)?;
         }
-        self.segment.sync(self.is_read_back)
+        self.segment.sync(self.end, self.is_read_back)
     }
 
     fn check(&self, from: u64, to: u64) -> io::Result<()> {
@@ -136,13 +138,13 @@ impl Core {
             return None;
         }
         state.last_sync = now;
-        let end = state.slot(state.written).map(|index| state.pending[index].end);
-        let doubtful = end
-            .filter(|_| state.salvage_until.is_some())
-            .map(|end| (active.durable.end, end));
+        let last = state.slot(state.written).map(|index| state.pending[index].end);
+        let end = last.unwrap_or(active.durable.end);
+        let doubtful = state.salvage_until.is_some().then_some((active.durable.end, end));
         Some(SyncJob {
             segment: Arc::clone(&active.segment),
             through: state.written,
+            end,
             is_read_back: state.is_anybody_before(lock(&self.tail).start()),
             doubtful,
         })

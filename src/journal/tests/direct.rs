@@ -14,15 +14,14 @@ use crate::journal::record::{HEADER, span_of};
 use crate::journal::segment::{DATA_START, lock};
 use crate::journal::*;
 
-const SIZE: u64 = 16 << 20;
-
 /// A writer, its file through the page cache, and the disk.
 fn writer(direct: Direct) -> (DirectWriter, Arc<dyn DiskFile>, SimDisk) {
     let disk = SimDisk::new(7, 1 << 30);
     disk.set_direct(direct);
     let file = disk.create("file").unwrap();
-    file.allocate(SIZE).unwrap();
-    let writer = Arc::new(DirectIo::default()).writer(&disk, "file", SIZE).unwrap();
+    let size = end().next_multiple_of(4096);
+    file.allocate(size).unwrap();
+    let writer = Arc::new(DirectIo::new(MEMORY)).writer(&disk, "file", size).unwrap();
     (writer, file, disk)
 }
 
@@ -50,6 +49,12 @@ fn records() -> Vec<(u64, [u8; HEADER], Bytes)> {
     records
 }
 
+/// Where the last of them ends.
+fn end() -> u64 {
+    let (offset, _, body) = records().pop().unwrap();
+    offset + span_of(body.len())
+}
+
 #[track_caller]
 fn assert_written(file: &dyn DiskFile, records: &[(u64, [u8; HEADER], Bytes)]) {
     for (offset, header, body) in records {
@@ -66,15 +71,21 @@ fn records_of_any_length_lie_where_they_belong_however_many_share_a_sync() {
         for at_once in 1..=records().len() {
             let (writer, file, disk) = writer(direct);
             for (number, records) in records().chunks(at_once).enumerate() {
+                let mut end = 0;
                 for (offset, header, body) in records {
                     writer.append(*header, body.clone(), *offset);
+                    end = offset + span_of(body.len());
                 }
                 // Both ways into the file, one after the other.
-                writer.sync(&*file, number % 3 == 1).unwrap();
+                writer.sync(&*file, end, number % 3 == 1).unwrap();
             }
             disk.lose_power();
             assert_written(&*file, &records());
-            assert_eq!(file.length().unwrap(), SIZE, "the file has grown");
+            assert_eq!(
+                file.length().unwrap(),
+                end().next_multiple_of(4096),
+                "the file has grown"
+            );
         }
     }
 }
@@ -86,12 +97,22 @@ fn a_record_waits_for_those_in_front_of_it() {
     for (offset, header, body) in records.iter().rev().take(records.len() - 1) {
         writer.append(*header, body.clone(), *offset);
     }
-    writer.sync(&*file, false).unwrap();
+    writer.sync(&*file, DATA_START, false).unwrap();
     assert_eq!(disk.direct_writes(), 0, "something was written behind a gap");
     let (offset, header, body) = &records[0];
     writer.append(*header, body.clone(), *offset);
-    writer.sync(&*file, false).unwrap();
+    writer.sync(&*file, end(), false).unwrap();
     assert_written(&*file, &records);
+}
+
+#[test]
+fn a_sync_that_misses_a_record_it_was_to_write_fails() {
+    let (writer, file, _disk) = writer(Direct::Works);
+    let records = records();
+    writer.append(records[1].1, records[1].2.clone(), records[1].0);
+    let end = records[2].0;
+    let error = writer.sync(&*file, end, false).unwrap_err();
+    assert!(error.to_string().contains("never written"), "{error}");
 }
 
 #[test]
@@ -100,12 +121,12 @@ fn after_a_failed_sync_nothing_is_written_any_more() {
     let records = records();
     writer.append(records[0].1, records[0].2.clone(), records[0].0);
     disk.set_read_only(true);
-    writer.sync(&*file, false).unwrap_err();
+    writer.sync(&*file, records[1].0, false).unwrap_err();
     disk.set_read_only(false);
     for (offset, header, body) in &records {
         writer.append(*header, body.clone(), *offset);
     }
-    writer.sync(&*file, false).unwrap();
+    writer.sync(&*file, end(), false).unwrap_err();
     assert_eq!(disk.direct_writes(), 0);
 }
 
@@ -115,11 +136,34 @@ fn a_body_is_let_go_of_when_it_is_written() {
     let body = Bytes::from(vec![1; 1000]);
     writer.append([0; HEADER], body.clone(), DATA_START);
     assert!(!body.is_unique());
-    writer.sync(&*file, false).unwrap();
+    writer.sync(&*file, DATA_START + span_of(1000), false).unwrap();
     assert!(body.is_unique());
     writer.append([0; HEADER], body.clone(), DATA_START + span_of(1000));
     writer.close();
     assert!(body.is_unique());
+}
+
+#[test]
+fn while_the_disk_hangs_no_more_is_held_than_was_agreed_on() {
+    let disk = SimDisk::new(7, 1 << 30);
+    let core = core(&disk);
+    let mut held = 0;
+    let refused = loop {
+        let entry = entry(vec![1; 10_000]);
+        match core.begin(&entry) {
+            Ok(Begun::Write(reservation)) => drop(core.finish(reservation, Ok(()))),
+            Ok(Begun::Done(_)) => panic!("there is room in the segment"),
+            Err(refused) => break refused,
+        }
+        held += span_of(10_000);
+    };
+    assert!(matches!(&refused, AppendError::Failed(_)), "{refused}");
+    assert!(refused.is_retryable());
+    assert_eq!(
+        held,
+        (100_000 / span_of(10_000) + 1) * span_of(10_000),
+        "and one request"
+    );
 }
 
 /// A core without threads on a simulated disk, with room in memory for a few records.
@@ -129,6 +173,7 @@ fn core(disk: &SimDisk) -> Arc<Core> {
         segment_size: Some(1 << 20),
         readers: vec!["meter".to_owned()],
         tail_bytes: 10_000,
+        max_unsynced: 100_000,
         free_disk_floor: 0,
         ..Options::new("/simulated")
     };

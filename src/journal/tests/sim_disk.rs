@@ -1,6 +1,7 @@
 //! A disk that forgets: after a power failure there is what was synced, and of the rest whatever chance leaves:
 //! writes that are missing, out of order, or torn in the middle. It can refuse to write or sync, run full, and lose
-//! power at any single operation.
+//! power at any single operation. It has no page cache of its own: direct writes and others go to the same bytes, and only
+//! a real disk can show what a system does that mixes them.
 
 use std::collections::BTreeMap;
 use std::io;

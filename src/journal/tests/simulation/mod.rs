@@ -158,7 +158,11 @@ impl Simulation {
             if power_may_fail && self.random.u32(0..4) == 0 {
                 self.disk.fail_power_after(self.random.u64(1..12));
             }
-            let settings = Settings::new(&self.options).unwrap();
+            // So little that many a record takes several writes.
+            let settings = Settings {
+                direct_memory: 8 << 10,
+                ..Settings::new(&self.options).unwrap()
+            };
             let opened = Core::open(Arc::new(self.disk.clone()), Box::new(()), settings, self.now, &random);
             match opened {
                 Ok((core, recovery)) if !self.disk.is_off() => {
