@@ -69,35 +69,53 @@ fn of_name(name: &[u8]) -> u8 {
     }
 }
 
-/// By length, so that a key is compared with three others at most, a few bytes at a time.
-#[inline(always)]
-fn of_key(key: &[u8]) -> u8 {
-    use mark::{NODE, OTHER, TELLS};
-    match key.len() {
-        7 => if_is(key, b"user.id", TELLS),
-        10 => if_is(key, b"node.error", TELLS),
-        11 => if_is(key, b"node.status", NODE) | if_is(key, b"e2b.runtime", OTHER),
-        12 => {
-            if_is(key, b"code.runtime", OTHER) | if_is(key, b"code.success", OTHER) | if_is(key, b"workspace.id", TELLS)
+/// The keys that make something of a span.
+const KEYS: [(&[u8], u8); 13] = [
+    (b"code.runtime", mark::OTHER),
+    (b"code.success", mark::OTHER),
+    (b"code.exit_code", mark::OTHER),
+    (b"code.duration_ms", mark::OTHER),
+    (b"e2b.runtime", mark::OTHER),
+    (b"wasmedge.runtime", mark::OTHER),
+    (b"bacalhau.runtime", mark::OTHER),
+    (b"node.status", mark::NODE),
+    (b"node.attempts", mark::NODE),
+    (b"node.error", mark::TELLS),
+    (b"user.id", mark::TELLS),
+    (b"workspace.id", mark::TELLS),
+    (b"organization.id", mark::TELLS),
+];
+
+/// For the low five bits of a first byte, one bit for each length of the [`KEYS`] that begin so: hardly any other key passes.
+const LENGTHS: [u32; 32] = {
+    let mut lengths = [0; 32];
+    let mut index = 0;
+    while index < KEYS.len() {
+        let key = KEYS[index].0;
+        if let Some(first) = key.first() {
+            lengths[(*first & 31) as usize] |= 1 << key.len();
         }
-        13 => if_is(key, b"node.attempts", NODE),
-        14 => if_is(key, b"code.exit_code", OTHER),
-        15 => if_is(key, b"organization.id", TELLS),
-        16 => {
-            if_is(key, b"code.duration_ms", OTHER)
-                | if_is(key, b"wasmedge.runtime", OTHER)
-                | if_is(key, b"bacalhau.runtime", OTHER)
-        }
-        _ => 0,
+        index += 1;
     }
-}
+    lengths
+};
 
 #[inline(always)]
-fn if_is<const N: usize>(key: &[u8], wanted: &[u8; N], mark: u8) -> u8 {
-    match <&[u8; N]>::try_from(key) {
-        Ok(key) if key == wanted => mark,
-        _ => 0,
+fn of_key(key: &[u8]) -> u8 {
+    let lengths = key.first().map_or(0, |first| LENGTHS[usize::from(*first & 31)]);
+    let has_length = u32::try_from(key.len())
+        .ok()
+        .and_then(|length| lengths.checked_shr(length));
+    if has_length.is_none_or(|bits| bits & 1 == 0) {
+        return 0;
     }
+    of_candidate(key)
+}
+
+fn of_candidate(key: &[u8]) -> u8 {
+    KEYS.iter()
+        .find(|(wanted, _)| *wanted == key)
+        .map_or(0, |(_, mark)| *mark)
 }
 
 /// The runtime whose own span has this name.
