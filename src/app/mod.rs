@@ -245,11 +245,7 @@ pub fn journal_options(settings: &Settings) -> journal::Options {
     journal::Options {
         readers,
         may_skip: exporters,
-        // Those who wait for an answer are all taken, and as many whose senders did not wait for it.
-        max_unsynced: settings
-            .journal
-            .max_unsynced
-            .max(2 * settings.receivers.max_in_flight_bytes),
+        max_unsynced: settings.receivers.most_admitted(),
         ..settings.journal.clone()
     }
 }

@@ -125,7 +125,8 @@ impl Client {
     /// Sends `body`, which is encoded in `encoding` and given in pieces, and says what came of it.
     pub(super) async fn send(&self, signal: Signal, encoding: Encoding, body: Vec<Bytes>) -> Answer {
         let deadline = Instant::now() + self.timeout;
-        let _loan = self.lent.lend(&body);
+        // Over HTTP/1.1 a request is one write anyway.
+        let _loan = (self.protocol == Protocol::Grpc).then(|| self.lent.lend(&body));
         let mut outcome = self.exchange(signal, encoding, body.clone(), deadline).await;
         if matches!(outcome, Err(Failure::Disconnected(_))) {
             outcome = self.exchange(signal, encoding, body, deadline).await;

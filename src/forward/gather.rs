@@ -12,7 +12,8 @@
 //! * What was written leaves in its order, and nothing of it is kept back: whoever flushes is woken, and whoever is woken
 //!   reads first, as hyper and h2 do; that is where it leaves. If the socket takes no more, a flush is what it is
 //!   elsewhere: pending until the socket is ready. Waking oneself then would be a loop that never rests.
-//! * At most `limit` bytes are held; with a limit of 0 none are, and everything passes as it comes.
+//! * At most `limit` bytes are held; with a limit of 0 none are, and everything passes as it comes. A body of which a part is
+//!   held stays in memory until that has left or the connection is closed.
 //! * What can be read is read, also if what is held cannot be written: a server that refuses a request before it has read
 //!   all of it closes the connection behind its answer.
 
@@ -34,6 +35,8 @@ pub(super) const LIMIT: usize = 384 << 10;
 
 /// Smaller pieces are copied: that is cheaper than to find them.
 const LEAST: usize = 1 << 10;
+/// Bytes of heads of frames that are allocated at once.
+const HEADS: usize = 1 << 10;
 /// Pieces in one system call at most; Linux takes 1,024.
 const AT_ONCE: usize = 64;
 
@@ -79,7 +82,10 @@ impl Drop for Loan {
         let mut bodies = self.lent.bodies();
         for piece in &self.pieces {
             // The same body may be lent twice, to be sent to two places: each takes back its own.
-            if let Some(index) = bodies.iter().position(|body| body.as_ptr() == piece.as_ptr()) {
+            if let Some(index) = bodies
+                .iter()
+                .position(|body| body.as_ptr_range() == piece.as_ptr_range())
+            {
                 bodies.swap_remove(index);
             }
         }
@@ -138,7 +144,7 @@ impl<T> Gathered<T> {
             limit,
             lent,
             held: VecDeque::new(),
-            copied: BytesMut::new(),
+            copied: BytesMut::with_capacity(HEADS),
             length: 0,
             is_unflushed: false,
             is_blocked: false,

@@ -275,7 +275,7 @@ impl Core {
             return Err(AppendError::Closed);
         }
         state.refusal(entry.received_at).map_or(Ok(()), Err)?;
-        if self.direct_io.is_some() && state.unsynced_bytes() > self.settings.max_unsynced {
+        if state.bytes_in_memory() > self.settings.max_unsynced {
             let reason = "what came before waits for the disk still";
             return Err(AppendError::Failed(reason.into()));
         }
@@ -482,10 +482,11 @@ impl State {
         self.written - self.durable >= self.gathering.expected
     }
 
-    /// Bytes in the active segment that are not known to be on the disk.
-    fn unsynced_bytes(&self) -> u64 {
+    /// Bytes that the active segment holds in memory until they are on the disk.
+    fn bytes_in_memory(&self) -> u64 {
         let active = self.active.as_ref();
-        active.map_or(0, |active| active.offset - active.durable.end)
+        let holding = active.filter(|active| active.cut.is_none() && active.segment.is_direct());
+        holding.map_or(0, |active| active.offset - active.durable.end)
     }
 
     /// Whether a reader needs something in front of this sequence.

@@ -65,7 +65,8 @@ pub struct Options {
     pub may_skip: Vec<String>,
     /// Bytes of the newest records that are kept in memory for readers that keep up.
     pub tail_bytes: usize,
-    /// Bytes that may wait in memory for the disk, however long it takes for them. Beyond that, requests are refused.
+    /// Bytes that may wait in memory for the disk, also if their senders do not: as many as are admitted at once. Beyond
+    /// that, requests are refused.
     pub max_unsynced: usize,
     /// The journal never takes the last bytes of the file system.
     pub free_disk_floor: u64,

@@ -244,6 +244,11 @@ impl Segment {
         Self { direct, ..self }
     }
 
+    /// Whether records wait in memory for the next sync.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Writes a record, or takes it for the next [`sync`](Self::sync).
     pub(super) fn append(&self, header: [u8; HEADER], body: &Bytes, offset: u64) -> io::Result<()> {
         match &self.direct {

@@ -69,6 +69,13 @@ pub struct CorsOptions {
 }
 
 impl ReceiveOptions {
+    /// Bytes of requests that may wait for the disk at once: those in flight, and beside them the largest.
+    pub fn most_admitted(&self) -> usize {
+        let grpc = self.grpc.as_ref().map_or(0, |grpc| grpc.max_recv_msg_size);
+        let http = self.http.as_ref().map_or(0, |http| http.max_request_body_size);
+        self.max_in_flight_bytes.saturating_add(grpc.max(http))
+    }
+
     /// The most memory that requests take until they are on the disk: what was admitted, on each core what is being
     /// decompressed before it can be, and buffers for the next ones.
     pub fn memory_bound(&self) -> usize {
