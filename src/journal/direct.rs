@@ -119,9 +119,10 @@ impl Waiting {
         self.records.insert(behind, record);
     }
 
-    /// Takes the first one, unless something in front of it is still missing.
-    fn take(&mut self) -> Option<Placed> {
-        let record = self.records.pop_front_if(|record| record.offset == self.next)?;
+    /// Takes the first one before `end`, unless something in front of it is still missing.
+    fn take(&mut self, end: u64) -> Option<Placed> {
+        let is_next = |record: &mut Placed| record.offset == self.next && record.offset < end;
+        let record = self.records.pop_front_if(is_next)?;
         self.next += span_of(record.body.len());
         Some(record)
     }
@@ -150,10 +151,10 @@ impl DirectWriter {
         }
     }
 
-    /// Brings to the disk what was appended without a gap, which must be all up to `end`. `cached` is the same file
+    /// Brings to the disk what was appended up to `end`, which must be all without a gap. `cached` is the same file
     /// through the page cache, in which it is afterwards if it `is_read_back`.
     pub(super) fn sync(&self, cached: &dyn DiskFile, end: u64, is_read_back: bool) -> io::Result<()> {
-        let outcome = self.write(cached, is_read_back).and_then(|written| {
+        let outcome = self.write(cached, end, is_read_back).and_then(|written| {
             failpoint::hit(Point::AfterWrite);
             if written < end {
                 return Err(io::Error::other("a record that was to be synced was never written"));
@@ -175,8 +176,9 @@ impl DirectWriter {
         *lock(&self.output) = None;
     }
 
-    /// Returns where what is written ends.
-    fn write(&self, cached: &dyn DiskFile, is_read_back: bool) -> io::Result<u64> {
+    /// Writes what lies before `end`; what comes meanwhile would keep those waiting who came before. Returns where what is
+    /// written ends.
+    fn write(&self, cached: &dyn DiskFile, end: u64, is_read_back: bool) -> io::Result<u64> {
         let mut guard = lock(&self.output);
         let Some(Output { file, blocks }) = &mut *guard else {
             return Err(io::Error::other("the segment was given up"));
@@ -192,7 +194,7 @@ impl DirectWriter {
         };
         loop {
             // One at a time: whoever appends does not wait for the disk.
-            let Some(record) = lock(&self.waiting).take() else {
+            let Some(record) = lock(&self.waiting).take(end) else {
                 break;
             };
             let padding = span_of(record.body.len()) as usize - HEADER - record.body.len();
@@ -210,6 +212,7 @@ struct Blocks {
     memory: Vec<u8>,
     /// In the memory, where the part begins.
     origin: usize,
+    /// How long it can be.
     length: usize,
     /// So much of it is there.
     filled: usize,

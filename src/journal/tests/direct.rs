@@ -106,6 +106,24 @@ fn a_record_waits_for_those_in_front_of_it() {
 }
 
 #[test]
+fn what_comes_behind_what_a_sync_was_asked_for_waits_for_the_next() {
+    let (writer, file, disk) = writer(Direct::Works);
+    let records = records();
+    for (offset, header, body) in &records {
+        writer.append(*header, body.clone(), *offset);
+    }
+    let two = records[2].0;
+    writer.sync(&*file, two, false).unwrap();
+    assert_eq!(disk.direct_writes(), 1);
+    assert_written(&*file, &records[..2]);
+    let mut behind = [0; HEADER];
+    file.read_at(&mut behind, two).unwrap();
+    assert_eq!(behind, [0; HEADER]);
+    writer.sync(&*file, end(), false).unwrap();
+    assert_written(&*file, &records);
+}
+
+#[test]
 fn a_sync_that_misses_a_record_it_was_to_write_fails() {
     let (writer, file, _disk) = writer(Direct::Works);
     let records = records();
