@@ -103,13 +103,10 @@ const LENGTHS: [u32; 32] = {
 #[inline(always)]
 fn of_key(key: &[u8]) -> u8 {
     let lengths = key.first().map_or(0, |first| LENGTHS[usize::from(*first & 31)]);
-    let has_length = u32::try_from(key.len())
-        .ok()
-        .and_then(|length| lengths.checked_shr(length));
-    if has_length.is_none_or(|bits| bits & 1 == 0) {
-        return 0;
+    match key.len() < 32 && lengths >> key.len() & 1 == 1 {
+        true => of_candidate(key),
+        false => 0,
     }
-    of_candidate(key)
 }
 
 fn of_candidate(key: &[u8]) -> u8 {

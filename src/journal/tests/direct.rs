@@ -25,8 +25,11 @@ fn writer(direct: Direct) -> (DirectWriter, Arc<dyn DiskFile>, SimDisk) {
     (writer, file, disk)
 }
 
-/// Records of many lengths, each with a header and a body of a byte of its own, and where they belong.
-fn records() -> Vec<(u64, [u8; HEADER], Bytes)> {
+/// Where it belongs, its header and its body.
+type Placed = (u64, [u8; HEADER], Bytes);
+
+/// Records of many lengths, each with a header and a body of a byte of its own.
+fn records() -> Vec<Placed> {
     let lengths = [
         0,
         1,
@@ -49,14 +52,24 @@ fn records() -> Vec<(u64, [u8; HEADER], Bytes)> {
     records
 }
 
-/// Where the last of them ends.
-fn end() -> u64 {
-    let (offset, _, body) = records().pop().unwrap();
+fn end_of(records: &[Placed]) -> u64 {
+    let (offset, _, body) = records.last().unwrap();
     offset + span_of(body.len())
 }
 
+/// Where the last of [`records`] ends.
+fn end() -> u64 {
+    end_of(&records())
+}
+
+fn append_all<'r>(writer: &DirectWriter, records: impl IntoIterator<Item = &'r Placed>) {
+    for (offset, header, body) in records {
+        writer.append(*header, body.clone(), *offset);
+    }
+}
+
 #[track_caller]
-fn assert_written(file: &dyn DiskFile, records: &[(u64, [u8; HEADER], Bytes)]) {
+fn assert_written(file: &dyn DiskFile, records: &[Placed]) {
     for (offset, header, body) in records {
         let mut found = vec![0; HEADER + body.len()];
         file.read_at(&mut found, *offset).unwrap();
@@ -71,11 +84,8 @@ fn records_of_any_length_lie_where_they_belong_however_many_share_a_sync() {
         for at_once in 1..=records().len() {
             let (writer, file, disk) = writer(direct);
             for (number, records) in records().chunks(at_once).enumerate() {
-                let mut end = 0;
-                for (offset, header, body) in records {
-                    writer.append(*header, body.clone(), *offset);
-                    end = offset + span_of(body.len());
-                }
+                append_all(&writer, records);
+                let end = end_of(records);
                 // Both ways into the file, one after the other.
                 writer.sync(&*file, end, number % 3 == 1).unwrap();
             }
@@ -94,13 +104,10 @@ fn records_of_any_length_lie_where_they_belong_however_many_share_a_sync() {
 fn a_record_waits_for_those_in_front_of_it() {
     let (writer, file, disk) = writer(Direct::Works);
     let records = records();
-    for (offset, header, body) in records.iter().rev().take(records.len() - 1) {
-        writer.append(*header, body.clone(), *offset);
-    }
+    append_all(&writer, records[1..].iter().rev());
     writer.sync(&*file, DATA_START, false).unwrap();
     assert_eq!(disk.direct_writes(), 0, "something was written behind a gap");
-    let (offset, header, body) = &records[0];
-    writer.append(*header, body.clone(), *offset);
+    append_all(&writer, &records[..1]);
     writer.sync(&*file, end(), false).unwrap();
     assert_written(&*file, &records);
 }
@@ -109,9 +116,7 @@ fn a_record_waits_for_those_in_front_of_it() {
 fn what_comes_behind_what_a_sync_was_asked_for_waits_for_the_next() {
     let (writer, file, disk) = writer(Direct::Works);
     let records = records();
-    for (offset, header, body) in &records {
-        writer.append(*header, body.clone(), *offset);
-    }
+    append_all(&writer, &records);
     let two = records[2].0;
     writer.sync(&*file, two, false).unwrap();
     assert_eq!(disk.direct_writes(), 1);
@@ -125,25 +130,24 @@ fn what_comes_behind_what_a_sync_was_asked_for_waits_for_the_next() {
 
 #[test]
 fn a_sync_that_misses_a_record_it_was_to_write_fails() {
-    let (writer, file, _disk) = writer(Direct::Works);
+    let (writer, file, disk) = writer(Direct::Works);
     let records = records();
-    writer.append(records[1].1, records[1].2.clone(), records[1].0);
+    append_all(&writer, &records[1..2]);
     let end = records[2].0;
     let error = writer.sync(&*file, end, false).unwrap_err();
     assert!(error.to_string().contains("never written"), "{error}");
+    assert_eq!(disk.direct_writes(), 0, "something was written behind a gap");
 }
 
 #[test]
 fn after_a_failed_sync_nothing_is_written_any_more() {
     let (writer, file, disk) = writer(Direct::Works);
     let records = records();
-    writer.append(records[0].1, records[0].2.clone(), records[0].0);
+    append_all(&writer, &records[..1]);
     disk.set_read_only(true);
     writer.sync(&*file, records[1].0, false).unwrap_err();
     disk.set_read_only(false);
-    for (offset, header, body) in &records {
-        writer.append(*header, body.clone(), *offset);
-    }
+    append_all(&writer, &records);
     writer.sync(&*file, end(), false).unwrap_err();
     assert_eq!(disk.direct_writes(), 0);
 }

@@ -183,6 +183,11 @@ impl SimDisk {
         })))
     }
 
+    fn handle(&self, file: usize, is_direct: bool) -> Arc<dyn DiskFile> {
+        let disk = self.clone();
+        Arc::new(SimFile { disk, file, is_direct })
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
@@ -270,11 +275,7 @@ impl Disk for SimDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let inner = self.inner();
         let file = *inner.directory.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile {
-            disk: self.clone(),
-            file,
-            is_direct: false,
-        }))
+        Ok(self.handle(file, false))
     }
 
     fn open_direct(&self, name: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
@@ -283,11 +284,7 @@ impl Disk for SimDisk {
             return Err(io::Error::from_raw_os_error(EINVAL));
         }
         let file = *inner.directory.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Some(Arc::new(SimFile {
-            disk: self.clone(),
-            file,
-            is_direct: true,
-        })))
+        Ok(Some(self.handle(file, true)))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -301,11 +298,7 @@ impl Disk for SimDisk {
         let change = DirectoryChange::Link(name.to_owned(), file);
         apply_to_directory(&mut inner.directory, &change);
         inner.unsynced_directory.push(change);
-        Ok(Arc::new(SimFile {
-            disk: self.clone(),
-            file,
-            is_direct: false,
-        }))
+        Ok(self.handle(file, false))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
