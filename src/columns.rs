@@ -16,6 +16,7 @@
 
 use std::collections::HashMap;
 
+use crate::checksum;
 use crate::otlp::wire::{Cursor, put_varint};
 
 /// Rows are packed by the hour.
@@ -150,7 +151,7 @@ impl Packer {
         bytes.extend(self.texts);
         put_varint(&mut bytes, self.count);
         bytes.extend(self.rows);
-        let checksum = crc32c::crc32c(&bytes);
+        let checksum = checksum::crc32c(&bytes);
         bytes.extend(checksum.to_le_bytes());
         bytes
     }
@@ -170,7 +171,7 @@ impl<'a> Packed<'a> {
     /// Nothing, when the bytes are damaged or of another version.
     pub fn read(bytes: &'a [u8]) -> Option<Packed<'a>> {
         let (body, checksum) = bytes.split_last_chunk()?;
-        if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
+        if checksum::crc32c(body) != u32::from_le_bytes(*checksum) {
             return None;
         }
         let (VERSION, rest) = body.split_first().map(|(version, rest)| (*version, rest))? else {

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod app;
 mod buffers;
+mod checksum;
 pub mod cli;
 pub mod clock;
 pub mod columns;

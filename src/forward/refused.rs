@@ -22,6 +22,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::RefusedLimits;
+use crate::checksum;
 use crate::egress::Fingerprint;
 use crate::journal::create_directory;
 use crate::otlp::{Encoding, Signal};
@@ -143,7 +144,7 @@ impl RefusedStore {
             received_at: refused.received_at,
             sequence: refused.sequence,
             body_bytes: refused.body.len() as u64,
-            body_crc32c: crc32c::crc32c(refused.body),
+            body_crc32c: checksum::crc32c(refused.body),
             went_through: refused.went_through.clone(),
         };
         let mut line = serde_json::to_vec(&refusal)?;
@@ -228,7 +229,7 @@ pub fn read_refused(kept: &Kept) -> io::Result<Bytes> {
     file.skip_until(b'\n')?;
     let mut body = Vec::new();
     file.read_to_end(&mut body)?;
-    if body.len() as u64 != kept.refusal.body_bytes || crc32c::crc32c(&body) != kept.refusal.body_crc32c {
+    if body.len() as u64 != kept.refusal.body_bytes || checksum::crc32c(&body) != kept.refusal.body_crc32c {
         let message = format!("{}: the body is damaged", kept.path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }

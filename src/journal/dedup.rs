@@ -15,6 +15,7 @@ use highway::{HighwayHash, HighwayHasher};
 
 use super::identity::{FORMAT_VERSION, Identity, JournalId, highway_key};
 use super::record::{u32_at, u64_at};
+use crate::checksum;
 use crate::otlp::{Encoding, Signal};
 
 pub(super) const SNAPSHOT_FILE: &str = "dedup.snapshot";
@@ -185,7 +186,7 @@ impl Dedup {
             }
         }
         bytes[12..16].copy_from_slice(&count.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes);
+        let crc = checksum::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -204,7 +205,7 @@ impl Dedup {
             && u32_at(bytes, 8) == FORMAT_VERSION
             && bytes[16..32] == id.0
             && (end - HEAD) == ENTRY * u32_at(bytes, 12) as usize
-            && crc32c::crc32c(&bytes[..end]) == u32_at(bytes, end);
+            && checksum::crc32c(&bytes[..end]) == u32_at(bytes, end);
         if !sound {
             return None;
         }

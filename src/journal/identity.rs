@@ -21,6 +21,7 @@ use std::str::FromStr;
 use highway::{HighwayHash, HighwayHasher, Key};
 
 use super::record::{u32_at, u64_at};
+use crate::checksum;
 
 /// Version of every file of the journal.
 pub(super) const FORMAT_VERSION: u32 = 1;
@@ -87,13 +88,13 @@ impl Identity {
         bytes[32..64].copy_from_slice(&self.key);
         bytes[64..72].copy_from_slice(&self.starts.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.created_at.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..92]);
+        let crc = checksum::crc32c(&bytes[..92]);
         bytes[92..96].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        if bytes.len() != LENGTH || &bytes[0..8] != MAGIC || crc32c::crc32c(&bytes[..92]) != u32_at(bytes, 92) {
+        if bytes.len() != LENGTH || &bytes[0..8] != MAGIC || checksum::crc32c(&bytes[..92]) != u32_at(bytes, 92) {
             return Err(Unreadable::Damaged);
         }
         if u32_at(bytes, 8) != FORMAT_VERSION {

@@ -10,6 +10,7 @@ use super::disk::{OsDisk, read_file, replace_file};
 use super::identity::{FORMAT_VERSION, JournalId};
 use super::reader::Position;
 use super::record::{u32_at, u64_at};
+use crate::checksum;
 
 const MAGIC: &[u8; 8] = b"SPANLPOS";
 const LENGTH: usize = 52;
@@ -34,7 +35,7 @@ pub fn save_position(directory: &Path, reader: &str, position: Position) -> io::
     bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
     bytes[16..32].copy_from_slice(&position.journal.0);
     bytes[32..40].copy_from_slice(&position.next.to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..48]);
+    let crc = checksum::crc32c(&bytes[..48]);
     bytes[48..52].copy_from_slice(&crc.to_le_bytes());
     replace_file(&OsDisk::create(directory)?, &file_name(reader), &bytes)
 }
@@ -50,7 +51,7 @@ pub fn load_position(directory: &Path, reader: &str) -> io::Result<Option<Positi
     let sound = bytes.len() == LENGTH
         && &bytes[0..8] == MAGIC
         && u32_at(&bytes, 8) == FORMAT_VERSION
-        && crc32c::crc32c(&bytes[..48]) == u32_at(&bytes, 48);
+        && checksum::crc32c(&bytes[..48]) == u32_at(&bytes, 48);
     if !sound {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,

@@ -24,6 +24,7 @@
 use bytes::Bytes;
 
 use super::dedup::Digest;
+use crate::checksum;
 use crate::otlp::{Encoding, NotedSpans, Signal};
 
 /// Length of the header.
@@ -64,7 +65,7 @@ impl Header {
             bytes[50] = HAS_DIGEST;
             bytes[56..72].copy_from_slice(&digest.0);
         }
-        let crc = crc32c::crc32c_append(seed, &bytes[8..]);
+        let crc = checksum::crc32c_append(seed, &bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -72,7 +73,7 @@ impl Header {
     /// `None` when the bytes are not a header of this segment's present life.
     pub(super) fn decode(bytes: &[u8], seed: u32) -> Option<Self> {
         let bytes = bytes.get(..HEADER)?;
-        if &bytes[0..4] != MAGIC || crc32c::crc32c_append(seed, &bytes[8..]) != u32_at(bytes, 4) {
+        if &bytes[0..4] != MAGIC || checksum::crc32c_append(seed, &bytes[8..]) != u32_at(bytes, 4) {
             return None;
         }
         let mut digest = [0; 16];
@@ -123,7 +124,7 @@ pub(super) fn span_of(length: usize) -> u64 {
 
 /// Checksum of a body in a segment with this seed.
 pub(super) fn body_crc(seed: u32, body: &[u8]) -> u32 {
-    crc32c::crc32c_append(seed, body)
+    checksum::crc32c_append(seed, body)
 }
 
 pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {

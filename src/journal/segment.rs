@@ -38,6 +38,7 @@ use super::direct::DirectWriter;
 use super::disk::DiskFile;
 use super::identity::{FORMAT_VERSION, JournalId, Unreadable};
 use super::record::{self, HEADER, Header, u32_at, u64_at};
+use crate::checksum;
 use crate::failpoint::{self, Point};
 
 /// Where records begin.
@@ -116,13 +117,13 @@ impl SegmentHeader {
         for (index, number) in numbers.iter().enumerate() {
             bytes[64 + 8 * index..72 + 8 * index].copy_from_slice(&number.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[..252]);
+        let crc = checksum::crc32c(&bytes[..252]);
         bytes[252..256].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        if bytes.len() < COPY_LENGTH || &bytes[0..8] != MAGIC || crc32c::crc32c(&bytes[..252]) != u32_at(bytes, 252) {
+        if bytes.len() < COPY_LENGTH || &bytes[0..8] != MAGIC || checksum::crc32c(&bytes[..252]) != u32_at(bytes, 252) {
             return Err(Unreadable::Damaged);
         }
         if u32_at(bytes, 8) != FORMAT_VERSION {

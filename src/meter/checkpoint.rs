@@ -35,6 +35,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::checksum;
 use crate::failpoint::{self, Point};
 use crate::journal::JournalId;
 use crate::rules::RuleDigest;
@@ -169,7 +170,7 @@ impl Checkpoint {
             return Err(Damage::Version(version));
         }
         let (content, crc) = bytes.split_last_chunk::<4>().ok_or(Damage::Damaged)?;
-        if crc32c::crc32c(content) != u32::from_le_bytes(*crc) {
+        if checksum::crc32c(content) != u32::from_le_bytes(*crc) {
             return Err(Damage::Damaged);
         }
         let journal = JournalId(input.array()?);
@@ -197,7 +198,7 @@ fn encode_families<'a>(
     out.u64(saved_at);
     out.u32(families.len() as u32);
     families.for_each(|family| encode_family(&family, &mut out));
-    let crc = crc32c::crc32c(&out.0);
+    let crc = checksum::crc32c(&out.0);
     out.u32(crc);
     out.0
 }
@@ -421,7 +422,7 @@ mod tests {
                 seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 bytes.push((seed >> 56) as u8);
             }
-            bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+            bytes.extend(checksum::crc32c(&bytes).to_le_bytes());
             // Some of it may be a valid checkpoint by chance; it must only not panic.
             drop(Checkpoint::decode(&bytes));
         }
@@ -448,7 +449,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_named() {
         let mut bytes = [MAGIC.as_slice(), &2u32.to_le_bytes()].concat();
-        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        bytes.extend(checksum::crc32c(&bytes).to_le_bytes());
         let message = Checkpoint::decode(&bytes).unwrap_err().to_string();
         assert_eq!(message, "has format version 2, this program knows 1");
     }

@@ -9,6 +9,7 @@ use opentelemetry_proto::tonic::common::v1::any_value;
 use prost::Message;
 
 use super::rig::{Received, Reply, Rig, Sink, request};
+use crate::checksum;
 use crate::egress::{EgressOptions, Glob, KeepRule, Secret, SpanCondition, SpanRule, Threshold};
 use crate::forward::{ExporterOptions, Kept, Resender, Resent, Verdict, list_refused, read_refused};
 use crate::otlp::wire::put_bytes;
@@ -116,7 +117,7 @@ async fn what_was_kept_by_a_version_that_did_not_say_under_which_rules_goes_thro
     let body = request(["a SECRET"]);
     head.as_object_mut().unwrap().remove("went_through").unwrap();
     head["body_bytes"] = body.len().into();
-    head["body_crc32c"] = crc32c::crc32c(&body).into();
+    head["body_crc32c"] = checksum::crc32c(&body).into();
     std::fs::write(&kept.path, [head.to_string().as_bytes(), b"\n", &body].concat()).unwrap();
     let kept = list_refused(&rig.refused()).unwrap().remove(0);
     backend.heal();

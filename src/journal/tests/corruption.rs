@@ -12,6 +12,7 @@ use super::super::record::{HEADER, Header};
 use super::super::segment::{DATA_START, Frame, SegmentHeader, Walk};
 use super::super::*;
 use super::{bodies, entry, options};
+use crate::checksum;
 
 const COUNT: usize = 200;
 /// A record of the catalogue, in its segment.
@@ -381,7 +382,7 @@ async fn a_journal_of_a_newer_version_is_left_alone() {
     let path = directory.path().join("journal.id");
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] = 9;
-    let crc = crc32c::crc32c(&bytes[..92]);
+    let crc = checksum::crc32c(&bytes[..92]);
     bytes[92..96].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     let error = Journal::open(small(directory.path())).unwrap_err();
