@@ -27,7 +27,7 @@ use super::error::AppendError;
 use super::identity::Identity;
 use super::meters::Meters;
 use super::options::Settings;
-use super::record::{self, Header, Record, span_of};
+use super::record::{self, Header, Placement, Record, span_of};
 use super::segment::{Mark, Segment, Summary, lock};
 use super::tail::Tail;
 use super::{Appended, Entry};
@@ -220,7 +220,7 @@ pub(super) struct Core {
 /// A place in the active segment, to be written and finished by the caller.
 pub(super) struct Reservation {
     pub(super) segment: Arc<Segment>,
-    pub(super) offset: u64,
+    pub(super) at: Placement,
     pub(super) sequence: u64,
     pub(super) completion: Arc<Completion>,
     durable: u64,
@@ -312,7 +312,7 @@ impl Core {
             digest: entry.digest,
             completion: Arc::clone(&completion),
         });
-        if fits && let Some(reservation) = self.reserve(state, sequence, span, entry) {
+        if fits && let Some(reservation) = self.reserve(state, sequence, entry) {
             return Ok(Begun::Write(reservation));
         }
         // What it was decompressed to would not be within any bound here; readers decompress it again.
@@ -334,23 +334,23 @@ impl Core {
     }
 
     /// Gives a pending request its place in the active segment. Parked requests are reserved before any newer one.
-    pub(super) fn reserve(&self, state: &mut State, sequence: u64, span: u64, entry: &Entry) -> Option<Reservation> {
+    pub(super) fn reserve(&self, state: &mut State, sequence: u64, entry: &Entry) -> Option<Reservation> {
         let durable = state.durable;
         let index = state.slot(sequence)?;
         let active = state.active.as_mut()?;
         let slot = &mut state.pending[index];
-        let offset = active.offset;
-        active.offset += span;
+        let at = active.segment.place(active.offset, &entry.body);
+        active.offset = at.next();
         slot.phase = Phase::Writing;
         slot.end = active.offset;
         active.segment.writers.fetch_add(1, Ordering::AcqRel);
         active.segment.note(Mark {
             sequence,
-            offset,
+            offset: at.offset,
             received_at: entry.received_at,
         });
         let decoded = (entry.decoded.as_ptr() != entry.body.as_ptr()).then(|| entry.decoded.clone());
-        let header = Self::header(entry, sequence, durable, 0);
+        let header = Self::header(entry, sequence, durable, at, 0);
         lock(&self.tail).push(Record {
             decoded,
             noted: entry.noted.clone(),
@@ -359,16 +359,16 @@ impl Core {
         let segment = Arc::clone(&active.segment);
         Some(Reservation {
             segment,
-            offset,
+            at,
             sequence,
             completion: Arc::clone(&slot.completion),
             durable,
         })
     }
 
-    fn header(entry: &Entry, sequence: u64, durable: u64, body_crc: u32) -> Header {
+    fn header(entry: &Entry, sequence: u64, durable: u64, at: Placement, body_crc: u32) -> Header {
         Header {
-            length: entry.body.len() as u32,
+            length: at.length,
             body_crc,
             sequence,
             received_at: entry.received_at,
@@ -378,16 +378,17 @@ impl Core {
             signal: entry.signal,
             encoding: entry.encoding,
             digest: entry.digest,
+            on_block: at.on_block,
         }
     }
 
     /// Puts the checksums in and hands the record to its segment. No lock is held.
     pub(super) fn write(&self, reservation: &Reservation, entry: &Entry) -> io::Result<()> {
         failpoint::hit(Point::BeforeWrite);
-        let segment = &reservation.segment;
+        let (segment, at) = (&reservation.segment, reservation.at);
         let body_crc = record::body_crc(segment.seed, &entry.body);
-        let header = Self::header(entry, reservation.sequence, reservation.durable, body_crc).encode(segment.seed);
-        segment.append(header, &entry.body, reservation.offset)
+        let header = Self::header(entry, reservation.sequence, reservation.durable, at, body_crc);
+        segment.append(header.encode(segment.seed), &entry.body, at)
     }
 
     /// Notes what became of the write. A failed one ends the segment in front of it.

@@ -126,7 +126,7 @@ fn read_segment(
             Err(error) if !insist => return Err(error),
             Err(_) => None,
         };
-        let Some(header) = header.filter(|header| offset + header.span() <= view.end) else {
+        let Some(header) = header.filter(|header| header.at(offset).next() <= view.end) else {
             match find_next(segment, offset, view.end, insist)? {
                 Some(found) => offset = found,
                 None => {
@@ -136,12 +136,12 @@ fn read_segment(
             }
             continue;
         };
-        let body_at = offset + HEADER as u64;
-        offset += header.span();
+        let at = header.at(offset);
+        offset = at.next();
         if header.sequence < expected {
             segment.note(Mark {
                 sequence: header.sequence,
-                offset: body_at - HEADER as u64,
+                offset: at.offset,
                 received_at: header.received_at,
             });
             continue;
@@ -152,12 +152,12 @@ fn read_segment(
         }
         let length = header.length as usize;
         if !records.is_empty() && bytes + length > max_bytes {
-            offset = body_at - HEADER as u64;
+            offset = at.offset;
             break;
         }
         damaged += header.sequence - expected;
         let sequence = header.sequence;
-        let body = match chunk.get(segment, body_at, length, view.end) {
+        let body = match chunk.get(segment, at.body(), length, view.end) {
             Ok(found) => found.filter(|body| record::body_crc(segment.seed, body) == header.body_crc),
             Err(error) if !insist => return Err(error),
             Err(_) => None,
@@ -167,10 +167,9 @@ fn read_segment(
             damaged += 1;
             continue;
         };
-        let offset_of_header = body_at - HEADER as u64;
         segment.note(Mark {
             sequence,
-            offset: offset_of_header,
+            offset: at.offset,
             received_at: header.received_at,
         });
         bytes += length;

@@ -3,7 +3,7 @@
 //! Through the page cache each page of a record is found, filled, marked, written back and marked again by itself, which
 //! costs as much as all else that the journal does, and the memory that a container is charged for. Here records wait
 //! where they are until the next sync. That lays them one behind the other into one piece of memory, from which the
-//! disk fetches them.
+//! disk fetches them; but a large body that lies on a page is placed on a block of the file, and fetched from where it is.
 //!
 //! # Invariants
 //!
@@ -26,31 +26,38 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use super::disk::{BLOCK, Disk, DiskFile, is_not_direct};
-use super::record::{HEADER, span_of};
+use super::record::{HEADER, Placement};
 use super::segment::{DATA_START, lock};
 use crate::failpoint::{self, Point};
 
-/// Bytes that are written at once, at most. Two large requests fit, which is what shares a sync under load.
+/// Bytes that are written at once, but for a larger body. Two large requests fit, which is what shares a sync under load.
 pub(super) const MEMORY: usize = 1 << 20;
+
+/// Shorter bodies are copied: the block that their header would take for itself costs as much.
+pub(super) const LEAST: usize = 64 << 10;
 
 /// Whether the file system can do it, as far as is known.
 #[derive(Debug)]
 pub(super) struct DirectIo {
     memory: usize,
+    least: usize,
     is_refused: AtomicBool,
 }
 
 impl DirectIo {
-    /// `memory` is how many bytes are written at once, a multiple of [`BLOCK`].
-    pub(super) fn new(memory: usize) -> Self {
+    /// `memory` is how many bytes are written at once, a multiple of [`BLOCK`]; `least` how long a body is that is
+    /// written from where it is.
+    pub(super) fn new(memory: usize, least: usize) -> Self {
         Self {
             memory,
+            least,
             is_refused: AtomicBool::new(false),
         }
     }
@@ -100,7 +107,7 @@ struct Output {
 
 /// A record on its way.
 struct Placed {
-    offset: u64,
+    at: Placement,
     header: [u8; HEADER],
     body: Bytes,
 }
@@ -115,15 +122,15 @@ struct Waiting {
 
 impl Waiting {
     fn put(&mut self, record: Placed) {
-        let behind = self.records.partition_point(|other| other.offset < record.offset);
+        let behind = self.records.partition_point(|other| other.at.offset < record.at.offset);
         self.records.insert(behind, record);
     }
 
     /// Takes the first one before `end`, unless something in front of it is still missing.
     fn take(&mut self, end: u64) -> Option<Placed> {
-        let is_next = |record: &mut Placed| record.offset == self.next && record.offset < end;
+        let is_next = |record: &mut Placed| record.at.offset == self.next && record.at.offset < end;
         let record = self.records.pop_front_if(is_next)?;
-        self.next += span_of(record.body.len());
+        self.next = record.at.next();
         Some(record)
     }
 }
@@ -143,11 +150,16 @@ impl DirectWriter {
         }
     }
 
+    /// Whether a body can be written from where it is, if it is placed on a block.
+    pub(super) fn takes_as_it_is(&self, body: &Bytes) -> bool {
+        body.len() >= self.direct_io.least && body.as_ptr().addr().is_multiple_of(BLOCK)
+    }
+
     /// Takes a record for the next sync. One that comes after [`close`](Self::close) is refused.
-    pub(super) fn append(&self, header: [u8; HEADER], body: Bytes, offset: u64) {
+    pub(super) fn append(&self, header: [u8; HEADER], body: Bytes, at: Placement) {
         let mut waiting = lock(&self.waiting);
         if !waiting.is_closed {
-            waiting.put(Placed { offset, header, body });
+            waiting.put(Placed { at, header, body });
         }
     }
 
@@ -183,43 +195,80 @@ impl DirectWriter {
         let Some(Output { file, blocks }) = &mut *guard else {
             return Err(io::Error::other("the segment was given up"));
         };
-        let mut out = |blocks: &[u8], offset| {
+        let mut out = |parts: &[&[u8]], offset| {
             if !is_read_back && !self.direct_io.is_refused() {
-                match file.write_at(&[blocks], offset) {
+                match file.write_at(parts, offset) {
                     Err(error) if is_not_direct(&error) => self.direct_io.refuse(&error),
                     outcome => return outcome,
                 }
             }
-            cached.write_at(&[blocks], offset)
+            cached.write_at(parts, offset)
         };
         loop {
             // One at a time: whoever appends does not wait for the disk.
             let Some(record) = lock(&self.waiting).take(end) else {
                 break;
             };
-            let padding = span_of(record.body.len()) as usize - HEADER - record.body.len();
-            for part in [&record.header, &*record.body, &[0; 8][..padding]] {
-                blocks.push(part, &mut out)?;
+            let Placed { at, header, body } = record;
+            blocks.push(&header, &mut out)?;
+            blocks.push(zeros(blocks.end(), at.body()), &mut out)?;
+            if at.on_block {
+                blocks.push_body(body, &mut out)?;
+            } else {
+                blocks.push(&body, &mut out)?;
             }
+            blocks.push(zeros(blocks.end(), at.next()), &mut out)?;
         }
         blocks.flush(&mut out)?;
-        Ok(blocks.offset + blocks.filled as u64)
+        Ok(blocks.end())
     }
 }
 
-/// Memory that begins on a multiple of [`BLOCK`] and stands for a part of the file that does so too.
+/// What lies between two parts of a record.
+fn zeros(from: u64, to: u64) -> &'static [u8] {
+    &[0; BLOCK][..(to - from) as usize]
+}
+
+/// Writes parts one behind the other at an offset.
+trait Write: FnMut(&[&[u8]], u64) -> io::Result<()> {}
+
+impl<F: FnMut(&[&[u8]], u64) -> io::Result<()>> Write for F {}
+
+/// What is to be written next: a part of the file that begins on a multiple of [`BLOCK`], in pieces that do so in memory
+/// and in the file.
 struct Blocks {
     memory: Vec<u8>,
-    /// In the memory, where the part begins.
+    /// In the memory, where that begins which can be used.
     origin: usize,
-    /// How long it can be.
+    /// How much can be used.
     length: usize,
-    /// So much of it is there.
+    /// So much of it is.
     filled: usize,
-    /// Where the part lies in the file.
+    /// Where in it the piece begins that grows still; what is before lies in `pieces`.
+    open: usize,
+    pieces: Vec<Piece>,
+    /// Bytes of `pieces`.
+    gathered: usize,
+    /// Where the first piece lies in the file.
     offset: u64,
     /// Not all of it is in the file.
     is_dirty: bool,
+}
+
+/// Whole blocks.
+enum Piece {
+    /// Of the memory that can be used.
+    Memory(Range<usize>),
+    Body(Bytes),
+}
+
+impl Piece {
+    fn length(&self) -> usize {
+        match self {
+            Piece::Memory(range) => range.len(),
+            Piece::Body(body) => body.len(),
+        }
+    }
 }
 
 impl Blocks {
@@ -231,12 +280,21 @@ impl Blocks {
             origin,
             length,
             filled: 0,
+            open: 0,
+            pieces: Vec::new(),
+            gathered: 0,
             offset,
             is_dirty: false,
         }
     }
 
-    fn push(&mut self, mut part: &[u8], write: &mut impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    /// Where in the file that ends which was pushed.
+    fn end(&self) -> u64 {
+        self.offset + (self.gathered + self.filled - self.open) as u64
+    }
+
+    /// Copies a part.
+    fn push(&mut self, mut part: &[u8], write: &mut impl Write) -> io::Result<()> {
         while !part.is_empty() {
             let (now, later) = part.split_at(part.len().min(self.length - self.filled));
             let from = self.origin + self.filled;
@@ -251,20 +309,59 @@ impl Blocks {
         Ok(())
     }
 
+    /// Takes a body that begins on a block, here as in the file; what it has beyond its last whole block is copied.
+    fn push_body(&mut self, mut body: Bytes, write: &mut impl Write) -> io::Result<()> {
+        let rest = body.split_off(body.len() - body.len() % BLOCK);
+        if !body.is_empty() {
+            self.close_piece();
+            self.gather(Piece::Body(body));
+            if self.gathered >= self.length {
+                self.flush(write)?;
+            }
+        }
+        self.push(&rest, write)
+    }
+
+    /// What was copied so far, whole blocks, comes before what follows.
+    fn close_piece(&mut self) {
+        if self.open < self.filled {
+            self.gather(Piece::Memory(self.open..self.filled));
+            self.open = self.filled;
+        }
+    }
+
+    fn gather(&mut self, piece: Piece) {
+        self.gathered += piece.length();
+        self.pieces.push(piece);
+        self.is_dirty = true;
+    }
+
     /// Writes what was not written, with the block it begins in, and zeros up to the end of the last one. What is in
     /// that block is kept.
-    fn flush(&mut self, write: &mut impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    fn flush(&mut self, write: &mut impl Write) -> io::Result<()> {
         if !self.is_dirty {
             return Ok(());
         }
-        let end = self.filled.next_multiple_of(BLOCK);
-        let part = &mut self.memory[self.origin..self.origin + end];
-        part[self.filled..].fill(0);
-        write(part, self.offset)?;
+        let end = self.end();
+        let used = &mut self.memory[self.origin..self.origin + self.length];
+        let padded = self.filled.next_multiple_of(BLOCK);
+        used[self.filled..padded].fill(0);
+        let gathered = self.pieces.iter().map(|piece| match piece {
+            Piece::Memory(range) => &used[range.clone()],
+            Piece::Body(body) => body,
+        });
+        let parts: Vec<&[u8]> = gathered
+            .chain([&used[self.open..padded]])
+            .filter(|part| !part.is_empty())
+            .collect();
+        write(&parts, self.offset)?;
         let whole = self.filled - self.filled % BLOCK;
-        part.copy_within(whole..self.filled, 0);
-        self.offset += whole as u64;
+        used.copy_within(whole..self.filled, 0);
         self.filled -= whole;
+        self.offset = end - self.filled as u64;
+        self.open = 0;
+        self.pieces.clear();
+        self.gathered = 0;
         self.is_dirty = false;
         Ok(())
     }

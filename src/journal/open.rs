@@ -107,7 +107,7 @@ impl Core {
         let direct_io = settings
             .interval
             .is_none()
-            .then(|| Arc::new(DirectIo::new(settings.direct_memory)));
+            .then(|| Arc::new(DirectIo::new(settings.direct_memory, settings.direct_least)));
         let core = Self {
             disk,
             direct_io,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dedup::Dedup;
-use super::direct::MEMORY;
+use super::direct::{LEAST, MEMORY};
 use super::disk::BLOCK;
 use super::error::JournalError;
 use super::record::span_of;
@@ -116,6 +116,8 @@ pub(super) struct Settings {
     pub(super) max_unsynced: u64,
     /// Bytes that are written at once past the page cache; a multiple of [`BLOCK`].
     pub(super) direct_memory: usize,
+    /// How long a body is that is written from where it is.
+    pub(super) direct_least: usize,
     pub(super) free_disk_floor: u64,
 }
 
@@ -175,6 +177,7 @@ impl Settings {
             tail_bytes: options.tail_bytes,
             max_unsynced: options.max_unsynced as u64,
             direct_memory: MEMORY,
+            direct_least: LEAST,
             free_disk_floor: options.free_disk_floor,
         })
     }

@@ -1,5 +1,5 @@
-//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. See
-//! `docs/journal-format.md`.
+//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. The body may begin on the next
+//! [`BLOCK`] of the file instead of right behind the header. See `docs/journal-format.md`.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -14,7 +14,7 @@
 //! | 44 | 4 | items rejected |
 //! | 48 | 1 | signal (1 traces, 2 metrics, 3 logs) |
 //! | 49 | 1 | encoding of the body (0 identity, 1 gzip, 2 zstd, 3 deflate) |
-//! | 50 | 1 | flags: 1 = the digest is set |
+//! | 50 | 1 | flags: 1 = the digest is set, 2 = the body begins on a block |
 //! | 51 | 5 | zero |
 //! | 56 | 16 | digest of the request as received |
 //!
@@ -24,6 +24,7 @@
 use bytes::Bytes;
 
 use super::dedup::Digest;
+use super::disk::BLOCK;
 use crate::checksum;
 use crate::otlp::{Encoding, NotedSpans, Signal};
 
@@ -31,6 +32,40 @@ use crate::otlp::{Encoding, NotedSpans, Signal};
 pub(super) const HEADER: usize = 72;
 const MAGIC: &[u8; 4] = b"SLR1";
 const HAS_DIGEST: u8 = 1;
+const ON_BLOCK: u8 = 2;
+
+/// Where a record lies in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// Where its header begins.
+    pub(super) offset: u64,
+    /// Length of the body.
+    pub(super) length: u32,
+    /// The body begins on a multiple of [`BLOCK`], so that it can be written from where it is in memory.
+    pub(super) on_block: bool,
+}
+
+impl Placement {
+    /// Where the body begins.
+    pub(super) fn body(&self) -> u64 {
+        let behind_header = self.offset + HEADER as u64;
+        if self.on_block {
+            behind_header.next_multiple_of(BLOCK as u64)
+        } else {
+            behind_header
+        }
+    }
+
+    /// Where the body ends. The padding behind it may be missing where a file ends.
+    pub(super) fn end(&self) -> u64 {
+        self.body() + u64::from(self.length)
+    }
+
+    /// Where the next record begins: on a multiple of eight.
+    pub(super) fn next(&self) -> u64 {
+        self.end().next_multiple_of(8)
+    }
+}
 
 /// The part of a record in front of its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +81,8 @@ pub(super) struct Header {
     pub(super) signal: Signal,
     pub(super) encoding: Encoding,
     pub(super) digest: Option<Digest>,
+    /// See [`Placement::on_block`].
+    pub(super) on_block: bool,
 }
 
 impl Header {
@@ -64,6 +101,9 @@ impl Header {
         if let Some(digest) = &self.digest {
             bytes[50] = HAS_DIGEST;
             bytes[56..72].copy_from_slice(&digest.0);
+        }
+        if self.on_block {
+            bytes[50] |= ON_BLOCK;
         }
         let crc = checksum::crc32c_append(seed, &bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -89,17 +129,17 @@ impl Header {
             signal: Signal::try_from(bytes[48]).ok()?,
             encoding: Encoding::try_from(bytes[49]).ok()?,
             digest: (bytes[50] & HAS_DIGEST != 0).then_some(Digest(digest)),
+            on_block: bytes[50] & ON_BLOCK != 0,
         })
     }
 
-    /// Bytes of header and body. The padding behind them may be missing where a file ends.
-    pub(super) fn extent(&self) -> u64 {
-        HEADER as u64 + u64::from(self.length)
-    }
-
-    /// What the record takes up in its segment.
-    pub(super) fn span(&self) -> u64 {
-        span_of(self.length as usize)
+    /// Where the record lies whose header was found at `offset`.
+    pub(super) fn at(&self, offset: u64) -> Placement {
+        Placement {
+            offset,
+            length: self.length,
+            on_block: self.on_block,
+        }
     }
 
     pub(super) fn into_record(self, body: Bytes) -> Record {
@@ -117,7 +157,7 @@ impl Header {
     }
 }
 
-/// Bytes that a record with a body of `length` takes up: the next record begins on a multiple of eight.
+/// Bytes that a record with a body of `length` takes up if the body is right behind the header.
 pub(super) fn span_of(length: usize) -> u64 {
     (HEADER + length).next_multiple_of(8) as u64
 }

@@ -453,16 +453,13 @@ impl Recoverer<'_> {
                     Frame::End => break,
                     Frame::Gap { .. } => {}
                     Frame::Record { header, .. } if header.sequence > summary.last => break,
-                    Frame::Record { header, .. } => {
+                    Frame::Record { offset, header } => {
                         segment.note(Mark {
                             sequence: header.sequence,
-                            offset: walk.position() - header.span(),
+                            offset,
                             received_at: header.received_at,
                         });
-                        let is_whole = !has_holes
-                            || walk
-                                .body(walk.position() - header.span(), &header)
-                                .is_ok_and(|body| body.is_some());
+                        let is_whole = !has_holes || walk.body(offset, &header).is_ok_and(|body| body.is_some());
                         if let Some(digest) = header.digest.filter(|_| is_whole && header.received_at >= horizon) {
                             let Header {
                                 sequence,

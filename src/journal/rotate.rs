@@ -364,7 +364,7 @@ impl Core {
             }
             let Some(parked) = state.parked.pop_front() else { break };
             state.parked_bytes -= span;
-            if let Some(reservation) = self.reserve(state, parked.sequence, span, &parked.entry) {
+            if let Some(reservation) = self.reserve(state, parked.sequence, &parked.entry) {
                 admitted.push((reservation, parked.entry));
             }
         }

@@ -80,7 +80,7 @@ pub(super) fn scan(segment: &Segment, valid_through: u64, check_bodies: bool) ->
                     received_at: header.received_at,
                 });
                 summary.last = header.sequence;
-                summary.end = offset + header.span();
+                summary.end = header.at(offset).next();
                 summary.records += 1;
                 summary.newest = summary.newest.max(header.received_at);
                 if header.digest.is_some() {
@@ -136,7 +136,7 @@ fn rewrite_records(segment: &Segment, scan: &Scan) -> io::Result<()> {
             Ok(Frame::End) => return Ok(()),
             Ok(Frame::Record { offset, header }) if header.sequence > scan.known_durable => {
                 match walk.body(offset, &header) {
-                    Ok(Some(_)) => rewrite(&*segment.file, offset, offset + header.extent())?,
+                    Ok(Some(_)) => rewrite(&*segment.file, offset, header.at(offset).end())?,
                     Err(error) if scan.unreadable.is_none() => return Err(error),
                     Ok(None) | Err(_) => {}
                 }

@@ -37,7 +37,7 @@ use bytes::Bytes;
 use super::direct::DirectWriter;
 use super::disk::DiskFile;
 use super::identity::{FORMAT_VERSION, JournalId, Unreadable};
-use super::record::{self, HEADER, Header, u32_at, u64_at};
+use super::record::{self, HEADER, Header, Placement, u32_at, u64_at};
 use crate::checksum;
 use crate::failpoint::{self, Point};
 
@@ -250,15 +250,32 @@ impl Segment {
         self.direct.is_some()
     }
 
-    /// Writes a record, or takes it for the next [`sync`](Self::sync).
-    pub(super) fn append(&self, header: [u8; HEADER], body: &Bytes, offset: u64) -> io::Result<()> {
+    /// Where a record goes that is to be appended at `offset`.
+    pub(super) fn place(&self, offset: u64, body: &Bytes) -> Placement {
+        let placement = Placement {
+            offset,
+            length: body.len() as u32,
+            on_block: false,
+        };
+        let on_block = Placement {
+            on_block: true,
+            ..placement
+        };
+        match &self.direct {
+            Some(direct) if direct.takes_as_it_is(body) && on_block.next() <= self.size => on_block,
+            _ => placement,
+        }
+    }
+
+    /// Writes a record where it was [placed](Self::place), or takes it for the next [`sync`](Self::sync).
+    pub(super) fn append(&self, header: [u8; HEADER], body: &Bytes, at: Placement) -> io::Result<()> {
         match &self.direct {
             Some(direct) => {
-                direct.append(header, body.clone(), offset);
+                direct.append(header, body.clone(), at);
                 Ok(())
             }
             None => {
-                self.file.write_at(&[&header, body], offset)?;
+                self.file.write_at(&[&header, body], at.offset)?;
                 failpoint::hit(Point::AfterWrite);
                 Ok(())
             }
@@ -353,7 +370,7 @@ impl<'a> Walk<'a> {
     pub(super) fn next(&mut self) -> io::Result<Frame> {
         let offset = self.offset;
         if let Some(header) = self.header_at(offset)? {
-            self.offset = offset + header.span();
+            self.offset = header.at(offset).next();
             return Ok(Frame::Record { offset, header });
         }
         match self.search(offset + 8)? {
@@ -371,7 +388,7 @@ impl<'a> Walk<'a> {
     /// Reads the body of a record that [`Walk::next`] returned; `None` when it is damaged.
     pub(super) fn body(&self, offset: u64, header: &Header) -> io::Result<Option<Vec<u8>>> {
         let mut body = vec![0; header.length as usize];
-        let count = self.file.read_at(&mut body, offset + HEADER as u64)?;
+        let count = self.file.read_at(&mut body, header.at(offset).body())?;
         let whole = count == body.len() && record::body_crc(self.seed, &body) == header.body_crc;
         Ok(whole.then_some(body))
     }
@@ -393,7 +410,7 @@ impl<'a> Walk<'a> {
             .chunk
             .get(from..from + HEADER)
             .and_then(|bytes| Header::decode(bytes, self.seed));
-        Ok(header.filter(|header| offset + header.extent() <= self.limit))
+        Ok(header.filter(|header| header.at(offset).end() <= self.limit))
     }
 
     /// Looks for the next whole header, on every multiple of eight. Costs a read of the rest of the segment at worst,
@@ -407,7 +424,7 @@ impl<'a> Walk<'a> {
             let mut at = 0;
             while at + HEADER <= count {
                 if let Some(header) = Header::decode(&chunk[at..count], self.seed)
-                    && start + at as u64 + header.extent() <= self.limit
+                    && header.at(start + at as u64).end() <= self.limit
                 {
                     return Ok(Some(start + at as u64));
                 }

@@ -171,13 +171,16 @@ fn check(sealed: &Sealed) -> SegmentCheck {
             Ok(Frame::End) => break,
             Ok(Frame::Gap { .. }) => continue,
             Ok(Frame::Record { header, .. }) if header.sequence > summary.last => break,
-            Ok(Frame::Record { offset, header }) => walk.body(offset, &header).map(|body| (header, body.is_some())),
+            Ok(Frame::Record { offset, header }) => {
+                let at = header.at(offset);
+                walk.body(offset, &header).map(|body| (at, body.is_some()))
+            }
             Err(error) => Err(error),
         };
         match whole {
-            Ok((header, true)) => {
+            Ok((at, true)) => {
                 check.records += 1;
-                check.bytes += header.span();
+                check.bytes += at.next() - at.offset;
             }
             Ok((_, false)) => {}
             Err(error) => {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::sim_disk::{Direct, SimDisk};
-use super::{bodies, entry};
+use super::{bodies, entry, on_page};
 use crate::journal::core::{Begun, Core};
-use crate::journal::direct::{DirectIo, DirectWriter, MEMORY};
+use crate::journal::direct::{DirectIo, DirectWriter, LEAST, MEMORY};
 use crate::journal::disk::{Disk, DiskFile};
 use crate::journal::options::Settings;
-use crate::journal::record::{HEADER, span_of};
+use crate::journal::record::{HEADER, Placement, span_of};
 use crate::journal::segment::{DATA_START, lock};
 use crate::journal::*;
 
@@ -21,14 +21,17 @@ fn writer(direct: Direct) -> (DirectWriter, Arc<dyn DiskFile>, SimDisk) {
     let file = disk.create("file").unwrap();
     let size = end().next_multiple_of(4096);
     file.allocate(size).unwrap();
-    let writer = Arc::new(DirectIo::new(MEMORY)).writer(&disk, "file", size).unwrap();
+    let writer = Arc::new(DirectIo::new(MEMORY, LEAST))
+        .writer(&disk, "file", size)
+        .unwrap();
     (writer, file, disk)
 }
 
 /// Where it belongs, its header and its body.
-type Placed = (u64, [u8; HEADER], Bytes);
+type Placed = (Placement, [u8; HEADER], Bytes);
 
-/// Records of many lengths, each with a header and a body of a byte of its own.
+/// Records of many lengths, each with a header and a body of a byte of its own. Those of every third length are on blocks,
+/// where it is for the writer to take them.
 fn records() -> Vec<Placed> {
     let lengths = [
         0,
@@ -36,8 +39,10 @@ fn records() -> Vec<Placed> {
         7,
         4024,
         4096,
+        LEAST,
         MEMORY - 8192,
         3 * MEMORY + 5,
+        LEAST + 1,
         100,
         MEMORY,
         2 * MEMORY - 77,
@@ -45,16 +50,27 @@ fn records() -> Vec<Placed> {
     let mut offset = DATA_START;
     let mut records = Vec::new();
     for (number, length) in lengths.into_iter().enumerate() {
+        let on_block = number % 3 == 2;
+        let at = placement(offset, length, on_block);
         let byte = number as u8 + 1;
-        records.push((offset, [byte | 0x80; HEADER], Bytes::from(vec![byte; length])));
-        offset += span_of(length);
+        let body = vec![byte; length];
+        let body = if on_block { on_page(&body) } else { Bytes::from(body) };
+        records.push((at, [byte | 0x80; HEADER], body));
+        offset = at.next();
     }
     records
 }
 
+fn placement(offset: u64, length: usize, on_block: bool) -> Placement {
+    Placement {
+        offset,
+        length: length as u32,
+        on_block,
+    }
+}
+
 fn end_of(records: &[Placed]) -> u64 {
-    let (offset, _, body) = records.last().unwrap();
-    offset + span_of(body.len())
+    records.last().unwrap().0.next()
 }
 
 /// Where the last of [`records`] ends.
@@ -63,18 +79,20 @@ fn end() -> u64 {
 }
 
 fn append_all<'r>(writer: &DirectWriter, records: impl IntoIterator<Item = &'r Placed>) {
-    for (offset, header, body) in records {
-        writer.append(*header, body.clone(), *offset);
+    for (at, header, body) in records {
+        writer.append(*header, body.clone(), *at);
     }
 }
 
 #[track_caller]
 fn assert_written(file: &dyn DiskFile, records: &[Placed]) {
-    for (offset, header, body) in records {
-        let mut found = vec![0; HEADER + body.len()];
-        file.read_at(&mut found, *offset).unwrap();
-        assert_eq!(found[..HEADER], *header, "header at {offset}");
-        assert!(found[HEADER..] == **body, "body at {offset}");
+    for (at, header, body) in records {
+        let mut found = vec![0; HEADER];
+        file.read_at(&mut found, at.offset).unwrap();
+        assert_eq!(found[..HEADER], *header, "header at {}", at.offset);
+        let mut found = vec![0; body.len()];
+        file.read_at(&mut found, at.body()).unwrap();
+        assert!(found == **body, "body at {}", at.body());
     }
 }
 
@@ -117,7 +135,7 @@ fn what_comes_behind_what_a_sync_was_asked_for_waits_for_the_next() {
     let (writer, file, disk) = writer(Direct::Works);
     let records = records();
     append_all(&writer, &records);
-    let two = records[2].0;
+    let two = records[2].0.offset;
     writer.sync(&*file, two, false).unwrap();
     assert_eq!(disk.direct_writes(), 1);
     assert_written(&*file, &records[..2]);
@@ -133,7 +151,7 @@ fn a_sync_that_misses_a_record_it_was_to_write_fails() {
     let (writer, file, disk) = writer(Direct::Works);
     let records = records();
     append_all(&writer, &records[1..2]);
-    let end = records[2].0;
+    let end = records[2].0.offset;
     let error = writer.sync(&*file, end, false).unwrap_err();
     assert!(error.to_string().contains("never written"), "{error}");
     assert_eq!(disk.direct_writes(), 0, "something was written behind a gap");
@@ -145,7 +163,7 @@ fn after_a_failed_sync_nothing_is_written_any_more() {
     let records = records();
     append_all(&writer, &records[..1]);
     disk.set_read_only(true);
-    writer.sync(&*file, records[1].0, false).unwrap_err();
+    writer.sync(&*file, records[1].0.offset, false).unwrap_err();
     disk.set_read_only(false);
     append_all(&writer, &records);
     writer.sync(&*file, end(), false).unwrap_err();
@@ -155,12 +173,17 @@ fn after_a_failed_sync_nothing_is_written_any_more() {
 #[test]
 fn a_body_is_let_go_of_when_it_is_written() {
     let (writer, file, _disk) = writer(Direct::Works);
+    let mut offset = DATA_START;
+    for body in [Bytes::from(vec![1; 1000]), on_page(&[1; 2 * LEAST])] {
+        let at = placement(offset, body.len(), writer.takes_as_it_is(&body));
+        offset = at.next();
+        writer.append([0; HEADER], body.clone(), at);
+        assert!(!body.is_unique());
+        writer.sync(&*file, offset, false).unwrap();
+        assert!(body.is_unique());
+    }
     let body = Bytes::from(vec![1; 1000]);
-    writer.append([0; HEADER], body.clone(), DATA_START);
-    assert!(!body.is_unique());
-    writer.sync(&*file, DATA_START + span_of(1000), false).unwrap();
-    assert!(body.is_unique());
-    writer.append([0; HEADER], body.clone(), DATA_START + span_of(1000));
+    writer.append([0; HEADER], body.clone(), placement(offset, 1000, false));
     writer.close();
     assert!(body.is_unique());
 }

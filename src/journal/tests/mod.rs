@@ -13,6 +13,7 @@ pub(crate) mod unreadable;
 
 use bytes::Bytes;
 
+use super::disk::BLOCK;
 use super::*;
 use crate::clock::unix_nanos;
 
@@ -38,6 +39,14 @@ pub(super) fn entry(body: impl Into<Bytes>) -> Entry {
         noted: None,
         body,
     }
+}
+
+/// The same bytes at the beginning of a page of memory.
+pub(super) fn on_page(bytes: &[u8]) -> Bytes {
+    let mut memory = vec![0; bytes.len() + BLOCK];
+    let origin = memory.as_ptr().align_offset(BLOCK);
+    memory[origin..origin + bytes.len()].copy_from_slice(bytes);
+    Bytes::from(memory).slice(origin..origin + bytes.len())
 }
 
 pub(super) fn bodies(records: &[Record]) -> Vec<Bytes> {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::on_page;
 use super::sim_disk::{Direct, SimDisk};
 use crate::journal::core::{Begun, Condition, Core, Reservation};
 use crate::journal::options::Settings;
@@ -161,6 +162,7 @@ impl Simulation {
             // So little that many a record takes several writes.
             let settings = Settings {
                 direct_memory: 8 << 10,
+                direct_least: 2000,
                 ..Settings::new(&self.options).unwrap()
             };
             let opened = Core::open(Arc::new(self.disk.clone()), Box::new(()), settings, self.now, &random);
@@ -273,7 +275,12 @@ impl Simulation {
         };
         let mut body = vec![number as u8; length];
         body[..8].copy_from_slice(&(number as u64).to_le_bytes());
-        let body = Bytes::from(body);
+        // Half of them can be written from where they are.
+        let body = if self.random.bool() {
+            on_page(&body)
+        } else {
+            Bytes::from(body)
+        };
         let core = self.core();
         let digest =
             (self.random.u32(0..3) > 0).then(|| Digest::of(&core.identity, Signal::Traces, Encoding::Identity, &body));
