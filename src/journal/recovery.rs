@@ -503,9 +503,10 @@ impl Recoverer<'_> {
     }
 }
 
-/// A file whose first header was not completely written has no second one, and no records.
+/// A file whose header was never completely written has no records. Both copies can be torn: where a sync failed, the first
+/// may only have been in memory when the next life of the file began with the second.
 fn is_unfinished(file: &dyn DiskFile) -> io::Result<bool> {
     let mut bytes = vec![0; DATA_START as usize + HEADER];
     let count = file.read_at(&mut bytes, 0)?;
-    Ok(bytes[..count].iter().skip(4096).all(|byte| *byte == 0))
+    Ok(bytes[..count].iter().skip(DATA_START as usize).all(|byte| *byte == 0))
 }

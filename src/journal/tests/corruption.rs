@@ -335,6 +335,20 @@ async fn a_segment_without_a_valid_header_is_set_aside_and_counted() {
     drop(journal);
 }
 
+/// The first copy was lost with a sync that failed, and the power went while the second was written.
+#[tokio::test]
+async fn a_segment_whose_header_was_never_completely_written_is_removed_without_a_word() {
+    let directory = tempfile::tempdir().unwrap();
+    filled(directory.path()).await;
+    let unfinished = directory.path().join("00000063.seg");
+    fs::write(&unfinished, vec![0; 4 * DATA_START as usize]).unwrap();
+    overwrite(&unfinished, 4096 + 120, &[1, 0, 0, 0, 3, 0, 0, 0, 72]);
+    let (read, recovery) = survivors(directory.path());
+    assert_eq!(read, all_but(&[]));
+    assert!(recovery.set_aside.is_empty(), "{recovery:?}");
+    assert!(!unfinished.exists());
+}
+
 #[tokio::test]
 async fn a_copied_segment_is_read_once() {
     let directory = tempfile::tempdir().unwrap();
