@@ -237,14 +237,14 @@ impl<F: FnMut(&[&[u8]], u64) -> io::Result<()>> Write for F {}
 /// What is to be written next: a part of the file that begins on a multiple of [`BLOCK`], in pieces that do so in memory
 /// and in the file.
 struct Blocks {
+    /// What was copied, from `origin` on. Has its room from the beginning; what is not used is not touched, as the system
+    /// would have to find and clear it.
     memory: Vec<u8>,
-    /// In the memory, where that begins which can be used.
+    /// The first place that is on a page.
     origin: usize,
-    /// How much can be used.
+    /// How much room there is from there on.
     length: usize,
-    /// So much of it is.
-    filled: usize,
-    /// Where in it the piece begins that grows still; what is before lies in `pieces`.
+    /// Where the piece begins that grows still, counted from `origin`; what is before lies in `pieces`.
     open: usize,
     pieces: Vec<Piece>,
     /// Bytes of `pieces`.
@@ -273,13 +273,13 @@ impl Piece {
 
 impl Blocks {
     fn new(length: usize, offset: u64) -> Self {
-        let memory = vec![0; length + BLOCK];
+        let mut memory: Vec<u8> = Vec::with_capacity(length + BLOCK);
         let origin = memory.as_ptr().align_offset(BLOCK);
+        memory.resize(origin, 0);
         Self {
             memory,
             origin,
             length,
-            filled: 0,
             open: 0,
             pieces: Vec::new(),
             gathered: 0,
@@ -288,21 +288,24 @@ impl Blocks {
         }
     }
 
+    /// How much was copied.
+    fn filled(&self) -> usize {
+        self.memory.len() - self.origin
+    }
+
     /// Where in the file that ends which was pushed.
     fn end(&self) -> u64 {
-        self.offset + (self.gathered + self.filled - self.open) as u64
+        self.offset + (self.gathered + self.filled() - self.open) as u64
     }
 
     /// Copies a part.
     fn push(&mut self, mut part: &[u8], write: &mut impl Write) -> io::Result<()> {
         while !part.is_empty() {
-            let (now, later) = part.split_at(part.len().min(self.length - self.filled));
-            let from = self.origin + self.filled;
-            self.memory[from..from + now.len()].copy_from_slice(now);
-            self.filled += now.len();
+            let (now, later) = part.split_at(part.len().min(self.length - self.filled()));
+            self.memory.extend_from_slice(now);
             self.is_dirty = true;
             part = later;
-            if self.filled == self.length {
+            if self.filled() == self.length {
                 self.flush(write)?;
             }
         }
@@ -324,9 +327,10 @@ impl Blocks {
 
     /// What was copied so far, whole blocks, comes before what follows.
     fn close_piece(&mut self) {
-        if self.open < self.filled {
-            self.gather(Piece::Memory(self.open..self.filled));
-            self.open = self.filled;
+        let filled = self.filled();
+        if self.open < filled {
+            self.gather(Piece::Memory(self.open..filled));
+            self.open = filled;
         }
     }
 
@@ -342,23 +346,24 @@ impl Blocks {
         if !self.is_dirty {
             return Ok(());
         }
-        let end = self.end();
-        let used = &mut self.memory[self.origin..self.origin + self.length];
-        let padded = self.filled.next_multiple_of(BLOCK);
-        used[self.filled..padded].fill(0);
+        let (filled, end) = (self.filled(), self.end());
+        let padded = filled.next_multiple_of(BLOCK);
+        self.memory.resize(self.origin + padded, 0);
+        let used = &self.memory[self.origin..];
         let gathered = self.pieces.iter().map(|piece| match piece {
             Piece::Memory(range) => &used[range.clone()],
             Piece::Body(body) => body,
         });
         let parts: Vec<&[u8]> = gathered
-            .chain([&used[self.open..padded]])
+            .chain([&used[self.open..]])
             .filter(|part| !part.is_empty())
             .collect();
         write(&parts, self.offset)?;
-        let whole = self.filled - self.filled % BLOCK;
-        used.copy_within(whole..self.filled, 0);
-        self.filled -= whole;
-        self.offset = end - self.filled as u64;
+        let rest = filled % BLOCK;
+        let last = self.origin + filled - rest;
+        self.memory.copy_within(last..last + rest, self.origin);
+        self.memory.truncate(self.origin + rest);
+        self.offset = end - rest as u64;
         self.open = 0;
         self.pieces.clear();
         self.gathered = 0;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::*;
-use super::{bodies, entry, options};
+use super::{bodies, entry, on_page, options};
 use crate::clock::unix_nanos;
 
 fn with_reader(directory: &std::path::Path) -> Options {
@@ -50,6 +50,37 @@ async fn what_was_acknowledged_is_read_in_order_and_survives_a_restart() {
     }
     assert_eq!(read, sent[20..]);
     assert!(reader.is_caught_up());
+}
+
+#[tokio::test]
+async fn bodies_that_were_written_from_where_they_are_are_read_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    // As requests come: some on a page of memory and some not, large and small.
+    let lengths = [100_000, 300, 65_536, 65_535, 1_000_000, 70_001, 0, 200_000];
+    let sent: Vec<Bytes> = lengths
+        .into_iter()
+        .zip(1..)
+        .map(|(length, byte)| on_page(&vec![byte; length]))
+        .collect();
+    {
+        let (journal, _) = Journal::open(with_reader(directory.path())).unwrap();
+        let answers: Vec<_> = sent
+            .iter()
+            .map(|body| journal.append(entry(body.clone())).unwrap().durable)
+            .collect();
+        for durable in answers {
+            durable.await.unwrap();
+        }
+    }
+    let (journal, recovery) = Journal::open(with_reader(directory.path())).unwrap();
+    assert_eq!((recovery.records, recovery.lost_records), (8, 0), "{recovery:?}");
+    let mut reader = journal.reader("meter").unwrap();
+    reader.resume(None);
+    let mut read = Vec::new();
+    while read.len() < sent.len() {
+        read.extend(bodies(&reader.next_batch(150_000, 3).await.unwrap()));
+    }
+    assert_eq!(read, sent);
 }
 
 #[tokio::test]

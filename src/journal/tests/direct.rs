@@ -189,6 +189,49 @@ fn a_body_is_let_go_of_when_it_is_written() {
 }
 
 #[test]
+fn a_large_body_on_a_page_is_written_from_where_it_is_and_others_are_copied() {
+    let disk = SimDisk::new(7, 1 << 30);
+    let core = core(&disk);
+    let sent = [
+        vec![1; 100],
+        vec![2; LEAST],
+        vec![3; LEAST - 1],
+        vec![4; LEAST + 1],
+        vec![5; 7],
+        vec![6; 2 * LEAST + 77],
+    ];
+    let mut written = Vec::new();
+    for body in &sent {
+        let body = on_page(body);
+        append_body(&core, body.clone());
+        written.push(disk.wrote_from(&body));
+    }
+    assert_eq!(written, [false, true, false, true, false, true]);
+    // One that is on a page too, but fits into what is left of the segment only right behind its header.
+    let free = {
+        let state = lock(&core.state);
+        let active = state.active.as_ref().unwrap();
+        active.segment.size - active.offset
+    };
+    let tight = on_page(&vec![8; LEAST + 8]);
+    let filling = free - span_of(tight.len()) - span_of(0);
+    append_body(&core, on_page(&vec![7; filling as usize + 1]).slice(1..));
+    append_body(&core, tight.clone());
+    assert!(!disk.wrote_from(&tight));
+
+    disk.lose_power();
+    let core = self::core(&disk);
+    let mut reader = Reader::new(Arc::clone(&core), 0);
+    reader.resume(None);
+    let mut read = Vec::new();
+    while !reader.is_caught_up() {
+        read.extend(bodies(&reader.try_next_batch(1 << 20, 100).unwrap()));
+    }
+    assert_eq!(read[..sent.len()], sent);
+    assert_eq!(read.last(), Some(&tight));
+}
+
+#[test]
 fn while_the_disk_hangs_no_more_is_held_than_was_agreed_on() {
     let disk = SimDisk::new(7, 1 << 30);
     let core = core(&disk);
@@ -231,7 +274,12 @@ fn core(disk: &SimDisk) -> Arc<Core> {
 /// Appends a record and syncs it; returns how many direct writes that took.
 fn append(core: &Core, disk: &SimDisk, byte: u8) -> u64 {
     let before = disk.direct_writes();
-    let entry = entry(vec![byte; 2000]);
+    append_body(core, vec![byte; 2000].into());
+    disk.direct_writes() - before
+}
+
+fn append_body(core: &Core, body: Bytes) {
+    let entry = entry(body);
     let Begun::Write(reservation) = core.begin(&entry).unwrap() else {
         panic!("no place for a record");
     };
@@ -241,7 +289,6 @@ fn append(core: &Core, disk: &SimDisk, byte: u8) -> u64 {
     let outcome = job.run();
     core.finish_sync(job, outcome, 1);
     assert_eq!(durable.outcome(), Some(Ok(())));
-    disk.direct_writes() - before
 }
 
 #[test]

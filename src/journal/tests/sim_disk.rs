@@ -77,6 +77,8 @@ struct Inner {
     random: fastrand::Rng,
     direct: Direct,
     direct_writes: u64,
+    /// Where in memory the parts of the last one were.
+    written_from: Vec<usize>,
     directory: BTreeMap<String, usize>,
     synced_directory: BTreeMap<String, usize>,
     unsynced_directory: Vec<DirectoryChange>,
@@ -168,6 +170,7 @@ impl SimDisk {
             random: fastrand::Rng::with_seed(seed),
             direct: Direct::Works,
             direct_writes: 0,
+            written_from: Vec::new(),
             directory: BTreeMap::new(),
             synced_directory: BTreeMap::new(),
             unsynced_directory: Vec::new(),
@@ -193,6 +196,11 @@ impl SimDisk {
     }
 
     /// Writes past the page cache that succeeded.
+    /// Whether the last write took these bytes from where they are.
+    pub(super) fn wrote_from(&self, bytes: &[u8]) -> bool {
+        self.inner().written_from.contains(&bytes.as_ptr().addr())
+    }
+
     pub(super) fn direct_writes(&self) -> u64 {
         self.inner().direct_writes
     }
@@ -422,7 +430,9 @@ impl DiskFile for SimFile {
             offset,
             data: parts.concat(),
         })?;
-        self.disk.inner().direct_writes += u64::from(self.is_direct);
+        let mut inner = self.disk.inner();
+        inner.direct_writes += u64::from(self.is_direct);
+        inner.written_from = parts.iter().map(|part| part.as_ptr().addr()).collect();
         Ok(())
     }
 
