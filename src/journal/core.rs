@@ -394,6 +394,7 @@ impl Core {
     /// Notes what became of the write. A failed one ends the segment in front of it.
     pub(super) fn finish(&self, reservation: Reservation, outcome: io::Result<()>) -> Durable {
         let mut answered = Vec::new();
+        let mut is_asleep = false;
         {
             let mut guard = lock(&self.state);
             let state = &mut *guard;
@@ -424,8 +425,12 @@ impl Core {
             }
             let is_cut = state.active.as_ref().is_some_and(|active| active.cut.is_some());
             if is_cut || !state.gathering.is_waiting || state.has_gathered() {
-                self.wake(state);
+                is_asleep = state.rouse();
             }
+        }
+        // With the lock given back: on a core of its own or not, the sync thread wants it at once.
+        if is_asleep {
+            self.work.notify_all();
         }
         for completion in answered {
             completion.complete(Ok(()));
@@ -462,17 +467,22 @@ impl Core {
         state.written = state.written.min(last_left);
     }
 
-    /// Wakes the sync thread, if it sleeps: waking it again and again would cost a system call each time.
+    /// Wakes the sync thread, if it sleeps.
     pub(super) fn wake(&self, state: &mut State) {
-        state.gathering.is_waiting = false;
-        if state.is_idle {
-            state.is_idle = false;
+        if state.rouse() {
             self.work.notify_all();
         }
     }
 }
 
 impl State {
+    /// Notes that the sync thread has something to do. Whether it sleeps and is to be woken: waking it again and again
+    /// would cost a system call each time.
+    fn rouse(&mut self) -> bool {
+        self.gathering.is_waiting = false;
+        std::mem::take(&mut self.is_idle)
+    }
+
     /// Index of a pending request.
     pub(super) fn slot(&self, sequence: u64) -> Option<usize> {
         self.pending.binary_search_by_key(&sequence, |slot| slot.sequence).ok()
