@@ -177,7 +177,7 @@ impl Activity {
         self.began.elapsed().as_millis() as u64 + 1
     }
 
-    fn heard(&self, bytes: &[u8]) {
+    pub(super) fn heard(&self, bytes: &[u8]) {
         let preface = self.preface.load(Ordering::Relaxed);
         if let Some(expected) = HTTP2_PREFACE.get(preface..).filter(|rest| !rest.is_empty()) {
             let expected = &expected[..expected.len().min(bytes.len())];

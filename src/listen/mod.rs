@@ -28,6 +28,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod together;
 mod unreadable;
 
 use std::sync::Arc;

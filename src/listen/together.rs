@@ -1,0 +1,196 @@
+//! Answers over HTTP/2 that are ready at once leave together.
+//!
+//! A sync of the journal answers many requests. Each answer wakes its connection, whose task would write it before the next
+//! answer is made: a system call and a segment for each. Here a write waits until the connection's task has had one more
+//! turn, behind all that can go on already; by then what else there is to write has come to the same buffer.
+//!
+//! Invariant: nobody waits without being woken. The turn that a write waits for is asked for by the write itself, and a
+//! write that the socket does not take waits for the socket, as without this.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connection::Activity;
+
+/// A stream whose writes wait for each other, if its connection speaks HTTP/2.
+pub(super) struct Together<T> {
+    stream: T,
+    activity: Arc<Activity>,
+    /// What is written now has had its turn.
+    is_due: bool,
+}
+
+impl<T> Together<T> {
+    pub(super) fn new(stream: T, activity: Arc<Activity>) -> Together<T> {
+        Together {
+            stream,
+            activity,
+            is_due: false,
+        }
+    }
+
+    /// Whether to write now; if not, the task is polled again.
+    fn is_due(&mut self, context: &Context<'_>) -> bool {
+        if self.is_due || !self.activity.is_http2() {
+            return true;
+        }
+        self.is_due = true;
+        // Puts the task behind those that are ready already.
+        context.waker().wake_by_ref();
+        false
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Together<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Together<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.is_due(context) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if !self.is_due(context) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// All that was to be written is.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_due = false;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A socket that takes so many bytes.
+    struct Socket {
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl AsyncWrite for Socket {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let taken = self.room.min(bytes.len());
+            if taken == 0 {
+                return Poll::Pending;
+            }
+            self.room -= taken;
+            self.written.extend_from_slice(&bytes[..taken]);
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn stream(first_bytes: &[u8], room: usize) -> Together<Socket> {
+        let activity = Activity::new(CancellationToken::new());
+        activity.heard(first_bytes);
+        let written = Vec::new();
+        Together::new(Socket { room, written }, activity)
+    }
+
+    /// Polls a write until it is pending or all is written, as HTTP/2 does; then flushes.
+    fn write(stream: &mut Together<Socket>, mut bytes: &[u8], wakes: &Arc<Wakes>) -> bool {
+        let waker = Waker::from(wakes.clone());
+        let mut context = Context::from_waker(&waker);
+        while !bytes.is_empty() {
+            match Pin::new(&mut *stream).poll_write(&mut context, bytes) {
+                Poll::Ready(written) => bytes = &bytes[written.unwrap()..],
+                Poll::Pending => return false,
+            }
+        }
+        Pin::new(stream).poll_flush(&mut context).is_ready()
+    }
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    #[test]
+    fn over_http2_each_write_waits_for_one_more_turn_and_asks_for_it_once() {
+        let wakes = Arc::new(Wakes::default());
+        let mut stream = stream(PREFACE, 100);
+        assert!(!write(&mut stream, b"one", &wakes));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(write(&mut stream, b"one and two", &wakes));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(!write(&mut stream, b"three", &wakes), "the next ones wait again");
+        assert!(write(&mut stream, b"three", &wakes));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+        assert_eq!(stream.stream.written, b"one and twothree");
+    }
+
+    #[test]
+    fn what_a_full_socket_does_not_take_waits_for_the_socket_and_for_nothing_else() {
+        let wakes = Arc::new(Wakes::default());
+        let mut stream = stream(PREFACE, 4);
+        assert!(!write(&mut stream, b"sixteen bytes...", &wakes));
+        assert!(!write(&mut stream, b"sixteen bytes...", &wakes));
+        assert!(!write(&mut stream, b"een bytes...", &wakes));
+        assert_eq!(
+            wakes.0.load(Ordering::Relaxed),
+            1,
+            "a full socket must not keep the task busy"
+        );
+        stream.stream.room = 100;
+        assert!(write(&mut stream, b"een bytes...", &wakes));
+        assert_eq!(stream.stream.written, b"sixteen bytes...");
+    }
+
+    #[test]
+    fn over_http1_nothing_waits() {
+        let wakes = Arc::new(Wakes::default());
+        let mut stream = stream(b"POST /v1/traces HTTP/1.1\r\n", 100);
+        assert!(write(&mut stream, b"answer", &wakes));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    }
+}
