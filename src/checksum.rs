@@ -34,8 +34,8 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);
         assert_eq!(crc32c(&[0xFF; 32]), 0x62A8_AB43);
         let mut random = fastrand::Rng::with_seed(1);
-        let bytes: Vec<u8> = (0..5_000).map(|_| random.u8(..)).collect();
-        for length in (0..300).chain([1_000, 2_049, 4_096, 4_900]) {
+        let bytes: Vec<u8> = (0..(1 << 20) + 100).map(|_| random.u8(..)).collect();
+        for length in (0..300).chain([1_000, 2_049, 4_096, 4_900, 65_549, 300_001, (1 << 20) + 5]) {
             let (seed, begin) = (random.u32(..), random.usize(..64));
             let part = &bytes[begin..begin + length];
             assert_eq!(crc32c(part), plain(0, part), "{length} bytes from {begin}");

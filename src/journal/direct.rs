@@ -37,7 +37,8 @@ use super::record::{HEADER, Placement};
 use super::segment::{DATA_START, lock};
 use crate::failpoint::{self, Point};
 
-/// Bytes that are written at once, but for a larger body. Two large requests fit, which is what shares a sync under load.
+/// Bytes that are copied for one write at most, and after which no further body is taken into it. Two large requests fit,
+/// which is what shares a sync under load.
 pub(super) const MEMORY: usize = 1 << 20;
 
 /// Shorter bodies are copied: the block that their header would take for itself costs as much.
@@ -314,13 +315,13 @@ impl Blocks {
 
     /// Takes a body that begins on a block, here as in the file; what it has beyond its last whole block is copied.
     fn push_body(&mut self, mut body: Bytes, write: &mut impl Write) -> io::Result<()> {
+        if self.gathered >= self.length {
+            self.flush(write)?;
+        }
         let rest = body.split_off(body.len() - body.len() % BLOCK);
         if !body.is_empty() {
             self.close_piece();
             self.gather(Piece::Body(body));
-            if self.gathered >= self.length {
-                self.flush(write)?;
-            }
         }
         self.push(&rest, write)
     }

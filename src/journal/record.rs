@@ -1,5 +1,5 @@
-//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. The body may begin on the next
-//! [`BLOCK`] of the file instead of right behind the header. See `docs/journal-format.md`.
+//! One record: a header of 72 bytes, the body as received, zero to seven bytes of padding. The body may begin on the first
+//! [`BLOCK`] of the file behind the header instead of right behind it. See `docs/journal-format.md`.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -13,7 +13,7 @@
 //! | 40 | 4 | items accepted (spans, data points, log records) |
 //! | 44 | 4 | items rejected |
 //! | 48 | 1 | signal (1 traces, 2 metrics, 3 logs) |
-//! | 49 | 1 | encoding of the body (0 identity, 1 gzip, 2 zstd, 3 deflate) |
+//! | 49 | 1 | encoding of the body (0 identity, 1 gzip, 2 zstd, 3 deflate, 4 Snappy, 5 LZ4) |
 //! | 50 | 1 | flags: 1 = the digest is set, 2 = the body begins on a block |
 //! | 51 | 5 | zero |
 //! | 56 | 16 | digest of the request as received |

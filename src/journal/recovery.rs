@@ -23,7 +23,7 @@ use super::disk::{Disk, DiskFile, read_file, replace_file};
 use super::error::JournalError;
 use super::identity::{FORMAT_VERSION, IDENTITY_FILE, Identity, JournalId, Unreadable};
 use super::options::Settings;
-use super::record::{HEADER, Header};
+use super::record::Header;
 use super::scan::{Scan, empty, scan, settle};
 use super::segment::{DATA_START, Frame, Mark, Segment, SegmentHeader, Summary, Walk, file_number};
 
@@ -503,10 +503,19 @@ impl Recoverer<'_> {
     }
 }
 
-/// A file whose header was never completely written has no records. Both copies can be torn: where a sync failed, the first
-/// may only have been in memory when the next life of the file began with the second.
+/// A file whose header was never completely written has no records: nothing but zeros behind it. Both copies can be torn:
+/// where a sync failed, the first may only have been in memory when the next life of the file began with the second.
 fn is_unfinished(file: &dyn DiskFile) -> io::Result<bool> {
-    let mut bytes = vec![0; DATA_START as usize + HEADER];
-    let count = file.read_at(&mut bytes, 0)?;
-    Ok(bytes[..count].iter().skip(DATA_START as usize).all(|byte| *byte == 0))
+    let mut bytes = vec![0; 1 << 20];
+    let mut offset = DATA_START;
+    loop {
+        let count = file.read_at(&mut bytes, offset)?;
+        if bytes[..count].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        if count < bytes.len() {
+            return Ok(true);
+        }
+        offset += count as u64;
+    }
 }

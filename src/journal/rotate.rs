@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::budget::{self, Room};
 use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, Spoiled, State, entry_span};
 use super::dedup::SNAPSHOT_FILE;
-use super::disk::{is_no_room, replace_file};
+use super::disk::{BLOCK, is_no_room, replace_file};
 use super::error::AppendError;
 use super::options::nanos;
 use super::segment::{DATA_START, Segment, SegmentHeader, Summary, file_name, lock};
@@ -56,7 +56,8 @@ impl Core {
                 header,
                 self.settings
                     .segment_size
-                    .max((DATA_START + largest).next_multiple_of(4096)),
+                    // With room for the body to begin on a block.
+                    .max((DATA_START + largest).next_multiple_of(BLOCK as u64) + BLOCK as u64),
             )
         };
         match self.find_room(header, size, now) {

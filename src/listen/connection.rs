@@ -47,6 +47,8 @@ pub(super) struct Activity {
     preface: AtomicUsize,
     /// The service was asked, and what it answered is not all taken by the socket.
     owes_answer: AtomicBool,
+    /// How often its task has driven it on.
+    turns: AtomicU64,
 }
 
 /// Counts one request as in flight while it lives.
@@ -80,6 +82,7 @@ impl Activity {
             sent_at: AtomicU64::new(0),
             preface: AtomicUsize::new(0),
             owes_answer: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
         })
     }
 
@@ -103,6 +106,16 @@ impl Activity {
         if self.in_flight.load(Ordering::Relaxed) == 0 {
             self.owes_answer.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Its task drives it on.
+    pub(super) fn take_turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of the present turn.
+    pub(super) fn turn(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_http2(&self) -> bool {
@@ -305,7 +318,10 @@ pub(super) async fn drive<C: Future>(
     loop {
         tokio::select! {
             biased;
-            outcome = connection.as_mut() => return Some(outcome),
+            outcome = std::future::poll_fn(|context| {
+                activity.take_turn();
+                connection.as_mut().poll(context)
+            }) => return Some(outcome),
             () = activity.close.cancelled(), if !closing => {
                 closing = true;
                 close(connection.as_mut());

@@ -2,7 +2,7 @@
 //!
 //! A sync of the journal answers many requests. Each answer wakes its connection, whose task would write it before the next
 //! answer is made: a system call and a segment for each. Here a write waits until the connection's task has had one more
-//! turn, behind all that can go on already; by then what else there is to write has come to the same buffer.
+//! turn, behind what its thread has to do already; by then what else there is to write has come to the same buffer.
 //!
 //! Invariant: nobody waits without being woken. The turn that a write waits for is asked for by the write itself, and a
 //! write that the socket does not take waits for the socket, as without this.
@@ -20,8 +20,10 @@ use super::connection::Activity;
 pub(super) struct Together<T> {
     stream: T,
     activity: Arc<Activity>,
-    /// What is written now has had its turn.
-    is_due: bool,
+    /// The turn of the connection's task after which it may be written.
+    asked: Option<u64>,
+    /// The last turn in which it might.
+    due: u64,
 }
 
 impl<T> Together<T> {
@@ -29,19 +31,41 @@ impl<T> Together<T> {
         Together {
             stream,
             activity,
-            is_due: false,
+            asked: None,
+            due: 0,
         }
     }
 
-    /// Whether to write now; if not, the task is polled again.
+    /// Whether to write now; if not, the task is woken to try again.
     fn is_due(&mut self, context: &Context<'_>) -> bool {
-        if self.is_due || !self.activity.is_http2() {
+        let turn = self.activity.turn();
+        // All that is written in one turn has waited for it.
+        if self.due == turn || !self.activity.is_http2() {
             return true;
         }
-        self.is_due = true;
-        // Puts the task behind those that are ready already.
-        context.waker().wake_by_ref();
-        false
+        match self.asked {
+            None => {
+                self.asked = Some(turn);
+                // Puts the task behind those that are ready already.
+                context.waker().wake_by_ref();
+                false
+            }
+            // HTTP/2 tries more than once in a turn.
+            Some(asked) if asked == turn => false,
+            Some(_) => {
+                self.asked = None;
+                self.due = turn;
+                true
+            }
+        }
+    }
+
+    /// What the socket did not take has its turn when the socket does.
+    fn note_write<R>(&mut self, written: Poll<R>) -> Poll<R> {
+        if written.is_pending() {
+            self.asked = Some(self.activity.turn());
+        }
+        written
     }
 }
 
@@ -60,7 +84,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Together<T> {
         if !self.is_due(context) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_write(written)
     }
 
     fn poll_write_vectored(
@@ -71,16 +96,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Together<T> {
         if !self.is_due(context) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    /// All that was to be written is.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_due = false;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -140,7 +164,7 @@ mod tests {
         Together::new(Socket { room, written }, activity)
     }
 
-    /// Polls a write until it is pending or all is written, as HTTP/2 does; then flushes.
+    /// In the present turn, writes until it is pending or all is written, as HTTP/2 does; then flushes.
     fn write(stream: &mut Together<Socket>, mut bytes: &[u8], wakes: &Arc<Wakes>) -> bool {
         let waker = Waker::from(wakes.clone());
         let mut context = Context::from_waker(&waker);
@@ -156,33 +180,45 @@ mod tests {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
     #[test]
-    fn over_http2_each_write_waits_for_one_more_turn_and_asks_for_it_once() {
+    fn over_http2_what_is_written_waits_for_one_more_turn_and_asks_for_it_once() {
         let wakes = Arc::new(Wakes::default());
         let mut stream = stream(PREFACE, 100);
+        stream.activity.take_turn();
         assert!(!write(&mut stream, b"one", &wakes));
+        assert!(!write(&mut stream, b"one", &wakes), "in the same turn");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        stream.activity.take_turn();
         assert!(write(&mut stream, b"one and two", &wakes));
+        assert!(write(&mut stream, b", in one turn", &wakes));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(!write(&mut stream, b"three", &wakes), "the next ones wait again");
-        assert!(write(&mut stream, b"three", &wakes));
+        stream.activity.take_turn();
+        assert!(!write(&mut stream, b"; three", &wakes), "the next ones wait again");
+        stream.activity.take_turn();
+        assert!(write(&mut stream, b"; three", &wakes));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
-        assert_eq!(stream.stream.written, b"one and twothree");
+        assert_eq!(stream.stream.written, b"one and two, in one turn; three");
     }
 
     #[test]
     fn what_a_full_socket_does_not_take_waits_for_the_socket_and_for_nothing_else() {
         let wakes = Arc::new(Wakes::default());
         let mut stream = stream(PREFACE, 4);
+        stream.activity.take_turn();
         assert!(!write(&mut stream, b"sixteen bytes...", &wakes));
-        assert!(!write(&mut stream, b"sixteen bytes...", &wakes));
-        assert!(!write(&mut stream, b"een bytes...", &wakes));
+        for _ in 0..3 {
+            stream.activity.take_turn();
+            let rest = &b"sixteen bytes..."[stream.stream.written.len()..];
+            assert!(!write(&mut stream, rest, &wakes));
+        }
         assert_eq!(
             wakes.0.load(Ordering::Relaxed),
             1,
             "a full socket must not keep the task busy"
         );
         stream.stream.room = 100;
+        stream.activity.take_turn();
         assert!(write(&mut stream, b"een bytes...", &wakes));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert_eq!(stream.stream.written, b"sixteen bytes...");
     }
 
@@ -190,6 +226,7 @@ mod tests {
     fn over_http1_nothing_waits() {
         let wakes = Arc::new(Wakes::default());
         let mut stream = stream(b"POST /v1/traces HTTP/1.1\r\n", 100);
+        stream.activity.take_turn();
         assert!(write(&mut stream, b"answer", &wakes));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     }

@@ -347,6 +347,12 @@ async fn a_segment_whose_header_was_never_completely_written_is_removed_without_
     assert_eq!(read, all_but(&[]));
     assert!(recovery.set_aside.is_empty(), "{recovery:?}");
     assert!(!unfinished.exists());
+
+    // Something far behind it was written once: that may be records.
+    fs::write(&unfinished, vec![0; 4 << 20]).unwrap();
+    overwrite(&unfinished, (3 << 20) + 5, &[1]);
+    let (_, recovery) = Journal::open(small(directory.path())).unwrap();
+    assert_eq!(recovery.set_aside, ["00000063.seg.corrupt"]);
 }
 
 #[tokio::test]

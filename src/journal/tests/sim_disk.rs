@@ -77,7 +77,7 @@ struct Inner {
     random: fastrand::Rng,
     direct: Direct,
     direct_writes: u64,
-    /// Where in memory the parts of the last one were.
+    /// Where in memory the parts of the last write were.
     written_from: Vec<usize>,
     directory: BTreeMap<String, usize>,
     synced_directory: BTreeMap<String, usize>,
@@ -195,12 +195,12 @@ impl SimDisk {
         self.0.lock().unwrap()
     }
 
-    /// Writes past the page cache that succeeded.
     /// Whether the last write took these bytes from where they are.
     pub(super) fn wrote_from(&self, bytes: &[u8]) -> bool {
         self.inner().written_from.contains(&bytes.as_ptr().addr())
     }
 
+    /// Writes past the page cache that succeeded.
     pub(super) fn direct_writes(&self) -> u64 {
         self.inner().direct_writes
     }
