@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::completion::{Completion, Durable};
@@ -350,7 +349,7 @@ impl Core {
             received_at: entry.received_at,
         });
         let decoded = (entry.decoded.as_ptr() != entry.body.as_ptr()).then(|| entry.decoded.clone());
-        let header = Self::header(entry, sequence, durable, at, 0);
+        let header = Header::of(entry, sequence, durable, at, 0);
         lock(&self.tail).push(Record {
             decoded,
             noted: entry.noted.clone(),
@@ -366,28 +365,12 @@ impl Core {
         })
     }
 
-    fn header(entry: &Entry, sequence: u64, durable: u64, at: Placement, body_crc: u32) -> Header {
-        Header {
-            length: at.length,
-            body_crc,
-            sequence,
-            received_at: entry.received_at,
-            durable,
-            items: entry.items,
-            rejected: entry.rejected,
-            signal: entry.signal,
-            encoding: entry.encoding,
-            digest: entry.digest,
-            on_block: at.on_block,
-        }
-    }
-
     /// Puts the checksums in and hands the record to its segment. No lock is held.
     pub(super) fn write(&self, reservation: &Reservation, entry: &Entry) -> io::Result<()> {
         failpoint::hit(Point::BeforeWrite);
         let (segment, at) = (&reservation.segment, reservation.at);
         let body_crc = record::body_crc(segment.seed, &entry.body);
-        let header = Self::header(entry, reservation.sequence, reservation.durable, at, body_crc);
+        let header = Header::of(entry, reservation.sequence, reservation.durable, at, body_crc);
         segment.append(header.encode(segment.seed), &entry.body, at)
     }
 
@@ -599,10 +582,4 @@ impl State {
         bytes += self.active.as_ref().map_or(0, |active| active.segment.size);
         assert_eq!(bytes, self.file_bytes, "file sizes do not add up");
     }
-}
-
-/// Bytes of an entry's body, for parking.
-pub(super) fn entry_span(entry: &Entry) -> u64 {
-    let body: &Bytes = &entry.body;
-    span_of(body.len())
 }

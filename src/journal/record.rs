@@ -23,6 +23,7 @@
 
 use bytes::Bytes;
 
+use super::Entry;
 use super::dedup::Digest;
 use super::disk::BLOCK;
 use crate::checksum;
@@ -86,6 +87,23 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// That of an entry which lies `at` a place. `durable`: the newest sequence known to be durable.
+    pub(super) fn of(entry: &Entry, sequence: u64, durable: u64, at: Placement, body_crc: u32) -> Self {
+        Self {
+            length: at.length,
+            body_crc,
+            sequence,
+            received_at: entry.received_at,
+            durable,
+            items: entry.items,
+            rejected: entry.rejected,
+            signal: entry.signal,
+            encoding: entry.encoding,
+            digest: entry.digest,
+            on_block: at.on_block,
+        }
+    }
+
     pub(super) fn encode(&self, seed: u32) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[0..4].copy_from_slice(MAGIC);

@@ -15,11 +15,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::budget::{self, Room};
-use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, Spoiled, State, entry_span};
+use super::core::{Active, Condition, Core, Phase, Reservation, Sealed, Spoiled, State};
 use super::dedup::SNAPSHOT_FILE;
 use super::disk::{BLOCK, is_no_room, replace_file};
 use super::error::AppendError;
 use super::options::nanos;
+use super::record::span_of;
 use super::segment::{DATA_START, Segment, SegmentHeader, Summary, file_name, lock};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -40,7 +41,10 @@ impl Core {
             self.seal(&mut state);
             state.incarnation += 1;
             let first = state.parked.front().map_or(state.next, |parked| parked.sequence);
-            let largest = state.parked.front().map_or(0, |parked| entry_span(&parked.entry));
+            let largest = state
+                .parked
+                .front()
+                .map_or(0, |parked| span_of(parked.entry.body.len()));
             let header = SegmentHeader {
                 id: self.identity.id,
                 key: self.identity.key,
@@ -355,7 +359,7 @@ impl Core {
     fn admit_parked(&self, state: &mut State) -> Vec<(Reservation, super::Entry)> {
         let mut admitted = Vec::new();
         while let Some(parked) = state.parked.front() {
-            let span = entry_span(&parked.entry);
+            let span = span_of(parked.entry.body.len());
             let fits = state
                 .active
                 .as_ref()
