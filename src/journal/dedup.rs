@@ -284,7 +284,6 @@ mod tests {
             for place in places.filter(|_| length > 0).map(|place| place % length) {
                 let mut other = body.clone();
                 other[place] ^= 1 << (place % 8);
-                seen.insert(of(&other));
                 assert_ne!(of(&other), of(&body), "{length} bytes, changed at {place}");
             }
             // What two lanes take, exchanged.

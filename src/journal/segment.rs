@@ -252,19 +252,14 @@ impl Segment {
 
     /// Where a record goes that is to be appended at `offset`.
     pub(super) fn place(&self, offset: u64, body: &Bytes) -> Placement {
-        let placement = Placement {
+        let at = |on_block| Placement {
             offset,
             length: body.len() as u32,
-            on_block: false,
+            on_block,
         };
-        let on_block = Placement {
-            on_block: true,
-            ..placement
-        };
-        match &self.direct {
-            Some(direct) if direct.takes_as_it_is(body) && on_block.next() <= self.size => on_block,
-            _ => placement,
-        }
+        let takes_as_it_is = self.direct.as_ref().is_some_and(|direct| direct.takes_as_it_is(body));
+        // The gap in front of the body may be what the segment has no room for.
+        at(takes_as_it_is && at(true).next() <= self.size)
     }
 
     /// Writes a record where it was [placed](Self::place), or takes it for the next [`sync`](Self::sync).
