@@ -40,7 +40,6 @@ USER 10001:10001
 # Without /tmp, SQLite needs another place for what it sorts on disk.
 ENV SPANLEDGER_LISTEN_HOST=0.0.0.0 \
     SPANLEDGER_DATA=/var/lib/spanledger \
-    MIMALLOC_PURGE_DELAY=0 MIMALLOC_ALLOW_THP=0 \
     SQLITE_TMPDIR=/var/lib/spanledger
 # A config.yaml that is mounted here is used without being named.
 WORKDIR /etc/spanledger

@@ -9,9 +9,14 @@ use spanledger::cli::{Cli, commands};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Otherwise it keeps freed memory for a second and asks for pages of 2 MiB: under overload, twice the memory.
+/// Otherwise it keeps freed memory for a second: under overload, twice the memory.
 #[cfg(unix)]
-const ALLOCATOR_OPTIONS: [(&str, &str); 2] = [("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ALLOW_THP", "0")];
+const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "0");
+
+/// Pages of 2 MiB are for bodies alone, which ask for them. Where the system gives them to all memory that is large enough, it
+/// is to give them to none: one such page for some bytes here and some bytes there is twice the memory too.
+#[cfg(unix)]
+const ALLOW_THP: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -35,10 +40,8 @@ fn main() -> ExitCode {
 fn set_allocator_options() {
     use std::os::unix::process::CommandExt as _;
 
-    if ALLOCATOR_OPTIONS
-        .iter()
-        .any(|(name, _)| std::env::var_os(name).is_some())
-    {
+    let is_said = |(name, _): (&str, &str)| std::env::var_os(name).is_some();
+    if is_said(PURGE_DELAY) || is_said(ALLOW_THP) {
         return;
     }
     let mut arguments = std::env::args_os();
@@ -46,5 +49,15 @@ fn set_allocator_options() {
         return;
     };
     let mut again = std::process::Command::new(program);
-    let _not_possible = again.arg0(name).args(arguments).envs(ALLOCATOR_OPTIONS).exec();
+    again.arg0(name).args(arguments).envs([PURGE_DELAY]);
+    if huge_pages_come_unasked() {
+        again.envs([ALLOW_THP]);
+    }
+    let _not_possible = again.exec();
+}
+
+/// Whether the system gives pages of 2 MiB to whoever has not asked for them.
+#[cfg(unix)]
+fn huge_pages_come_unasked() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|modes| modes.contains("[always]"))
 }

@@ -226,14 +226,15 @@ impl Chunk<'_> {
         let is_inside = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
             let wanted = CHUNK.min(end.saturating_sub(offset) as usize).max(length);
-            let mut buffer = self.buffers.take_filled(wanted);
-            let count = match segment.file.read_at(&mut buffer[..wanted], offset) {
+            let mut buffer = self.buffers.take(wanted);
+            let count = match segment.file.read_at(&mut buffer.room()[..wanted], offset) {
                 Ok(count) => count,
                 // Perhaps only a page further on is unreadable.
-                Err(_) if wanted > length => segment.file.read_at(&mut buffer[..length], offset)?,
+                Err(_) if wanted > length => segment.file.read_at(&mut buffer.room()[..length], offset)?,
                 Err(error) => return Err(error),
             };
-            self.bytes = self.buffers.freeze(buffer, count);
+            buffer.fill(count);
+            self.bytes = buffer.freeze();
             self.start = offset;
         }
         let from = (offset - self.start) as usize;

@@ -8,11 +8,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read};
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
 use super::Encoding;
+use crate::buffers::{Buffer, Buffers};
 
 /// Why a body could not be decompressed.
 #[derive(Debug, thiserror::Error)]
@@ -33,24 +35,25 @@ pub enum DecodeError {
     },
 }
 
+/// For what is seldom enough that its memory may go back to the system.
+static NOT_KEPT: LazyLock<Arc<Buffers>> = LazyLock::new(|| Buffers::new(0));
+
 /// Undoes `encoding`. At most `limit` bytes come out; identity is passed on without a copy.
 pub fn decompress(encoding: Encoding, body: &Bytes, limit: usize) -> Result<Bytes, DecodeError> {
     if encoding == Encoding::Identity && body.len() <= limit {
         return Ok(body.clone());
     }
-    let mut decoded = Vec::with_capacity(room_for(body, limit));
+    let mut decoded = NOT_KEPT.take(room_for(body, limit));
     decompress_into(encoding, body, limit, &mut decoded)?;
-    // Who keeps this for a while needs no more than there is.
-    decoded.shrink_to(decoded.len() + decoded.len() / 8);
-    Ok(Bytes::from(decoded))
+    Ok(decoded.freeze())
 }
 
 /// As [`decompress`], into an empty buffer, which best has [`room_for`] what comes out.
-pub fn decompress_into(
+pub(crate) fn decompress_into(
     encoding: Encoding,
     body: &[u8],
     limit: usize,
-    decoded: &mut Vec<u8>,
+    decoded: &mut Buffer,
 ) -> Result<(), DecodeError> {
     let outcome = match encoding {
         Encoding::Identity if body.len() <= limit => {
@@ -111,27 +114,39 @@ impl From<io::Error> for Failure {
 }
 
 /// Room for the first part of what comes out: telemetry shrinks to a fifth or less. More is added as it is needed.
-pub fn room_for(body: &[u8], limit: usize) -> usize {
+pub(crate) fn room_for(body: &[u8], limit: usize) -> usize {
     body.len().saturating_mul(6).clamp(256, limit.max(256))
 }
 
-fn read_within(from: &mut impl Read, limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
-    from.take(limit as u64 + 1).read_to_end(out)?;
-    if out.len() > limit {
-        Err(Failure::TooLarge)
-    } else {
-        Ok(())
+fn read_within(from: &mut impl Read, limit: usize, out: &mut Buffer) -> Result<(), Failure> {
+    while out.len() <= limit {
+        match from.read(make_room(out, limit))? {
+            0 => return Ok(()),
+            count => out.fill(count),
+        }
     }
+    Err(Failure::TooLarge)
 }
 
-fn gunzip(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+/// Room in the buffer. One byte more than allowed is enough to know that there is too much.
+fn make_room(out: &mut Buffer, limit: usize) -> &mut [u8] {
+    let allowed = (limit + 1).saturating_sub(out.len());
+    if out.room().is_empty() {
+        out.grow(out.len() + out.len().clamp(1, allowed.max(1)));
+    }
+    let room = out.room();
+    let length = room.len().min(allowed);
+    &mut room[..length]
+}
+
+fn gunzip(body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
     read_within(&mut flate2::bufread::MultiGzDecoder::new(body), limit, out)
 }
 
-fn inflate(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn inflate(body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     let mut decoder = flate2::bufread::ZlibDecoder::new(body);
     read_within(&mut decoder, limit, out)?;
     if decoder.total_in() < body.len() as u64 {
@@ -146,7 +161,7 @@ const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 /// A raw Snappy block grows at most to this many times its size: three bytes make 64.
 const SNAPPY_GROWTH: usize = 22;
 
-fn unsnappy(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn unsnappy(body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
@@ -162,9 +177,11 @@ fn unsnappy(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure>
     if length > limit {
         return Err(Failure::TooLarge);
     }
-    out.resize(length, 0);
-    let written = snap::raw::Decoder::new().decompress(body, out).map_err(broken)?;
-    out.truncate(written);
+    if length > out.room().len() {
+        out.grow(length);
+    }
+    let written = snap::raw::Decoder::new().decompress(body, out.room()).map_err(broken)?;
+    out.fill(written);
     Ok(())
 }
 
@@ -174,7 +191,7 @@ fn lz4_frame(body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-fn unlz4(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn unlz4(body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
@@ -183,13 +200,7 @@ fn unlz4(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
         // The decoder takes the end of its input for the end of a frame: it gets one frame, and that one whole.
         let length = lz4_frame_length(rest).ok_or_else(|| Failure::Broken("it ends inside a frame".into()))?;
         let (frame, further) = rest.split_at(length);
-        let room = (limit + 1).saturating_sub(out.len());
-        lz4_flex::frame::FrameDecoder::new(frame)
-            .take(room as u64)
-            .read_to_end(out)?;
-        if out.len() > limit {
-            return Err(Failure::TooLarge);
-        }
+        read_within(&mut lz4_flex::frame::FrameDecoder::new(frame), limit, out)?;
         rest = further;
     }
     Ok(())
@@ -231,7 +242,7 @@ thread_local! {
     static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
-fn unzstd(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn unzstd(body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Broken("it is empty".into()));
     }
@@ -246,7 +257,7 @@ fn unzstd(body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
     decoded
 }
 
-fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     let broken = |code| Failure::Broken(zstd_safe::get_error_name(code).to_owned());
     let window_log = limit.max(1).next_power_of_two().ilog2().clamp(SMALLEST_WINDOW_LOG, 30);
     context
@@ -258,8 +269,7 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize, out: &mut
 
     let mut input = InBuffer::around(body);
     loop {
-        let written = out.len();
-        let mut output = OutBuffer::around_pos(out, written);
+        let mut output = OutBuffer::around(make_room(out, limit));
         let expected = context.decompress_stream(&mut output, &mut input).map_err(|code| {
             match zstd_safe::get_error_name(code) {
                 // The window is bounded by the limit: within a larger one the frame may fit.
@@ -268,18 +278,19 @@ fn unzstd_with(context: &mut DCtx<'static>, body: &[u8], limit: usize, out: &mut
             }
         })?;
         let frame_is_done = expected == 0;
+        let (written, room) = (output.pos(), output.capacity());
+        out.fill(written);
         if out.len() > limit {
             return Err(Failure::TooLarge);
         }
-        match input.pos() == body.len() {
-            true if frame_is_done => return Ok(()),
-            true if out.len() < out.capacity() => return Err(Failure::Broken("it ends inside a frame".into())),
-            _ if out.len() == out.capacity() => {
-                // One byte more than allowed is enough to know that there is too much.
-                let room = out.capacity().clamp(1, (limit + 1).saturating_sub(out.len()).max(1));
-                out.reserve_exact(room);
+        if input.pos() == body.len() {
+            if frame_is_done {
+                return Ok(());
             }
-            _ => {}
+            // Where there was no room, there is perhaps more.
+            if written < room {
+                return Err(Failure::Broken("it ends inside a frame".into()));
+            }
         }
     }
 }

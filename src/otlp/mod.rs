@@ -30,7 +30,8 @@ mod signal;
 pub(crate) mod tests;
 
 pub use check::Malformed;
-pub use encoding::{DecodeError, compress, decompress, decompress_into, room_for};
+pub use encoding::{DecodeError, compress, decompress};
+pub(crate) use encoding::{decompress_into, room_for};
 pub use json::JsonError;
 pub use noted::NotedSpans;
 pub use signal::{Encoding, Signal};

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 
 use super::admission::Reservation;
 use super::refusal::{Reason, Refusal};
-use crate::buffers::Buffers;
+use crate::buffers::{Buffer, Buffers};
 
 /// Of an announced length, room is made at first for this many times what has come of it: who promises much and sends
 /// little costs little, and who sends is soon believed.
@@ -64,12 +64,12 @@ where
         .map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     limit.check(announced.unwrap_or(0))?;
     room.expect(announced.unwrap_or(0)).await?;
-    let mut collected = Collected::of_length(announced);
+    let mut collected = Collected::of_length(announced, room.buffers());
     while let Some(frame) = next_in_time(body, room).await? {
         limit.check(collected.length().saturating_add(frame.len()))?;
         collected.push(frame, room)?;
     }
-    Ok(collected.finish(room.buffers()))
+    Ok(collected.finish())
 }
 
 /// The one message of a unary gRPC request.
@@ -100,7 +100,7 @@ where
                 let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
                 limit.check(length)?;
                 room.expect(length).await?;
-                message.insert((length, Collected::of_length(Some(length))))
+                message.insert((length, Collected::of_length(Some(length), room.buffers())))
             }
         };
         if collected.length() + frame.len() > *length {
@@ -115,7 +115,7 @@ where
     match message {
         Some((length, collected)) if collected.length() == length => Ok(Message {
             compressed: prefix[0] == 1,
-            bytes: collected.finish(room.buffers()),
+            bytes: collected.finish(),
         }),
         Some((length, collected)) => Err(Refusal::malformed(format!(
             "the gRPC message ends after {} of {length} bytes",
@@ -165,15 +165,15 @@ where
 
 /// What has arrived so far.
 struct Collected {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// How much the peer announced.
     expected: Option<usize>,
 }
 
 impl Collected {
-    fn of_length(expected: Option<usize>) -> Collected {
+    fn of_length(expected: Option<usize>, buffers: &Arc<Buffers>) -> Collected {
         Collected {
-            bytes: Vec::new(),
+            bytes: buffers.take(0),
             expected,
         }
     }
@@ -194,28 +194,15 @@ impl Collected {
                 // Never beyond what the peer announced.
                 (needed + more).min(announced)
             };
-            let mut larger = room.buffers().take(target.max(needed));
-            larger.extend_from_slice(&self.bytes);
-            room.buffers().give_back(std::mem::replace(&mut self.bytes, larger));
+            self.bytes.grow(target.max(needed));
         }
         self.bytes.extend_from_slice(&frame);
         Ok(())
     }
 
-    fn finish(self, buffers: &Arc<Buffers>) -> Bytes {
-        frozen(self.bytes, buffers)
+    fn finish(self) -> Bytes {
+        self.bytes.freeze()
     }
-}
-
-/// What was collected or decompressed, in memory of its own size: it is kept for a while.
-pub(super) fn frozen(mut bytes: Vec<u8>, buffers: &Arc<Buffers>) -> Bytes {
-    let length = bytes.len();
-    if bytes.capacity() - length > length / 4 + 1 {
-        let mut smaller = buffers.take(length);
-        smaller.extend_from_slice(&bytes);
-        buffers.give_back(std::mem::replace(&mut bytes, smaller));
-    }
-    buffers.freeze(bytes, length)
 }
 
 #[cfg(test)]
@@ -318,7 +305,7 @@ mod tests {
     #[test]
     fn who_promises_much_and_sends_little_costs_little() {
         let mut room = room(usize::MAX);
-        let mut collected = Collected::of_length(Some(60 << 20));
+        let mut collected = Collected::of_length(Some(60 << 20), room.buffers());
         let capacity = |collected: &Collected| collected.bytes.capacity();
         collected.push(Bytes::from_static(b"a"), &mut room).unwrap();
         assert!(capacity(&collected) <= 64, "{}", capacity(&collected));

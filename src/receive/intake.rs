@@ -23,7 +23,7 @@ use http::header::GetAll;
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, Reservation};
-use super::collect::{self, SizeLimit};
+use super::collect::SizeLimit;
 use super::meters::{Meters, Protocol};
 use super::refusal::{Reason, Refusal};
 use crate::clock::unix_nanos;
@@ -288,7 +288,7 @@ impl Shared {
                 DecodeError::TooLarge { .. } => limit.exceeded().into(),
                 broken => Stop::from(Refusal::malformed(broken)),
             })?;
-            plain = collect::frozen(decoded, room.buffers());
+            plain = decoded.freeze();
         }
         if protocol == Protocol::HttpJson {
             if plain.len() >= HEAVY_ENCODED && inflated == INLINE_INFLATED {
