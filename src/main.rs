@@ -35,13 +35,18 @@ fn main() -> ExitCode {
 }
 
 /// The allocator reads its options from the environment before `main`: the process begins again with them, as the same
-/// process, unless the user has said something else. Where that is not possible it works as well, in more memory.
+/// process, as far as the user has said nothing else. Where that is not possible it works as well, in more memory.
 #[cfg(unix)]
 fn set_allocator_options() {
     use std::os::unix::process::CommandExt as _;
 
-    let is_said = |(name, _): (&str, &str)| std::env::var_os(name).is_some();
-    if is_said(PURGE_DELAY) || is_said(ALLOW_THP) {
+    let is_open = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
+    let mut options = vec![PURGE_DELAY];
+    if huge_pages_come_unasked() {
+        options.push(ALLOW_THP);
+    }
+    options.retain(is_open);
+    if options.is_empty() {
         return;
     }
     let mut arguments = std::env::args_os();
@@ -49,11 +54,7 @@ fn set_allocator_options() {
         return;
     };
     let mut again = std::process::Command::new(program);
-    again.arg0(name).args(arguments).envs([PURGE_DELAY]);
-    if huge_pages_come_unasked() {
-        again.envs([ALLOW_THP]);
-    }
-    let _not_possible = again.exec();
+    let _not_possible = again.arg0(name).args(arguments).envs(options).exec();
 }
 
 /// Whether the system gives pages of 2 MiB to whoever has not asked for them.

@@ -60,6 +60,7 @@ impl Buffer {
 
     /// So many bytes of the room were written.
     pub(crate) fn fill(&mut self, count: usize) {
+        debug_assert!(count <= self.capacity() - self.length, "more than there was room for");
         self.length = self.capacity().min(self.length + count);
     }
 

@@ -5,15 +5,15 @@
 //!
 //! # Invariants
 //!
-//! * A chunk is cut into pieces of one size, once. It is given back whole, when nobody holds any of its pieces: a part of
-//!   it would break the page.
+//! * A chunk is one such page, and is cut into pieces of one size, once. It is given back when nobody holds any of its
+//!   pieces, never in part: the rest would no longer be such a page.
 //! * Of the pieces of a size, those of the oldest chunk are used first, so that the newest ones become free when less is
 //!   needed.
-//!
-//! Whether there are such pages is for the system to say (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` on most);
-//! without them this is memory as any other.
+//! * There are only chunks where the system gives such pages to this process on request: elsewhere they would be 2 MiB for
+//!   nothing. See [`are_given`].
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use mmap_rs::{MmapFlags, MmapMut, MmapOptions};
 
@@ -32,6 +32,13 @@ pub(super) struct Chunks {
     begun: u64,
     /// Bytes of all chunks, less those of the pieces that somebody holds.
     unused: usize,
+}
+
+/// A chunk that is about to be there.
+#[derive(Debug)]
+pub(super) struct Begun {
+    capacity: usize,
+    chunk: u64,
 }
 
 /// A part of a chunk. To be [put](Chunks::put) back, not dropped.
@@ -54,8 +61,8 @@ impl Piece {
 }
 
 impl Chunks {
-    /// Whether memory of this size is a piece of a chunk of which most can be used.
-    pub(super) const fn have(capacity: usize) -> bool {
+    /// Whether most of a chunk can be used in pieces of this size.
+    pub(super) const fn suit(capacity: usize) -> bool {
         capacity >= SMALLEST_PIECE && capacity <= CHUNK && CHUNK % capacity <= CHUNK / 8
     }
 
@@ -63,7 +70,7 @@ impl Chunks {
         self.unused
     }
 
-    /// A piece that is there. The one that was held last: it is the most likely to be in the processor's cache.
+    /// A piece that is there; of the oldest chunk, the one that was held last.
     pub(super) fn take(&mut self, capacity: usize) -> Option<Piece> {
         let mut alike = self.free.range_mut((capacity, 0)..=(capacity, u64::MAX));
         let (place, pieces) = alike.next()?;
@@ -75,13 +82,26 @@ impl Chunks {
         Some(piece)
     }
 
-    /// Begins another chunk. `None`: the system has no such memory.
-    pub(super) fn grow(&mut self, capacity: usize) -> Option<Piece> {
-        let pieces = cut(capacity, self.begun)?;
-        self.free.insert((capacity, self.begun), pieces);
+    /// Begins another chunk, one piece of which is going to be held. It has to be [added](Self::add).
+    pub(super) fn begin(&mut self, capacity: usize) -> Begun {
         self.begun += 1;
-        self.unused += CHUNK;
-        self.take(capacity)
+        self.unused += CHUNK - capacity;
+        Begun {
+            capacity,
+            chunk: self.begun,
+        }
+    }
+
+    /// The pieces of a chunk that was begun. `None`: the system has no such memory.
+    pub(super) fn add(&mut self, begun: &Begun, pieces: Option<Vec<Piece>>) -> Option<Piece> {
+        let mut pieces = pieces.unwrap_or_default();
+        let piece = pieces.pop();
+        if piece.is_none() {
+            self.unused -= CHUNK - begun.capacity;
+        } else if !pieces.is_empty() {
+            self.free.insert((begun.capacity, begun.chunk), pieces);
+        }
+        piece
     }
 
     pub(super) fn put(&mut self, piece: Piece) {
@@ -96,29 +116,38 @@ impl Chunks {
         let is_whole = |((capacity, _), pieces): &(&(usize, u64), &Vec<Piece>)| pieces.len() == CHUNK / capacity;
         let (&place, _) = all.filter(is_whole).max_by_key(|((_, chunk), _)| *chunk)?;
         self.unused -= CHUNK;
-        self.free.remove(&place)
+        let mut pieces = self.free.remove(&place)?;
+        // One end after the other, so that no hole is in between.
+        pieces.sort_unstable_by_key(|piece| piece.memory.start());
+        Some(pieces)
     }
 }
 
-fn cut(capacity: usize, chunk: u64) -> Option<Vec<Piece>> {
-    let mut rest = map()?;
-    let mut pieces = Vec::with_capacity(CHUNK / capacity);
-    while rest.size() >= 2 * capacity {
-        pieces.push(rest.split_to(capacity).ok()?);
+impl Begun {
+    /// Makes the chunk, without anybody's lock.
+    pub(super) fn make(&self) -> Option<Vec<Piece>> {
+        let mut rest = map()?;
+        let mut pieces = Vec::with_capacity(CHUNK / self.capacity);
+        while rest.size() >= 2 * self.capacity {
+            pieces.push(rest.split_to(self.capacity).ok()?);
+        }
+        pieces.push(rest);
+        let piece = |memory| Piece {
+            memory,
+            capacity: self.capacity,
+            chunk: self.chunk,
+        };
+        Some(pieces.into_iter().map(piece).collect())
     }
-    pieces.push(rest);
-    let piece = |memory| Piece {
-        memory,
-        capacity,
-        chunk,
-    };
-    Some(pieces.into_iter().map(piece).collect())
 }
 
-/// Memory of a page of this size, on such a page.
+/// Memory of the size of a chunk, on a page of this size if there are any.
 fn map() -> Option<MmapMut> {
+    let mut flags = MmapFlags::empty();
+    // Without such pages in the system the request would fail, and mmap-rs not give back what it has mapped.
+    flags.set(MmapFlags::TRANSPARENT_HUGE_PAGES, are_given());
     let twice = MmapOptions::new(2 * CHUNK).ok()?;
-    let mut memory = twice.with_flags(MmapFlags::TRANSPARENT_HUGE_PAGES).map_mut().ok()?;
+    let mut memory = twice.with_flags(flags).map_mut().ok()?;
     let before = memory.start().next_multiple_of(CHUNK) - memory.start();
     if before > 0 {
         drop(memory.split_to(before).ok()?);
@@ -127,18 +156,46 @@ fn map() -> Option<MmapMut> {
     Some(memory)
 }
 
+/// Whether the system gives pages of 2 MiB to this process if it asks for them: not where they are off, or of another size,
+/// nor where they are kept from the process because the system would give them to all of its memory.
+pub(super) fn are_given() -> bool {
+    static ARE_GIVEN: LazyLock<bool> = LazyLock::new(|| {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        say_so(
+            &read("/sys/kernel/mm/transparent_hugepage/enabled"),
+            &read("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"),
+            &read("/proc/self/status"),
+        )
+    });
+    *ARE_GIVEN
+}
+
+/// `kept` and `size`: of the system; `status`: of the process (proc_pid_status(5)).
+fn say_so(kept: &str, size: &str, status: &str) -> bool {
+    let is_kept_from_us = status.lines().any(|line| line.replace('\t', " ") == "THP_enabled: 0");
+    let is_on = kept.contains("[madvise]") || kept.contains("[always]");
+    is_on && size.trim() == "2097152" && !is_kept_from_us
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn grow(chunks: &mut Chunks, capacity: usize) -> Piece {
+        let begun = chunks.begin(capacity);
+        let pieces = begun.make();
+        chunks.add(&begun, pieces).unwrap()
+    }
+
     #[test]
     fn pieces_of_a_chunk_are_apart_and_on_pages_and_hold_what_is_written() {
-        for capacity in [32 << 10, 40 << 10, 320 << 10, 448 << 10, 1 << 20, CHUNK] {
-            assert!(Chunks::have(capacity));
+        for capacity in [320 << 10, 448 << 10, 512 << 10, 1 << 20, CHUNK] {
+            assert!(Chunks::suit(capacity));
             let mut chunks = Chunks::default();
-            let mut pieces = vec![chunks.grow(capacity).unwrap()];
+            let mut pieces = vec![grow(&mut chunks, capacity)];
             pieces.extend(std::iter::from_fn(|| chunks.take(capacity)));
             assert_eq!(pieces.len(), CHUNK / capacity);
+            assert_eq!(chunks.unused(), CHUNK % capacity);
             for (number, piece) in pieces.iter_mut().enumerate() {
                 assert_eq!(piece.bytes().as_ptr().addr() % 4096, 0);
                 assert!(piece.bytes().iter().all(|byte| *byte == 0));
@@ -157,22 +214,24 @@ mod tests {
     fn a_chunk_is_given_back_when_nobody_holds_a_part_of_it_and_the_newest_first() {
         const HALF: usize = CHUNK / 2;
         let mut chunks = Chunks::default();
-        let first = chunks.grow(HALF).unwrap();
+        let first = grow(&mut chunks, HALF);
         let second = chunks.take(HALF).unwrap();
         assert_eq!(chunks.unused(), 0);
         assert!(chunks.take(HALF).is_none());
-        let third = chunks.grow(HALF).unwrap();
+        let third = grow(&mut chunks, HALF);
         assert_eq!(chunks.unused(), HALF);
+        let oldest = first.chunk;
         chunks.put(first);
         assert!(chunks.take_whole().is_none(), "of both chunks a part is held");
         chunks.put(third);
         assert_eq!(chunks.unused(), 3 * HALF);
         let again = chunks.take(HALF).unwrap();
-        assert_eq!(again.chunk, 0, "the oldest chunk first");
+        assert_eq!(again.chunk, oldest, "the oldest chunk first");
         let dropped = chunks.take_whole().unwrap();
-        assert!(dropped.iter().all(|piece| piece.chunk == 1));
+        assert!(dropped.iter().all(|piece| piece.chunk != oldest));
         assert_eq!((dropped.len(), chunks.unused()), (2, 0));
         chunks.put(again);
+        assert!(chunks.take_whole().is_none());
         chunks.put(second);
         assert_eq!(chunks.take_whole().unwrap().len(), 2);
         assert_eq!(chunks.unused(), 0);
@@ -180,11 +239,42 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_which_a_chunk_would_be_wasted_have_none() {
-        let have: Vec<usize> = [16, 28, 32, 320, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]
+    fn a_chunk_that_could_not_be_made_is_as_if_it_had_not_been_begun() {
+        let mut chunks = Chunks::default();
+        let begun = chunks.begin(CHUNK / 4);
+        assert_eq!(chunks.unused(), 3 * CHUNK / 4);
+        assert!(chunks.add(&begun, None).is_none());
+        assert_eq!(chunks.unused(), 0);
+        assert!(chunks.take(CHUNK / 4).is_none() && chunks.take_whole().is_none());
+    }
+
+    #[test]
+    fn sizes_of_which_a_chunk_would_be_wasted_do_not_suit() {
+        let suit: Vec<usize> = [16, 28, 32, 320, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]
             .into_iter()
-            .filter(|kib| Chunks::have(kib << 10))
+            .filter(|kib| Chunks::suit(kib << 10))
             .collect();
-        assert_eq!(have, [32, 320, 512, 640, 896, 1024, 1792, 2048]);
+        assert_eq!(suit, [32, 320, 512, 640, 896, 1024, 1792, 2048]);
+    }
+
+    #[test]
+    fn large_pages_are_asked_for_where_the_system_gives_them_on_request() {
+        let process = "Name:\tspanledger\nTHP_enabled:\t1\nThreads:\t1\n";
+        assert!(say_so("always [madvise] never\n", "2097152\n", process));
+        assert!(say_so("[always] madvise never\n", "2097152\n", process));
+        assert!(say_so(
+            "always [madvise] never\n",
+            "2097152\n",
+            "of a kernel before 5.0"
+        ));
+        assert!(!say_so("always madvise [never]\n", "2097152\n", process));
+        assert!(!say_so(
+            "[always] madvise never\n",
+            "2097152\n",
+            &process.replace("enabled:\t1", "enabled:\t0")
+        ));
+        // Pages of 64 KiB have large ones of 512 MiB.
+        assert!(!say_so("always [madvise] never\n", "536870912\n", process));
+        assert!(!say_so("", "", process), "a system without");
     }
 }

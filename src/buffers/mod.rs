@@ -6,9 +6,9 @@
 //!
 //! # Invariants
 //!
-//! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; what was
-//!   unused longest goes first. Of large buffers, which go 2 MiB at a time, as many may stay as share those with others
-//!   that are in use.
+//! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; once of buffers
+//!   in large pages, and once of others, of which those go first that were unused longest. Large pages stay as long as any
+//!   part of them is in use, but there are never more of them than were needed at once, and what was agreed on.
 //! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
 //! * A buffer comes back when the last one who holds it, or a body in it, lets go of it. Nothing that was in it becomes a
 //!   part of the next body: that has what was written, and no more.
@@ -37,7 +37,9 @@ pub(crate) struct Buffers {
     kept: usize,
     /// Whether as many may as are held.
     as_many_as_held: bool,
-    /// Bytes of buffers that somebody holds.
+    /// Whether any lie in large pages.
+    in_large_pages: bool,
+    /// Bytes of buffers that somebody holds, of those that may be kept afterwards.
     held: AtomicUsize,
     unused: Mutex<Unused>,
 }
@@ -55,19 +57,10 @@ struct Unused {
 }
 
 impl Unused {
-    /// One of this capacity, as far as there is one or may be another chunk with `kept` bytes unused.
-    fn take(&mut self, capacity: usize, kept: usize) -> Option<Memory> {
-        if let Some(piece) = self.chunks.take(capacity) {
-            return Some(Memory::Piece(piece));
-        }
-        if let Some(other) = self.take_other(capacity) {
-            return Some(Memory::Heap(other));
-        }
-        let may_grow = Chunks::have(capacity) && self.bytes() + CHUNK - capacity <= kept;
-        may_grow
-            .then(|| self.chunks.grow(capacity))
-            .flatten()
-            .map(Memory::Piece)
+    /// One of this capacity that is there.
+    fn take(&mut self, capacity: usize) -> Option<Memory> {
+        let piece = self.chunks.take(capacity).map(Memory::Piece);
+        piece.or_else(|| self.take_other(capacity).map(Memory::Heap))
     }
 
     /// The one of this capacity that was used last: it is the most likely to be in the processor's cache.
@@ -89,15 +82,14 @@ impl Unused {
         }
     }
 
-    fn bytes(&self) -> usize {
-        self.bytes + self.chunks.unused()
-    }
-
-    /// What goes first of what is too much, if anything can go.
-    fn take_surplus(&mut self) -> Option<Vec<Memory>> {
-        let chunk = self.chunks.take_whole();
-        let chunk = chunk.map(|pieces| pieces.into_iter().map(Memory::Piece).collect());
-        chunk.or_else(|| self.take_oldest().map(|oldest| vec![Memory::Heap(oldest)]))
+    /// What goes first, if there is more than `kept` and anything can go.
+    fn take_surplus(&mut self, kept: usize) -> Option<Vec<Memory>> {
+        if self.bytes > kept {
+            return self.take_oldest().map(|oldest| vec![Memory::Heap(oldest)]);
+        }
+        let too_many = self.chunks.unused() > kept;
+        let chunk = too_many.then(|| self.chunks.take_whole()).flatten()?;
+        Some(chunk.into_iter().map(Memory::Piece).collect())
     }
 
     /// The one that was unused longest.
@@ -115,19 +107,21 @@ impl Unused {
 impl Buffers {
     /// Buffers of which at most so many bytes lie unused.
     pub(crate) fn new(kept: usize) -> Arc<Buffers> {
-        Buffers::with(kept, false)
+        // What is not kept would begin a chunk for itself.
+        Buffers::with(kept, false, kept > 0 && huge::are_given())
     }
 
     /// The same, but as long as more than that is held, so much may lie unused: for buffers that come back many at
     /// a time. Both together are about what was held at most.
     pub(crate) fn as_needed(kept: usize) -> Arc<Buffers> {
-        Buffers::with(kept, true)
+        Buffers::with(kept, true, huge::are_given())
     }
 
-    fn with(kept: usize, as_many_as_held: bool) -> Arc<Buffers> {
+    fn with(kept: usize, as_many_as_held: bool, in_large_pages: bool) -> Arc<Buffers> {
         Arc::new(Buffers {
             kept,
             as_many_as_held,
+            in_large_pages,
             held: AtomicUsize::new(0),
             unused: Mutex::default(),
         })
@@ -136,12 +130,27 @@ impl Buffers {
     /// An empty buffer with room for at least so many bytes.
     pub(crate) fn take(self: &Arc<Buffers>, capacity: usize) -> Buffer {
         let capacity = rounded_up(capacity);
-        self.held.fetch_add(capacity, Ordering::Relaxed);
-        let memory = is_kept(capacity)
-            .then(|| self.lock().take(capacity, self.may_keep()))
-            .flatten()
-            .unwrap_or_else(|| Memory::Heap(vec![0; capacity]));
+        let kept = is_kept(capacity).then(|| self.take_kept(capacity)).flatten();
+        let memory = kept.unwrap_or_else(|| Memory::Heap(vec![0; capacity]));
         Buffer::new(memory, self.clone())
+    }
+
+    /// One that is there, or of another chunk.
+    fn take_kept(&self, capacity: usize) -> Option<Memory> {
+        self.held.fetch_add(capacity, Ordering::Relaxed);
+        let mut unused = self.lock();
+        if let Some(memory) = unused.take(capacity) {
+            return Some(memory);
+        }
+        let would_be_unused = unused.chunks.unused() + CHUNK - capacity;
+        if !self.in_large_pages || !Chunks::suit(capacity) || would_be_unused > self.may_keep() {
+            return None;
+        }
+        let begun = unused.chunks.begin(capacity);
+        drop(unused);
+        // Made without the lock.
+        let pieces = begun.make();
+        self.lock().chunks.add(&begun, pieces).map(Memory::Piece)
     }
 
     fn may_keep(&self) -> usize {
@@ -154,17 +163,15 @@ impl Buffers {
     /// Takes back what nobody holds any more.
     fn give_back(&self, memory: Memory) {
         let capacity = memory.bytes().len();
-        self.held.fetch_sub(capacity, Ordering::Relaxed);
         if !is_kept(capacity) {
             return;
         }
+        self.held.fetch_sub(capacity, Ordering::Relaxed);
         let kept = self.may_keep();
         let mut surplus = Vec::new();
         let mut unused = self.lock();
         unused.put(memory);
-        while unused.bytes() > kept
-            && let Some(more) = unused.take_surplus()
-        {
+        while let Some(more) = unused.take_surplus(kept) {
             surplus.push(more);
         }
         drop(unused);
@@ -191,156 +198,4 @@ fn rounded_up(capacity: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use bytes::Bytes;
-
-    const KEPT: usize = 8 << 20;
-
-    fn filled(buffers: &Arc<Buffers>, bytes: &[u8]) -> Bytes {
-        let mut buffer = buffers.take(bytes.len());
-        buffer.extend_from_slice(bytes);
-        buffer.freeze()
-    }
-
-    /// Capacities of what lies unused outside of chunks.
-    fn others(buffers: &Buffers) -> Vec<usize> {
-        let unused = buffers.lock();
-        let others = unused.others.values().flatten();
-        others.map(|(_, buffer)| buffer.len()).collect()
-    }
-
-    #[test]
-    fn a_buffer_is_used_again_when_nobody_holds_its_body_any_more() {
-        for length in [300_000, 20_000] {
-            let buffers = Buffers::new(KEPT);
-            let mut first = buffers.take(length);
-            first.extend_from_slice(&vec![b'-'; length - 20]);
-            first.extend_from_slice(b"of the first request");
-            let place = first.as_ptr();
-            let body = first.freeze();
-            let part = body.slice(length - 13..length - 8);
-            drop(body);
-            let other = buffers.take(length);
-            assert_ne!(other.as_ptr(), place, "a part of it is still held");
-            assert_eq!(part, "first");
-            drop(part);
-            let second = buffers.take(length - 100);
-            assert_eq!((second.as_ptr(), second.len()), (place, 0));
-        }
-    }
-
-    #[test]
-    fn only_what_was_written_becomes_a_body() {
-        let buffers = Buffers::new(KEPT);
-        drop(filled(&buffers, &[1; 100_000]));
-        let mut buffer = buffers.take(99_000);
-        assert_eq!(buffer.room()[50_000], 1, "it is the same one");
-        buffer.room()[..3].copy_from_slice(b"new");
-        buffer.fill(3);
-        assert_eq!(buffer.freeze(), "new");
-    }
-
-    #[test]
-    fn a_buffer_grows_with_what_it_has_and_a_body_keeps_no_more_than_it_needs() {
-        let buffers = Buffers::new(KEPT);
-        let mut buffer = buffers.take(10);
-        let whole: Vec<u8> = (0..200_000_u32).map(|number| number as u8).collect();
-        whole.chunks(7_000).for_each(|part| buffer.extend_from_slice(part));
-        buffer.grow(1_000_000);
-        assert_eq!(buffers.held.load(Ordering::Relaxed), buffer.capacity());
-        let body = buffer.freeze();
-        assert_eq!(body, whole);
-        assert_eq!(buffers.held.load(Ordering::Relaxed), rounded_up(200_000));
-    }
-
-    #[test]
-    fn no_more_is_kept_than_allowed_and_the_oldest_goes_first() {
-        for size in [200_000, 20_000] {
-            let buffers = Buffers::new(KEPT);
-            let all: Vec<Buffer> = (0..2 * KEPT / size).map(|_| buffers.take(size)).collect();
-            drop(all);
-            let unused = buffers.lock().bytes();
-            assert!(unused <= KEPT && unused > KEPT - (3 << 20), "{unused}");
-            assert_eq!(buffers.held.load(Ordering::Relaxed), 0);
-        }
-    }
-
-    #[test]
-    fn chunks_that_are_shared_with_what_is_held_stay_and_the_others_go() {
-        let buffers = Buffers::new(KEPT);
-        let mut held: Vec<Buffer> = (0..60).map(|_| buffers.take(320 << 10)).collect();
-        assert_eq!(buffers.lock().bytes(), 60 * (CHUNK - 6 * (320 << 10)) / 6);
-        // One of each chunk is left.
-        let mut number = 0;
-        held.retain(|_| {
-            number += 1;
-            number % 6 == 1
-        });
-        assert_eq!(buffers.lock().bytes(), 10 * (CHUNK - (320 << 10)));
-        // Nothing else begins a chunk meanwhile.
-        let other = buffers.take(512 << 10);
-        assert_eq!(buffers.lock().bytes(), 10 * (CHUNK - (320 << 10)));
-        drop(other);
-        held.extend((0..50).map(|_| buffers.take(320 << 10)));
-        assert_eq!(
-            buffers.lock().bytes(),
-            10 * (CHUNK - 6 * (320 << 10)),
-            "all of them are used again"
-        );
-        drop(held);
-        assert!(buffers.lock().bytes() <= KEPT);
-    }
-
-    #[test]
-    fn as_much_as_is_held_is_kept_for_the_next_ones_and_given_up_when_that_is_gone() {
-        let buffers = Buffers::as_needed(2 << 20);
-        let bodies = |count: usize| -> Vec<Buffer> { (0..count).map(|_| buffers.take(1 << 20)).collect() };
-        let mut held = bodies(16);
-        held.truncate(8);
-        assert_eq!(buffers.lock().bytes(), 8 << 20, "as much as is held");
-        held.extend(bodies(8));
-        assert_eq!(buffers.lock().bytes(), 0, "all of them are used again");
-        drop(held);
-        assert_eq!(buffers.lock().bytes(), 2 << 20);
-        assert_eq!(buffers.held.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn what_was_unused_longest_makes_room_whatever_its_size() {
-        let buffers = Buffers::new(60 << 10);
-        let all = [24 << 10, 5 << 10, 24 << 10, 6 << 10].map(|size| buffers.take(size));
-        all.into_iter().for_each(drop);
-        drop(buffers.take(28 << 10));
-        assert_eq!(others(&buffers), [6 << 10, 24 << 10, 28 << 10]);
-        drop(buffers.take(8 << 10));
-        assert_eq!(others(&buffers), [6 << 10, 8 << 10, 28 << 10]);
-    }
-
-    #[test]
-    fn buffers_have_at_most_a_quarter_too_much_and_what_is_very_small_or_very_large_is_not_kept() {
-        let buffers = Buffers::new(KEPT);
-        for capacity in [
-            0,
-            1,
-            3_000,
-            4 << 10,
-            5_000,
-            27_000,
-            300_001,
-            2 << 20,
-            (2 << 20) + 1,
-            9 << 20,
-        ] {
-            let buffer = buffers.take(capacity);
-            assert!(
-                (capacity..=capacity + capacity / 4).contains(&buffer.capacity()),
-                "{capacity}"
-            );
-            assert_eq!(rounded_up(buffer.capacity()), buffer.capacity());
-        }
-        assert_eq!(others(&buffers), [4 << 10, 5 << 10, 28 << 10]);
-        assert_eq!(buffers.lock().chunks.unused(), 2 * CHUNK);
-    }
-}
+mod tests;

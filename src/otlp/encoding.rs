@@ -113,26 +113,36 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Room for the first part of what comes out: telemetry shrinks to a fifth or less. More is added as it is needed.
+/// Room for the first part of what comes out: telemetry shrinks to a fifth or less, but a large body may hold something
+/// else. More is added as it is needed.
 pub(crate) fn room_for(body: &[u8], limit: usize) -> usize {
-    body.len().saturating_mul(6).clamp(256, limit.max(256))
+    const CERTAIN: usize = 2 << 20;
+    let usual = body.len().saturating_mul(6);
+    usual.min(body.len().max(CERTAIN)).clamp(256, limit.max(256))
 }
 
 fn read_within(from: &mut impl Read, limit: usize, out: &mut Buffer) -> Result<(), Failure> {
     while out.len() <= limit {
-        match from.read(make_room(out, limit))? {
-            0 => return Ok(()),
-            count => out.fill(count),
+        let mut one = [0];
+        let is_full = out.room().is_empty();
+        // What came may be all of it and fill the room to the last byte: no more is made only to find that out.
+        let count = from.read(if is_full { &mut one } else { make_room(out, limit) })?;
+        if count == 0 {
+            return Ok(());
         }
+        if is_full {
+            make_room(out, limit)[0] = one[0];
+        }
+        out.fill(count);
     }
     Err(Failure::TooLarge)
 }
 
 /// Room in the buffer. One byte more than allowed is enough to know that there is too much.
 fn make_room(out: &mut Buffer, limit: usize) -> &mut [u8] {
-    let allowed = (limit + 1).saturating_sub(out.len());
+    let allowed = limit.saturating_add(1).saturating_sub(out.len()).max(1);
     if out.room().is_empty() {
-        out.grow(out.len() + out.len().clamp(1, allowed.max(1)));
+        out.grow(out.len() + out.len().clamp(1, allowed));
     }
     let room = out.room();
     let length = room.len().min(allowed);

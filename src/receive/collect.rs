@@ -18,6 +18,10 @@ use crate::buffers::{Buffer, Buffers};
 /// little costs little, and who sends is soon believed.
 const TRUST: usize = 16;
 
+/// Room is taken in large pages, all of which are there as soon as anything is in them. So what was made room for counts as
+/// in flight if it is more than this many times what has come.
+const UNUSED: usize = 2;
+
 /// Bodies grow to double their size up to here, and by a quarter beyond: what is not used is not counted as in flight.
 const DOUBLE_UP_TO: usize = 1024 * 1024;
 
@@ -168,6 +172,8 @@ struct Collected {
     bytes: Buffer,
     /// How much the peer announced.
     expected: Option<usize>,
+    /// How much was admitted.
+    admitted: usize,
 }
 
 impl Collected {
@@ -175,6 +181,7 @@ impl Collected {
         Collected {
             bytes: buffers.take(0),
             expected,
+            admitted: 0,
         }
     }
 
@@ -183,8 +190,8 @@ impl Collected {
     }
 
     fn push(&mut self, frame: Bytes, room: &mut Reservation) -> Result<(), Refusal> {
-        room.grow(frame.len())?;
         let needed = self.bytes.len() + frame.len();
+        self.admit(needed, room)?;
         if needed > self.bytes.capacity() {
             let announced = self.expected.unwrap_or(usize::MAX);
             let target = if self.bytes.is_empty() {
@@ -194,9 +201,17 @@ impl Collected {
                 // Never beyond what the peer announced.
                 (needed + more).min(announced)
             };
-            self.bytes.grow(target.max(needed));
+            let target = target.max(needed);
+            self.admit(target / UNUSED, room)?;
+            self.bytes.grow(target);
         }
         self.bytes.extend_from_slice(&frame);
+        Ok(())
+    }
+
+    fn admit(&mut self, bytes: usize, room: &mut Reservation) -> Result<(), Refusal> {
+        room.grow(bytes.saturating_sub(self.admitted))?;
+        self.admitted = self.admitted.max(bytes);
         Ok(())
     }
 
@@ -314,6 +329,20 @@ mod tests {
         }
         let (length, capacity) = (collected.length(), capacity(&collected));
         assert!(capacity <= (length + length / 4) / 4 * 5, "{capacity} for {length}");
+    }
+
+    #[test]
+    fn room_that_was_made_counts_with_half_of_it_until_as_much_has_come() {
+        let mut room = room(usize::MAX);
+        let mut collected = Collected::of_length(Some(160_000), room.buffers());
+        let admitted = [80_000, 80_000, 80_000, 80_000, 100_000, 120_000, 140_000, 160_000].map(|expected| {
+            collected.push(Bytes::from(vec![0; 20_000]), &mut room).unwrap();
+            (collected.admitted, expected)
+        });
+        assert!(
+            admitted.iter().all(|(admitted, expected)| admitted == expected),
+            "{admitted:?}"
+        );
     }
 
     #[tokio::test]
