@@ -19,23 +19,16 @@ pub(crate) struct Buffer {
 
 #[derive(Debug)]
 pub(super) enum Memory {
+    /// Its capacity counts. What it holds is whatever was there before; beyond that nothing was touched yet.
     Heap(Vec<u8>),
     Piece(Piece),
 }
 
 impl Memory {
-    /// All of it: whatever it is that was there before.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(super) fn capacity(&self) -> usize {
         match self {
-            Memory::Heap(bytes) => bytes,
-            Memory::Piece(piece) => piece.bytes(),
-        }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        match self {
-            Memory::Heap(bytes) => bytes,
-            Memory::Piece(piece) => piece.bytes_mut(),
+            Memory::Heap(bytes) => bytes.capacity(),
+            Memory::Piece(piece) => piece.bytes().len(),
         }
     }
 }
@@ -50,12 +43,19 @@ impl Buffer {
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.memory.bytes().len()
+        self.memory.capacity()
     }
 
     /// What is not filled yet, to be written over and then [filled](Buffer::fill).
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        &mut self.memory.bytes_mut()[self.length..]
+        let bytes = match &mut self.memory {
+            Memory::Heap(bytes) => {
+                bytes.resize(bytes.capacity(), 0);
+                bytes.as_mut_slice()
+            }
+            Memory::Piece(piece) => piece.bytes_mut(),
+        };
+        &mut bytes[self.length..]
     }
 
     /// So many bytes of the room were written.
@@ -69,8 +69,17 @@ impl Buffer {
         if bytes.len() > self.capacity() - self.length {
             self.grow(self.length + bytes.len());
         }
-        self.room()[..bytes.len()].copy_from_slice(bytes);
-        self.fill(bytes.len());
+        let from = self.length;
+        self.length += bytes.len();
+        match &mut self.memory {
+            Memory::Heap(memory) => {
+                // What was there before is written over; what follows is touched as far as it is needed.
+                let (over, behind) = bytes.split_at(bytes.len().min(memory.len() - from));
+                memory[from..from + over.len()].copy_from_slice(over);
+                memory.extend_from_slice(behind);
+            }
+            Memory::Piece(piece) => piece.bytes_mut()[from..self.length].copy_from_slice(bytes),
+        }
     }
 
     /// Goes on in memory of at least so many bytes.
@@ -93,7 +102,11 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory.bytes()[..self.length]
+        let bytes = match &self.memory {
+            Memory::Heap(bytes) => bytes.as_slice(),
+            Memory::Piece(piece) => piece.bytes(),
+        };
+        &bytes[..self.length]
     }
 }
 

@@ -6,9 +6,9 @@
 //!
 //! # Invariants
 //!
-//! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; once of buffers
-//!   in large pages, and once of others, of which those go first that were unused longest. Large pages stay as long as any
-//!   part of them is in use, but there are never more of them than were needed at once, and what was agreed on.
+//! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; and a quarter more
+//!   where most of it is in large pages. Those stay as long as any part of them is in use, but there are never more of
+//!   them than were needed at once, and what was agreed on. Of others, those go first that were unused longest.
 //! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
 //! * A buffer comes back when the last one who holds it, or a body in it, lets go of it. Nothing that was in it becomes a
 //!   part of the next body: that has what was written, and no more.
@@ -75,8 +75,8 @@ impl Unused {
             Memory::Piece(piece) => self.chunks.put(piece),
             Memory::Heap(buffer) => {
                 self.returned += 1;
-                self.bytes += buffer.len();
-                let alike = self.others.entry(buffer.len()).or_default();
+                self.bytes += buffer.capacity();
+                let alike = self.others.entry(buffer.capacity()).or_default();
                 alike.push_back((self.returned, buffer));
             }
         }
@@ -84,7 +84,9 @@ impl Unused {
 
     /// What goes first, if there is more than `kept` and anything can go.
     fn take_surplus(&mut self, kept: usize) -> Option<Vec<Memory>> {
-        if self.bytes > kept {
+        // What is in chunks may be shared with what is held, and cannot go: a part is left for others all the same.
+        let kept_of_others = kept.saturating_sub(self.chunks.unused()).max(kept / 4);
+        if self.bytes > kept_of_others {
             return self.take_oldest().map(|oldest| vec![Memory::Heap(oldest)]);
         }
         let too_many = self.chunks.unused() > kept;
@@ -131,7 +133,7 @@ impl Buffers {
     pub(crate) fn take(self: &Arc<Buffers>, capacity: usize) -> Buffer {
         let capacity = rounded_up(capacity);
         let kept = is_kept(capacity).then(|| self.take_kept(capacity)).flatten();
-        let memory = kept.unwrap_or_else(|| Memory::Heap(vec![0; capacity]));
+        let memory = kept.unwrap_or_else(|| Memory::Heap(Vec::with_capacity(capacity)));
         Buffer::new(memory, self.clone())
     }
 
@@ -162,7 +164,7 @@ impl Buffers {
 
     /// Takes back what nobody holds any more.
     fn give_back(&self, memory: Memory) {
-        let capacity = memory.bytes().len();
+        let capacity = memory.capacity();
         if !is_kept(capacity) {
             return;
         }

@@ -39,7 +39,7 @@ fn others(buffers: &Buffers) -> Vec<usize> {
         .others
         .values()
         .flatten()
-        .map(|(_, buffer)| buffer.len())
+        .map(|(_, buffer)| buffer.capacity())
         .collect();
     assert_eq!(unused.bytes, others.iter().sum::<usize>());
     others
@@ -244,7 +244,7 @@ fn bodies_are_what_was_put_into_them_whoever_else_takes_and_gives_back_meanwhile
             }
         });
         assert_eq!(held(&buffers), 0);
-        assert!(unused_in_chunks(&buffers) <= KEPT && others(&buffers).iter().sum::<usize>() <= KEPT);
+        assert!(unused_in_chunks(&buffers) + others(&buffers).iter().sum::<usize>() <= KEPT / 4 * 5);
         let mut unused = buffers.lock();
         let chunks = std::iter::from_fn(|| unused.chunks.take_whole()).count();
         assert!(chunks <= KEPT / CHUNK);

@@ -18,11 +18,8 @@ use crate::buffers::{Buffer, Buffers};
 /// little costs little, and who sends is soon believed.
 const TRUST: usize = 16;
 
-/// Room is taken in large pages, all of which are there as soon as anything is in them. So what was made room for counts as
-/// in flight if it is more than this many times what has come.
-const UNUSED: usize = 2;
-
-/// Bodies grow to double their size up to here, and by a quarter beyond: what is not used is not counted as in flight.
+/// Bodies grow to double their size up to here, and by a quarter beyond: what is made room for counts as in flight, as it may
+/// lie in large pages, which are there as soon as anything is in them.
 const DOUBLE_UP_TO: usize = 1024 * 1024;
 
 /// The bytes before each gRPC message: a flag and the length.
@@ -202,7 +199,7 @@ impl Collected {
                 (needed + more).min(announced)
             };
             let target = target.max(needed);
-            self.admit(target / UNUSED, room)?;
+            self.admit(target, room)?;
             self.bytes.grow(target);
         }
         self.bytes.extend_from_slice(&frame);
@@ -332,17 +329,25 @@ mod tests {
     }
 
     #[test]
-    fn room_that_was_made_counts_with_half_of_it_until_as_much_has_come() {
-        let mut room = room(usize::MAX);
-        let mut collected = Collected::of_length(Some(160_000), room.buffers());
-        let admitted = [80_000, 80_000, 80_000, 80_000, 100_000, 120_000, 140_000, 160_000].map(|expected| {
-            collected.push(Bytes::from(vec![0; 20_000]), &mut room).unwrap();
-            (collected.admitted, expected)
-        });
-        assert!(
-            admitted.iter().all(|(admitted, expected)| admitted == expected),
-            "{admitted:?}"
-        );
+    fn what_is_made_room_for_is_admitted_before() {
+        for (expected, frame) in [
+            (Some(160_000), 20_000),
+            (Some(1_000_000), 10_000),
+            (None, 20_000),
+            (None, 1_000),
+        ] {
+            let mut room = room(usize::MAX);
+            let mut collected = Collected::of_length(expected, room.buffers());
+            for _ in 0..160_000 / frame {
+                collected.push(Bytes::from(vec![0; frame]), &mut room).unwrap();
+                let capacity = collected.bytes.capacity();
+                assert!(
+                    capacity <= collected.admitted / 4 * 5 && collected.length() <= collected.admitted,
+                    "{capacity}, {}",
+                    collected.admitted
+                );
+            }
+        }
     }
 
     #[tokio::test]

@@ -77,11 +77,10 @@ impl ReceiveOptions {
     }
 
     /// The most memory that requests take until they are on the disk: what was admitted, on each core what is being
-    /// decompressed before it can be, and buffers for the next ones, in large pages and others. (Who stalls in the middle of
-    /// a body holds twice what is admitted.)
+    /// decompressed before it can be, and buffers for the next ones.
     pub fn memory_bound(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + 2 * BUFFERS
+        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + BUFFERS / 4 * 5
     }
 }
 

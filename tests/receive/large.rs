@@ -230,9 +230,9 @@ async fn one_peer_that_takes_all_the_room_it_gets_over_both_listeners_leaves_oth
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         let mut stream = socket.connect(address).await.unwrap();
         let head =
-            format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-length: 75001\r\n\r\n");
+            format!("POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-length: 75000\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&[b' '; 75_000]).await.unwrap();
+        stream.write_all(&[b' '; 74_999]).await.unwrap();
         held.push(stream);
     }
     let socket = TcpSocket::new_v4().unwrap();
