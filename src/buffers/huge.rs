@@ -170,10 +170,11 @@ pub(super) fn are_given() -> bool {
     *ARE_GIVEN
 }
 
-/// `kept` and `size`: of the system; `status`: of the process (proc_pid_status(5)).
-fn say_so(kept: &str, size: &str, status: &str) -> bool {
+/// `modes`, of which the one in force is in brackets, and `size` are of the system; `status` of the process
+/// (proc_pid_status(5)).
+fn say_so(modes: &str, size: &str, status: &str) -> bool {
     let is_kept_from_us = status.lines().any(|line| line.replace('\t', " ") == "THP_enabled: 0");
-    let is_on = kept.contains("[madvise]") || kept.contains("[always]");
+    let is_on = modes.contains("[madvise]") || modes.contains("[always]");
     is_on && size.trim() == "2097152" && !is_kept_from_us
 }
 

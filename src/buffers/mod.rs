@@ -82,16 +82,23 @@ impl Unused {
         }
     }
 
-    /// What goes first, if there is more than `kept` and anything can go.
-    fn take_surplus(&mut self, kept: usize) -> Option<Vec<Memory>> {
+    /// Moves what goes first, if there is more than `kept` and anything can go.
+    fn move_surplus(&mut self, kept: usize, to: &mut Vec<Memory>) -> bool {
         // What is in chunks may be shared with what is held, and cannot go: a part is left for others all the same.
-        let kept_of_others = kept.saturating_sub(self.chunks.unused()).max(kept / 4);
-        if self.bytes > kept_of_others {
-            return self.take_oldest().map(|oldest| vec![Memory::Heap(oldest)]);
+        let kept_of_others = kept.saturating_sub(self.chunks.unused()).max(most_unused(kept) - kept);
+        if self.bytes > kept_of_others
+            && let Some(oldest) = self.take_oldest()
+        {
+            to.push(Memory::Heap(oldest));
+            return true;
         }
-        let too_many = self.chunks.unused() > kept;
-        let chunk = too_many.then(|| self.chunks.take_whole()).flatten()?;
-        Some(chunk.into_iter().map(Memory::Piece).collect())
+        if self.chunks.unused() > kept
+            && let Some(chunk) = self.chunks.take_whole()
+        {
+            to.extend(chunk.into_iter().map(Memory::Piece));
+            return true;
+        }
+        false
     }
 
     /// The one that was unused longest.
@@ -173,9 +180,7 @@ impl Buffers {
         let mut surplus = Vec::new();
         let mut unused = self.lock();
         unused.put(memory);
-        while let Some(more) = unused.take_surplus(kept) {
-            surplus.push(more);
-        }
+        while unused.move_surplus(kept, &mut surplus) {}
         drop(unused);
         // Given back without the lock.
         drop(surplus);
@@ -184,6 +189,11 @@ impl Buffers {
     fn lock(&self) -> MutexGuard<'_, Unused> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The most bytes that lie unused where so many may be kept: a quarter more, for those outside of large pages.
+pub(crate) const fn most_unused(kept: usize) -> usize {
+    kept + kept / 4
 }
 
 fn is_kept(capacity: usize) -> bool {

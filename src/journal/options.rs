@@ -9,6 +9,7 @@ use super::disk::BLOCK;
 use super::error::JournalError;
 use super::record::span_of;
 use super::segment::DATA_START;
+use crate::buffers::most_unused;
 
 const MIB: u64 = 1 << 20;
 
@@ -131,7 +132,11 @@ impl Options {
     /// kilobytes.) What waits for the disk belongs to requests being received; only while the disk hangs and senders do
     /// not wait for it is there more, up to [`max_unsynced`](Self::max_unsynced).
     pub fn memory_bound(&self) -> usize {
-        self.tail_bytes + PARKED_BYTES as usize + BUFFERS / 4 * 5 + MEMORY + self.dedup_max_entries * REMEMBERED_BYTES
+        self.tail_bytes
+            + PARKED_BYTES as usize
+            + most_unused(BUFFERS)
+            + MEMORY
+            + self.dedup_max_entries * REMEMBERED_BYTES
     }
 }
 

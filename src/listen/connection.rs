@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
+use super::together::Together;
 
 /// How long a peer may take to close after it was told to.
 const CLOSING_GRACE: Duration = Duration::from_secs(5);
@@ -243,18 +244,34 @@ impl Drop for InFlight {
     }
 }
 
-/// A stream that notes in its connection's [`Activity`] what happens on it.
+/// A stream that notes in its connection's [`Activity`] what happens on it, and on which what is written leaves [`Together`].
 pub(super) struct Watched<T> {
-    stream: T,
-    activity: Arc<Activity>,
+    pub(super) stream: T,
+    pub(super) activity: Arc<Activity>,
+    together: Together,
 }
 
 impl<T> Watched<T> {
     pub(super) fn new(stream: T, activity: Arc<Activity>) -> Watched<T> {
-        Watched { stream, activity }
+        Watched {
+            stream,
+            activity,
+            together: Together::default(),
+        }
     }
 
-    fn note_write<R>(&self, written: Poll<R>) -> Poll<R> {
+    fn is_due(&mut self, context: &Context<'_>) -> bool {
+        self.together.is_due(&self.activity, context)
+    }
+
+    fn note_write<R>(&mut self, written: Poll<R>) -> Poll<R> {
+        if written.is_pending() {
+            self.together.wait_for_socket(&self.activity);
+        }
+        self.note_progress(written)
+    }
+
+    fn note_progress<R>(&self, written: Poll<R>) -> Poll<R> {
         self.activity.wrote(written.is_ready());
         written
     }
@@ -277,6 +294,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.is_due(context) {
+            return Poll::Pending;
+        }
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.note_write(written)
     }
@@ -286,6 +306,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.is_due(context) {
+            return Poll::Pending;
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.note_write(written)
     }
@@ -296,7 +319,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.note_write(flushed)
+        self.note_progress(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

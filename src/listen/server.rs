@@ -20,7 +20,6 @@ use super::connection::{Watched, drive};
 use super::open::{Open, Place};
 use super::peer::{Peer, identity};
 use super::socket::Stream;
-use super::together::Together;
 use super::unreadable::Outspoken;
 use super::{Auth, Body, Limits, Listener, NotAdmitted, Refuse};
 
@@ -167,7 +166,7 @@ where
             },
         };
         let activity = &place.activity;
-        let stream = Together::new(Watched::new(stream, activity.clone()), activity.clone());
+        let stream = Watched::new(stream, activity.clone());
         let io = TokioIo::new(Outspoken::new(stream, activity.clone(), self.refuse.clone()));
         let service = service_fn(|request| self.answer(request, &place));
         let connection = self.http.serve_connection(io, service);

@@ -7,40 +7,25 @@
 //! Invariant: nobody waits without being woken. The turn that a write waits for is asked for by the write itself, and a
 //! write that the socket does not take waits for the socket, as without this.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::Context;
 
 use super::connection::Activity;
 
-/// A stream whose writes wait for each other, if its connection speaks HTTP/2.
-pub(super) struct Together<T> {
-    stream: T,
-    activity: Arc<Activity>,
+/// When the writes of one connection are due; those of HTTP/1.1 always are.
+#[derive(Debug, Default)]
+pub(super) struct Together {
     /// The turn of the connection's task after which it may be written.
     asked: Option<u64>,
     /// The last turn in which it might.
     due: u64,
 }
 
-impl<T> Together<T> {
-    pub(super) fn new(stream: T, activity: Arc<Activity>) -> Together<T> {
-        Together {
-            stream,
-            activity,
-            asked: None,
-            due: 0,
-        }
-    }
-
+impl Together {
     /// Whether to write now; if not, the task is woken to try again.
-    fn is_due(&mut self, context: &Context<'_>) -> bool {
-        let turn = self.activity.turn();
+    pub(super) fn is_due(&mut self, activity: &Activity, context: &Context<'_>) -> bool {
+        let turn = activity.turn();
         // All that is written in one turn has waited for it.
-        if self.due == turn || !self.activity.is_http2() {
+        if self.due == turn || !activity.is_http2() {
             return true;
         }
         match self.asked {
@@ -61,65 +46,23 @@ impl<T> Together<T> {
     }
 
     /// What the socket did not take has its turn when the socket does.
-    fn note_write<R>(&mut self, written: Poll<R>) -> Poll<R> {
-        if written.is_pending() {
-            self.asked = Some(self.activity.turn());
-        }
-        written
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Together<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Together<T> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.is_due(context) {
-            return Poll::Pending;
-        }
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note_write(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if !self.is_due(context) {
-            return Poll::Pending;
-        }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note_write(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    pub(super) fn wait_for_socket(&mut self, activity: &Activity) {
+        self.asked = Some(activity.turn());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Wake, Waker};
+    use std::task::{Poll, Wake, Waker};
 
+    use tokio::io::AsyncWrite;
     use tokio_util::sync::CancellationToken;
 
+    use super::super::connection::Watched;
     use super::*;
 
     #[derive(Default)]
@@ -157,15 +100,15 @@ mod tests {
         }
     }
 
-    fn stream(first_bytes: &[u8], room: usize) -> Together<Socket> {
+    fn stream(first_bytes: &[u8], room: usize) -> Watched<Socket> {
         let activity = Activity::new(CancellationToken::new());
         activity.heard(first_bytes);
         let written = Vec::new();
-        Together::new(Socket { room, written }, activity)
+        Watched::new(Socket { room, written }, activity)
     }
 
     /// In the present turn, writes until it is pending or all is written, as HTTP/2 does; then flushes.
-    fn write(stream: &mut Together<Socket>, mut bytes: &[u8], wakes: &Arc<Wakes>) -> bool {
+    fn write(stream: &mut Watched<Socket>, mut bytes: &[u8], wakes: &Arc<Wakes>) -> bool {
         let waker = Waker::from(wakes.clone());
         let mut context = Context::from_waker(&waker);
         while !bytes.is_empty() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::admission::BUFFERS;
+use crate::buffers::most_unused;
 use crate::listen::{Auth, Limits, TlsOptions};
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -80,7 +81,7 @@ impl ReceiveOptions {
     /// decompressed before it can be, and buffers for the next ones.
     pub fn memory_bound(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + BUFFERS / 4 * 5
+        self.max_in_flight_bytes + cores * (self.max_in_flight_bytes / 4) + most_unused(BUFFERS)
     }
 }
 
