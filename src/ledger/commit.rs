@@ -70,6 +70,33 @@ pub(super) struct Applied {
     pub(super) context: u64,
 }
 
+impl std::ops::AddAssign for Applied {
+    fn add_assign(&mut self, other: Applied) {
+        let Applied {
+            written,
+            duplicates,
+            records,
+            merged,
+            taken_over,
+            quarantined,
+            nulled,
+            refused,
+            expired,
+            context,
+        } = other;
+        self.written += written;
+        self.duplicates += duplicates;
+        self.records += records;
+        self.merged += merged;
+        self.taken_over += taken_over;
+        self.quarantined += quarantined;
+        self.nulled += nulled;
+        self.refused += refused;
+        self.expired += expired;
+        self.context += context;
+    }
+}
+
 /// Applies the batch. On an error nothing is known of the transaction, and the store is to be given up.
 pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<Applied, StoreError> {
     match attempt(store, batch, false).await {
@@ -96,13 +123,26 @@ async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> R
     }
     let waiting: HashSet<SpanId> = waiting.iter().map(|facts| facts.id).collect();
     let applied = write(store, batch, &known, &waiting, careful).await?;
-    if let Some((reader, journal, next)) = batch.position {
+    end(store, batch.position).await?;
+    Ok(applied)
+}
+
+/// Applies the batch in a transaction that has begun, has the locks, and goes on. Refused is all of it.
+pub(super) async fn apply_among_others<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<Applied, StoreError> {
+    let known = load(store, &mut Keys::of(batch.facts)).await?;
+    write(store, batch, &known, &HashSet::new(), false).await
+}
+
+/// Ends the transaction, at a position: see [`Batch::position`].
+pub(super) async fn end<S: Store>(store: &mut S, position: Option<(&str, &str, u64)>) -> Result<(), StoreError> {
+    if let Some((reader, journal, next)) = position {
         store.save_position(reader, journal, next).await?;
     }
+    store.write_deferred().await?;
     failpoint::hit(Point::BeforeCommit);
     store.commit().await?;
     failpoint::hit(Point::AfterCommit);
-    Ok(applied)
+    Ok(())
 }
 
 /// Begins a transaction that has the locks of all that the facts can reach, and the waiting spans among it.
@@ -118,13 +158,8 @@ pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -
         if !locks.is_empty() {
             store.lock(&locks).await?;
         }
-        let mut known = Vec::new();
-        let (mut keys, mut new) = (first.clone(), first.clone());
-        while !new.is_empty() && known.len() < LOAD_LIMIT {
-            let found = store.load(&new).await?;
-            new = keys.grow(&found);
-            known.extend(found);
-        }
+        let mut keys = first.clone();
+        let known = load(store, &mut keys).await?;
         if !S::HAS_LOCKS || known.is_empty() {
             return Ok(known);
         }
@@ -137,6 +172,18 @@ pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -
         locks.sort_unstable();
         locks.dedup();
     }
+}
+
+/// The waiting spans that can be reached from the keys, which become those of all of them.
+async fn load<S: Store>(store: &mut S, keys: &mut Keys) -> Result<Vec<Facts>, StoreError> {
+    let mut known = Vec::new();
+    let mut new = keys.clone();
+    while !new.is_empty() && known.len() < LOAD_LIMIT {
+        let found = store.load(&new).await?;
+        new = keys.grow(&found);
+        known.extend(found);
+    }
+    Ok(known)
 }
 
 /// Writes what changes when these are `known`, and these spans are `waiting` already, though nothing is to be known of them.

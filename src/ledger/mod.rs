@@ -10,7 +10,7 @@
 //! * [`records`]: spans that become rows of further tables, where they are wanted.
 //! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both,
 //!   and the mapping from spans to them.
-//! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
+//! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`pace`]: how much of a backlog in one transaction. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
 //! * [`packing`]: hours that are over are packed for statistics.
 //!
 //! # Exactly one row
@@ -23,12 +23,14 @@
 //!
 //! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of a batch and a quarter (see
 //! [`store::Store::DECODED_BYTES`]), and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
-//! traffic that executors send. SQLite's cache of pages takes up to 16 MiB more.
+//! traffic that executors send. SQLite's cache of pages takes up to 16 MiB more. Where its transactions have many batches, these
+//! are a quarter as large, and their rows take 10 MiB until they are written.
 
 pub mod assemble;
 mod commit;
 pub mod facts;
 mod meters;
+mod pace;
 mod packing;
 mod plan;
 pub mod records;
@@ -65,7 +67,7 @@ pub use table::Quarantined;
 
 /// The most memory that the ledger takes, in bytes, when so many spans may wait; see the module.
 pub fn memory_bound(max_pending: u64) -> usize {
-    let waiting = usize::try_from(max_pending).unwrap_or(usize::MAX / 64);
+    let waiting = usize::try_from(max_pending).unwrap_or(usize::MAX);
     ((100 + 16) << 20) + waiting.saturating_mul(store::sqlite::BYTES_OF_WAITING)
 }
 

@@ -11,6 +11,12 @@
 //!
 //! While the database works on one batch, the facts of the next one are taken out of its spans (see [`Ahead`]). What was
 //! read ahead is forgotten with the connection.
+//!
+//! # Many batches in one transaction
+//!
+//! Where the store can keep rows until the end of a transaction ([`Store::defer`]), one that has a full batch takes the full
+//! ones that follow, too. What the database refuses then, it refuses for all of them: the transaction is given up, the
+//! reader goes back, and what was in it is written batch by batch, as [`apply`] does. [`Pace`] says how long one may take.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -18,9 +24,10 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::commit::{Batch, apply};
+use super::commit::{Applied, Batch, apply, apply_among_others, end};
 use super::facts::{Extractor, Facts};
 use super::meters::Meters;
+use super::pace::{Pace, TURN_OF_OTHERS};
 use super::packing::Packing;
 use super::store::{Store, StoreError};
 use super::upkeep;
@@ -35,8 +42,8 @@ use crate::telemetry::{Heartbeat, StageStatus};
 pub(super) const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 256;
 
-/// What one transaction takes beside [`Store::DECODED_BYTES`], which are some 22,000 spans as executors send them in
-/// PostgreSQL and two thirds more in SQLite. One request is always taken whole.
+/// What one batch that has its own transaction takes beside [`Store::DECODED_BYTES`], which are some 22,000 spans as executors
+/// send them in PostgreSQL and two thirds more in SQLite. One request is always taken whole.
 const FACTS: usize = 14_000;
 
 /// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
@@ -71,6 +78,7 @@ pub(super) async fn run<S: Store>(
         meters: Meters::new(),
         was_connected: false,
         unsaved_since: None,
+        pace: Pace::new(),
     };
     let mut wait = FIRST_WAIT;
     let mut tell = Some(tell);
@@ -121,6 +129,8 @@ struct Stage<'a> {
     /// Since when there are records behind the saved position. Those without anything for the ledger, which are most,
     /// are worth no transaction of their own.
     unsaved_since: Option<Instant>,
+    /// Of all connections: what was learned of the database holds for the next one.
+    pace: Pace,
 }
 
 impl Stage<'_> {
@@ -138,12 +148,15 @@ impl Stage<'_> {
         self.was_connected = true;
         let resume = self.reader.resume(saved);
         tracing::info!(?resume, "writing rows");
+        let mut committed = self.reader.position();
         self.status.clear();
         let mut upkeep = upkeep::Schedule::new();
         let mut packing = Packing::default();
         let mut packing_due = Instant::now();
-        let mut ahead = Ahead::new(S::DECODED_BYTES);
+        let mut ahead = Ahead::new(Limit::of::<S>());
         loop {
+            let deferring = S::DEFERRING_BYTES.filter(|_| self.pace.may_have_many(committed.next));
+            ahead.limit = deferring.map_or_else(Limit::of::<S>, Limit::of_many);
             if Instant::now() >= upkeep.due() {
                 let limits = &self.ledger.limits;
                 let done = heartbeat
@@ -183,50 +196,155 @@ impl Stage<'_> {
                 self.unsaved_since.get_or_insert_with(Instant::now);
             }
             let is_well = self.fill(&mut ahead).await;
-            let position = ahead.position(&self.reader);
-            let facts = ahead.take_facts(&mut self.extractor, &self.meters);
             let is_due = self
                 .unsaved_since
                 .is_some_and(|since| is_over || !is_well || since.elapsed() >= SAVE_EVERY);
-            if facts.is_empty() && !is_due {
+            if ahead.facts.is_empty() && !is_due {
                 if is_over {
                     return Ok(());
                 }
                 continue;
             }
             let began = Instant::now();
-            let journal = position.journal.to_string();
-            let reader = self.reader.name().to_owned();
-            let at = unix_nanos();
-            let batch = Batch {
-                destinations: &self.ledger.settings.destinations,
-                facts: &facts,
-                position: Some((&reader, &journal, position.next)),
-                release: &[],
-                anew: false,
-                window: self.ledger.limits.window_nanos(),
-                oldest: self.ledger.limits.oldest(at),
-                now: at,
-                prices: &self.ledger.prices,
-            };
-            let applied = {
-                let mut applying = pin!(heartbeat.while_waiting(apply(&mut store, &batch)));
-                tokio::select! {
-                    biased;
-                    applied = &mut applying => applied,
-                    () = self.read_ahead(&mut ahead) => applying.await,
-                }?
+            let is_full = ahead.is_full();
+            if is_full {
+                self.pace.begin(began);
+            }
+            let (position, applied) = if deferring.is_some() && is_full {
+                match self.write_many(&mut store, &mut ahead, committed, upkeep.due()).await? {
+                    Some(written) => written,
+                    None => {
+                        // What was told of these batches is told again.
+                        ahead = Ahead::new(Limit::of::<S>());
+                        self.extractor.oddities = Default::default();
+                        self.reader.rewind(committed);
+                        continue;
+                    }
+                }
+            } else {
+                self.write(&mut store, &mut ahead, true).await?
             };
             self.reader.passed(position);
+            committed = position;
             upkeep.add(applied.context, &self.ledger.limits);
-            ahead.reuse(facts);
             // What was read meanwhile waits from now on.
             self.unsaved_since = (ahead.position(&self.reader) != position).then(Instant::now);
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
             if is_over {
                 return Ok(());
             }
+            let is_turn_of_others = is_full && self.pace.end(Instant::now());
+            if is_turn_of_others && S::DEFERRING_BYTES.is_some() && !self.shutdown.is_cancelled() {
+                heartbeat.while_waiting(tokio::time::sleep(TURN_OF_OTHERS)).await;
+            }
         }
+    }
+
+    /// Writes the facts that were taken in, in a transaction of their own if it is `alone` or else in the one that has begun;
+    /// behind what, and what was done.
+    async fn write<S: Store>(
+        &mut self,
+        store: &mut S,
+        ahead: &mut Ahead,
+        alone: bool,
+    ) -> Result<(Position, Applied), StoreError> {
+        let position = ahead.position(&self.reader);
+        let facts = ahead.take_facts(&mut self.extractor, &self.meters);
+        let heartbeat = self.heartbeat;
+        let journal = position.journal.to_string();
+        let reader = self.reader.name().to_owned();
+        let ledger = self.ledger;
+        let at = unix_nanos();
+        let batch = Batch {
+            destinations: &ledger.settings.destinations,
+            facts: &facts,
+            position: alone.then_some((&reader, &journal, position.next)),
+            release: &[],
+            anew: false,
+            window: ledger.limits.window_nanos(),
+            oldest: ledger.limits.oldest(at),
+            now: at,
+            prices: &ledger.prices,
+        };
+        let apply = async {
+            if alone {
+                apply(store, &batch).await
+            } else {
+                apply_among_others(store, &batch).await
+            }
+        };
+        let applied = {
+            let mut applying = pin!(heartbeat.while_waiting(apply));
+            tokio::select! {
+                biased;
+                applied = &mut applying => applied,
+                () = self.read_ahead(ahead) => applying.await,
+            }?
+        };
+        ahead.reuse(facts);
+        Ok((position, applied))
+    }
+
+    /// Writes this batch, which is behind `committed`, and the full ones that follow it in one transaction, which takes no more
+    /// at `latest`; behind what, and what was done. `None` if the database refused something: it is not known what, and all of
+    /// them are to be written again one by one.
+    async fn write_many<S: Store>(
+        &mut self,
+        store: &mut S,
+        ahead: &mut Ahead,
+        committed: Position,
+        latest: Instant,
+    ) -> Result<Option<(Position, Applied)>, StoreError> {
+        let heartbeat = self.heartbeat;
+        match self.try_to_write_many(store, ahead, latest).await {
+            Ok(written) => Ok(Some(written)),
+            Err(error) => {
+                // Also where it was too much for the disk, say.
+                self.pace.refused(committed.next..self.reader.position().next);
+                let StoreError::Refused { reason, .. } = error else {
+                    return Err(error);
+                };
+                tracing::info!(
+                    reason,
+                    "the database refused something of a backlog: it is written batch by batch"
+                );
+                heartbeat.while_waiting(store.rollback()).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn try_to_write_many<S: Store>(
+        &mut self,
+        store: &mut S,
+        ahead: &mut Ahead,
+        latest: Instant,
+    ) -> Result<(Position, Applied), StoreError> {
+        let heartbeat = self.heartbeat;
+        // More would make more wait than upkeep knows of.
+        let may_wait = self.ledger.limits.max_pending / 4;
+        heartbeat.while_waiting(store.begin()).await?;
+        let began = Instant::now();
+        let latest = latest.min(began + self.pace.taking());
+        store.defer();
+        let mut applied = Applied::default();
+        let last = loop {
+            let (position, done) = self.write(store, ahead, false).await?;
+            applied += done;
+            if store.is_full() || applied.context >= may_wait || Instant::now() >= latest {
+                break position;
+            }
+            // What is less than full has a transaction of its own, and so has what comes before something that went wrong.
+            if !self.fill(ahead).await || !ahead.is_full() {
+                break position;
+            }
+        };
+        let taking = began.elapsed();
+        let journal = last.journal.to_string();
+        let position = Some((self.reader.name(), journal.as_str(), last.next));
+        heartbeat.while_waiting(end(store, position)).await?;
+        self.pace.written(taking, began.elapsed());
+        Ok((last, applied))
     }
 
     /// Takes in what is there already, for a moment, up to what one transaction may have. False if something went wrong:
@@ -295,7 +413,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
     let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
-    let mut ahead = Ahead::new(S::DECODED_BYTES);
+    let mut ahead = Ahead::new(Limit::of::<S>());
     loop {
         let before = ahead.position(&reader);
         loop {
@@ -334,10 +452,9 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
 }
 
 /// What was read and is in no transaction yet: records, and behind them the facts of as many as one transaction may have.
-struct Ahead {
-    /// See [`Store::DECODED_BYTES`].
-    limit: usize,
-    waiting: VecDeque<Record>,
+pub(super) struct Ahead {
+    limit: Limit,
+    pub(super) waiting: VecDeque<Record>,
     facts: Vec<Facts>,
     /// Empty, with the memory of facts that were written.
     spare: Vec<Facts>,
@@ -345,8 +462,34 @@ struct Ahead {
     decoded: usize,
 }
 
+/// What one batch may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    /// See [`Store::DECODED_BYTES`] and [`Store::DEFERRING_BYTES`].
+    bytes: usize,
+    facts: usize,
+}
+
+impl Limit {
+    /// Of a batch that has a transaction of its own.
+    pub(super) fn of<S: Store>() -> Limit {
+        Limit {
+            bytes: S::DECODED_BYTES,
+            facts: FACTS,
+        }
+    }
+
+    /// Of one that shares a transaction.
+    fn of_many(bytes: usize) -> Limit {
+        Limit {
+            bytes,
+            facts: FACTS / 4,
+        }
+    }
+}
+
 impl Ahead {
-    fn new(limit: usize) -> Ahead {
+    pub(super) fn new(limit: Limit) -> Ahead {
         Ahead {
             limit,
             waiting: VecDeque::new(),
@@ -361,18 +504,18 @@ impl Ahead {
     }
 
     /// There is enough for a transaction.
-    fn is_full(&self) -> bool {
-        self.decoded >= self.limit || self.facts.len() >= FACTS
+    pub(super) fn is_full(&self) -> bool {
+        self.decoded >= self.limit.bytes || self.facts.len() >= self.limit.facts
     }
 
     /// There is enough to go on with when the transaction before is over: to take in the rest is soon done, and its memory
     /// is not needed meanwhile.
     fn is_under_way(&self) -> bool {
-        self.decoded >= self.limit / 4 || self.facts.len() >= FACTS / 4
+        self.decoded >= self.limit.bytes / 4 || self.facts.len() >= self.limit.facts / 4
     }
 
     /// Takes the facts out of one more record, if there is one and room for it.
-    fn take_in(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
+    pub(super) fn take_in(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
         if self.is_full() {
             return false;
         }
@@ -384,7 +527,6 @@ impl Ahead {
         }
         let noted = record.noted.as_ref().filter(|_| extractor.goes_by_notes());
         if noted.is_some_and(NotedSpans::is_empty) {
-            // Not counted either: there is nothing of it in memory that a transaction would have to bound.
             return true;
         }
         let body = match record.decoded() {
@@ -398,11 +540,16 @@ impl Ahead {
                 }
             },
         };
-        self.decoded += body.len();
+        let (bytes, before) = (body.len(), self.facts.len());
         let request = TraceRequest::trusted(body);
         match noted {
             Some(noted) => extractor.extract_noted(&request, noted, record.received_at, &mut self.facts),
             None => extractor.extract(&request, record.received_at, &mut self.facts),
+        }
+        // Of one that tells nothing there is nothing in memory. Counted, such requests would make a batch full that has no facts,
+        // which is not written and so would stay full.
+        if self.facts.len() > before {
+            self.decoded += bytes;
         }
         true
     }

@@ -73,6 +73,8 @@ pub(super) trait Store: Sized + Hours + Waiting {
     /// Bytes of decoded requests in a transaction. A larger one writes each page of an index for more rows, and takes more
     /// memory.
     const DECODED_BYTES: usize;
+    /// The same of each batch of a transaction of many ([`Store::defer`]). `None` where each batch has its own.
+    const DEFERRING_BYTES: Option<usize> = None;
     /// Connects, makes the tables if `migrate` is set, and checks that they fit.
     async fn connect(settings: &Settings) -> Result<Self, StoreError>;
     /// The foreign keys that can be asked before a row is written there.
@@ -83,7 +85,19 @@ pub(super) trait Store: Sized + Hours + Waiting {
     fn give_back_memory(&mut self) {}
     /// Begins a transaction that sees what others committed before it took its locks.
     async fn begin(&mut self) -> Result<(), StoreError>;
-    /// Makes it lasting. After an error nobody knows whether it is.
+    /// Until this transaction ends, rows that are inserted or updated may be kept, and written together: then
+    /// [`Store::insert_rows`] takes each row for new that has nothing beside it, and where that was wrong whatever is asked
+    /// next may be refused, up to [`Store::commit`].
+    fn defer(&mut self) {}
+    /// Writes what is kept.
+    async fn write_deferred(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// Whether such a transaction has as much as memory may hold.
+    fn is_full(&self) -> bool {
+        true
+    }
+    /// Makes it lasting, with what is kept. After an error, unless it is a refusal, nobody knows whether it is.
     async fn commit(&mut self) -> Result<(), StoreError>;
     /// Forgets the transaction.
     async fn rollback(&mut self) -> Result<(), StoreError>;

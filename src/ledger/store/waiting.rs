@@ -82,8 +82,8 @@ pub(in crate::ledger) const LOAD_LIMIT: usize = 20_000;
 /// transaction, all of it.
 #[allow(async_fn_in_trait, reason = "used within this room, with two implementations")]
 pub(in crate::ledger) trait Waiting {
-    /// These wait from now on, which do not wait yet, as far as was loaded in this transaction; how many. The last thing that
-    /// is done in it.
+    /// These wait from now on, which do not wait yet, as far as was loaded in this transaction; how many. No savepoint
+    /// before it is returned to.
     async fn wait(&mut self, facts: &[&Facts]) -> Result<u64, StoreError>;
     /// The waiting spans with any of the keys, at most [`LOAD_LIMIT`], the latest ones.
     async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError>;

@@ -8,7 +8,7 @@ use crate::ledger::store::{Settings, Store, StoreError};
 use crate::ledger::table::EXECUTIONS;
 use crate::ledger::tests::databases::Session;
 
-const SCHEMA: &str = include_str!("backend_schema.sql");
+pub(super) const SCHEMA: &str = include_str!("backend_schema.sql");
 
 /// As the backend's own logger writes: a partial row, and one of the router with no language.
 const OLD_ROWS: &str = "INSERT INTO code_exec_logs (id, runtime, language, success, created_at) VALUES \

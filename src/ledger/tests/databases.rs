@@ -144,6 +144,16 @@ impl Database {
         }
     }
 
+    /// How many spans wait.
+    pub(super) async fn waiting(&self) -> i64 {
+        let count = if self.is_postgres() {
+            "count(*)"
+        } else {
+            "coalesce(sum(spans), 0)"
+        };
+        self.number(&format!("SELECT {count} FROM spanledger_context")).await
+    }
+
     /// Runs SQL that answers one text a row; NULL is `-`.
     pub(super) async fn texts(&self, sql: &str) -> Vec<String> {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());

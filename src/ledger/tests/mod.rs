@@ -4,6 +4,7 @@
 
 mod assembly;
 mod backend;
+mod backlog;
 mod completion;
 mod databases;
 mod faults;
@@ -16,7 +17,7 @@ mod paths;
 #[path = "../../../tests/common/postgres.rs"]
 pub(crate) mod postgres;
 mod repeats;
-mod support;
+pub(in crate::ledger) mod support;
 mod surprises;
 mod tables;
 mod upgrade;

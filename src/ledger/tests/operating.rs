@@ -430,7 +430,7 @@ async fn a_character_that_the_database_cannot_hold_stops_nothing() {
         (Some("user-1"), &None)
     );
     // What waits is read back as it was.
-    assert_eq!(database.number("SELECT count(*) FROM spanledger_context").await, 3);
+    assert_eq!(database.waiting().await, 3);
     let second = success(1, 5, 120, 155).ids("wf-1", "we-1", "n-1");
     database.write(&facts(&[second])).await;
     let users = "SELECT count(*) FROM code_exec_logs WHERE user_id = 'user-1'";

@@ -40,7 +40,7 @@ impl From<V> for AnyValue {
 
 /// A span being written down.
 #[derive(Clone, Debug)]
-pub(super) struct S(pub(super) Span);
+pub(in crate::ledger) struct S(pub(super) Span);
 
 /// A span of trace `trace` with id `id`, from and to so many milliseconds after [`EPOCH`].
 pub(super) fn span(name: &str, trace: u8, id: u16, from: u64, to: u64) -> S {
@@ -92,7 +92,7 @@ impl S {
     }
 
     /// The ids of the workflow that both the execution and its node carry.
-    pub(super) fn ids(self, workflow: &'static str, execution: &'static str, node: &'static str) -> S {
+    pub(in crate::ledger) fn ids(self, workflow: &'static str, execution: &'static str, node: &'static str) -> S {
         self.all([
             ("workflow.id", V::S(workflow)),
             ("workflow.execution_id", V::S(execution)),
@@ -125,7 +125,7 @@ pub(super) fn execution(trace: u8, id: u16, from: u64, to: u64) -> S {
 }
 
 /// The same, ended as a success ends.
-pub(super) fn success(trace: u8, id: u16, from: u64, to: u64) -> S {
+pub(in crate::ledger) fn success(trace: u8, id: u16, from: u64, to: u64) -> S {
     let duration = (to - from) as i64;
     execution(trace, id, from, to)
         .all([
@@ -150,7 +150,7 @@ pub(super) fn failure(trace: u8, id: u16, from: u64, to: u64) -> S {
 }
 
 /// A node as the backend's workflow executor ends it.
-pub(super) fn node(trace: u8, id: u16, from: u64, to: u64) -> S {
+pub(in crate::ledger) fn node(trace: u8, id: u16, from: u64, to: u64) -> S {
     span("node.execute.action.code", trace, id, from, to).all([
         ("node.type", V::S("action.code")),
         ("user.id", V::S("user-1")),
@@ -200,7 +200,7 @@ pub(super) fn facts_of(request: &TraceRequest, received_at: u64) -> Vec<Facts> {
 }
 
 /// The same, received so long after [`EPOCH`]; runtimes may stand alone.
-pub(super) fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
+pub(in crate::ledger) fn at(spans: &[S], received_at: u64) -> Vec<Facts> {
     let mut facts = Vec::new();
     let mut extractor = Extractor {
         standalone: true,

@@ -1,17 +1,25 @@
 //! A database that an earlier version wrote.
 
-use super::databases::Database;
-use super::support::{HOUR, MS, at, node, success};
-use crate::ledger::store::StoreError;
+use super::databases::{Database, with};
+use super::support::{HOUR, MS, V, at, node, span, success};
+use crate::ledger::store::{StoreError, Waiting};
 
-/// SQLite: what is beside the rows by id, waiting spans by trace and span. What this version wrote is put there.
-const TO_EARLIER_TABLES: &str = "
+/// SQLite: a row for each waiting span. Who waits is written there by the test.
+const TO_SPANS_IN_ROWS: &str = "
+    DROP TABLE spanledger_context;
+    CREATE TABLE spanledger_context (
+        position integer PRIMARY KEY AUTOINCREMENT, trace_id blob NOT NULL, span_id blob NOT NULL, node_hash bigint,
+        start_ns bigint NOT NULL, end_ns bigint NOT NULL, received_at_ns bigint NOT NULL, facts text NOT NULL, due_ns bigint
+    );
+    CREATE INDEX spanledger_context_received_at_ns_idx ON spanledger_context (received_at_ns);
+    CREATE INDEX spanledger_context_due_ns_idx ON spanledger_context (due_ns) WHERE due_ns IS NOT NULL;";
+
+/// The one before it: what is beside the rows by id, waiting spans by trace and span.
+const TO_THE_ORDER_OF_IDS: &str = "
     ALTER TABLE spanledger_executions RENAME TO executions_now;
-    ALTER TABLE spanledger_context RENAME TO context_now;
     DROP INDEX spanledger_executions_odd_idx;
     DROP INDEX spanledger_executions_noteworthy_idx;
-    DROP INDEX spanledger_context_received_at_ns_idx;
-    DROP INDEX spanledger_context_due_ns_idx;
+    DROP TABLE spanledger_context;
     CREATE TABLE spanledger_executions (
         id text PRIMARY KEY NOT NULL, trace_id text NOT NULL, span_id text NOT NULL, start_ns bigint NOT NULL,
         end_ns bigint NOT NULL, received_at_ns bigint NOT NULL, created_at timestamp NOT NULL, reported_runtime text,
@@ -28,16 +36,31 @@ const TO_EARLIER_TABLES: &str = "
     CREATE INDEX spanledger_context_received_at_ns_idx ON spanledger_context (received_at_ns);
     CREATE INDEX spanledger_context_due_ns_idx ON spanledger_context (due_ns) WHERE due_ns IS NOT NULL;
     INSERT INTO spanledger_executions SELECT * FROM executions_now ORDER BY id;
-    INSERT INTO spanledger_context SELECT trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, due_ns
-        FROM context_now ORDER BY trace_id DESC;
-    DROP TABLE executions_now;
-    DROP TABLE context_now;";
+    DROP TABLE executions_now;";
 
-async fn of_an_earlier_version() -> Database {
+async fn of_an_earlier_version(layout: &str) -> Database {
     let database = Database::sqlite();
     let execution = success(1, 1, 10, 20).ids("wf", "we", "n");
-    database.write(&at(&[execution, success(2, 1, 10, 20)], 0)).await;
-    database.execute(TO_EARLIER_TABLES).await;
+    let alone = |id| span("e2b.execute", 5, id, 10, 20).with("e2b.runtime", V::S("e2b"));
+    let facts = at(&[execution, success(2, 1, 10, 20), alone(1), alone(2)], 0);
+    database.write(&facts).await;
+    database.execute(layout).await;
+    // One of those that can stand alone was found an execution, or a row, before.
+    for (facts, due) in facts.iter().zip(["NULL", "NULL", "NULL", "7"]) {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let node = facts.node_hash().map_or("NULL".to_owned(), |hash| hash.to_string());
+        let waiting = format!(
+            "INSERT INTO spanledger_context (trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, due_ns) \
+             VALUES (x'{}', x'{}', {node}, {}, {}, {}, '{}', {due})",
+            hex(&facts.id.trace),
+            hex(&facts.id.span),
+            facts.start,
+            facts.end,
+            facts.received_at,
+            facts.told.to_json()
+        );
+        database.execute(&waiting).await;
+    }
     // What users made of these tables.
     database
         .execute(
@@ -52,7 +75,18 @@ async fn of_an_earlier_version() -> Database {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_earlier_version_wrote_is_known_and_completed() {
-    let database = of_an_earlier_version().await;
+    for layout in [TO_SPANS_IN_ROWS, TO_THE_ORDER_OF_IDS] {
+        is_known_and_completed(of_an_earlier_version(layout).await).await;
+    }
+}
+
+async fn is_known_and_completed(database: Database) {
+    let mut session = database.connect().await.unwrap();
+    assert_eq!(database.waiting().await, 4);
+    let due = with!(session, store => store.due(i64::MAX, 100).await).unwrap();
+    let due: Vec<[u8; 8]> = due.iter().map(|facts| facts.id.span).collect();
+    assert_eq!(due, [[0x5a, 0x5a, 0x5a, 0x5a, 0x5a, 0x5a, 0, 2]]);
+    drop(session);
     let rows = database.rows().await;
     let node = node(3, 1, 5, 25).ids("wf", "we", "n");
     let applied = database.write(&at(&[node, success(2, 1, 10, 20)], MS)).await;
@@ -75,10 +109,18 @@ async fn what_an_earlier_version_wrote_is_known_and_completed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_an_earlier_version_are_a_misfit_where_they_may_not_be_changed() {
-    let mut database = of_an_earlier_version().await;
-    database.settings.migrate = false;
-    let Err(StoreError::Misfit(misfit)) = database.connect().await.map(|_| ()) else {
-        panic!("the tables are taken as they are");
-    };
-    assert_eq!(misfit, "table \"spanledger_context\" has no column position");
+    for (layout, missing) in [
+        (TO_SPANS_IN_ROWS, vec!["spans", "data"]),
+        (TO_THE_ORDER_OF_IDS, vec!["position", "spans", "data"]),
+    ] {
+        let mut database = of_an_earlier_version(layout).await;
+        database.settings.migrate = false;
+        let Err(StoreError::Misfit(misfit)) = database.connect().await.map(|_| ()) else {
+            panic!("the tables are taken as they are");
+        };
+        for column in missing {
+            let said = format!("table \"spanledger_context\" has no column {column}");
+            assert!(misfit.contains(&said), "{misfit}");
+        }
+    }
 }

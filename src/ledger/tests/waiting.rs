@@ -96,7 +96,7 @@ async fn what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice(datab
     let again: Vec<&Facts> = again.iter().collect();
     assert_eq!(with!(session, store => store.wait(&again).await).unwrap(), 1);
     commit(&mut session).await;
-    let waiting = database.number("SELECT count(*) FROM spanledger_context").await;
+    let waiting = database.waiting().await;
     assert_eq!(waiting, all.len() as i64 + 1);
 }
 

@@ -92,6 +92,11 @@ impl WaitingIndex {
         positions
     }
 
+    /// Nothing else will be at any position up to this one.
+    pub(super) fn pass(&mut self, position: i64) {
+        self.newest = self.newest.max(position);
+    }
+
     /// The last position that it has.
     pub(super) fn newest(&self) -> i64 {
         self.newest

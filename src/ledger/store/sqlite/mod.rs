@@ -3,67 +3,49 @@
 //! A prepared statement runs once for each row. WAL, so that the query API reads while this writes; `synchronous=FULL`, so
 //! that what the journal gives up is on disk here.
 
+mod block;
+mod deferred;
 mod hours;
 mod index;
 mod session;
+mod tables;
+mod values;
 mod waiting;
 
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, Row};
 
+use self::deferred::Deferred;
 use self::index::WaitingIndex;
-use self::session::{Place, Session, Values, timestamp};
-use super::{ForeignKey, Migration, Names, New, RowKey, Settings, Store, StoreError, fill_in, migrations, quote};
+use self::session::{Place, Session};
+use self::values::{Values, timestamp};
+use super::{ForeignKey, Names, New, RowKey, Settings, Store, StoreError, fill_in};
 use crate::ledger::plan::{Stored, Update};
 use crate::ledger::row::{Column, Sources};
-use crate::ledger::table::{CONTEXT, Destination, Kind, NewRow, Quarantined, Table, TableName};
+use crate::ledger::table::{CONTEXT, Destination, NewRow, Quarantined, Table, TableName};
 
 /// Waiting for another process that writes to the file: 5 s.
 ///
 /// A transaction touches pages all over the indexes, because ids are random. What does not fit into the cache (16 MiB) is
 /// written and read again and again before it is committed. A page that many transactions change is copied back once for
-/// all of them (4,096 pages, 32 MiB). To read or write a page costs more than to copy it: hence pages of 8 KiB, in files
+/// all of them (4,096 pages, 32 MiB). Where one transaction needed more than 128 MiB of log, the file is cut to that. To read or write a page costs more than to copy it: hence pages of 8 KiB, in files
 /// that are made here.
 const SET_UP: &str = "PRAGMA page_size = 8192; PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
                       PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -16384; \
-                      PRAGMA wal_autocheckpoint = 4096; PRAGMA temp_store = MEMORY";
+                      PRAGMA wal_autocheckpoint = 4096; PRAGMA journal_size_limit = 134217728; \
+                      PRAGMA temp_store = MEMORY";
 
 /// Rows whose values are in memory at a time.
 const CHUNK: usize = 1024;
 
-/// Bytes of memory for each span that may wait: two keys of an eighth more spans, in a table of which a third is empty, and
+/// Bytes of memory for each span that may wait: two keys of three eighths more spans, in a table of which a third is empty, and
 /// that may grow.
-pub(in crate::ledger) const BYTES_OF_WAITING: usize = 64;
-
-migrations!("../../../../migrations/sqlite");
+pub(in crate::ledger) const BYTES_OF_WAITING: usize = 84;
 
 /// As `migrations/sqlite/0008_executions.sql` has it in an index.
 const TOLD_APART_BY_ID: &str = "end_ns = start_ns OR end_ns < 946684800000000000 \
                                 OR end_ns > received_at_ns + 86400000000000 OR row_id IS NOT NULL";
-
-/// What of the waiting spans' table is not written with them.
-const POSITION: &str = "position";
-
-/// Tables of an earlier version, which kept both in the order of their ids, make room for those of this one. Views that name
-/// them stay as they are.
-const SET_ASIDE: &str = "PRAGMA legacy_alter_table = ON; \
-                         ALTER TABLE {own:executions} RENAME TO {own:executions_before}; \
-                         DROP INDEX IF EXISTS {index:own:executions:noteworthy}; \
-                         ALTER TABLE {own:context} RENAME TO {own:context_before}; \
-                         DROP INDEX {index:own:context:received_at_ns}; DROP INDEX {index:own:context:due_ns}; \
-                         PRAGMA legacy_alter_table = OFF";
-
-/// What was in them comes over, in the order of the index on the time: to sort it would take as much memory.
-const TAKE_OVER: &str = "INSERT INTO {own:executions} (id, trace_id, span_id, start_ns, end_ns, received_at_ns, created_at, \
-                         reported_runtime, reported_exit_code, reported_outcome, cost_usd, sources, row_id) \
-                         SELECT id, trace_id, span_id, start_ns, end_ns, received_at_ns, created_at, reported_runtime, \
-                         reported_exit_code, reported_outcome, cost_usd, sources, row_id FROM {own:executions_before} \
-                         INDEXED BY {index:own:executions:created_at} ORDER BY created_at; \
-                         DROP TABLE {own:executions_before}; \
-                         INSERT INTO {own:context} (trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, \
-                         due_ns) SELECT trace_id, span_id, node_hash, start_ns, end_ns, received_at_ns, facts, due_ns \
-                         FROM {own:context_before}; DROP TABLE {own:context_before}";
 
 /// See the module documentation.
 pub(in crate::ledger) struct SqliteStore {
@@ -73,11 +55,16 @@ pub(in crate::ledger) struct SqliteStore {
     waiting: WaitingIndex,
     /// Whether more spans waited than were loaded in this transaction.
     is_load_cut: bool,
+    /// What this transaction keeps until its end, if it does.
+    deferred: Option<Deferred>,
+    /// Memory for the values of [`CHUNK`] rows.
+    spare: Values,
 }
 
 impl Store for SqliteStore {
     const HAS_LOCKS: bool = false;
     const DECODED_BYTES: usize = 20 << 20;
+    const DEFERRING_BYTES: Option<usize> = Some(5 << 20);
 
     async fn connect(settings: &Settings) -> Result<SqliteStore, StoreError> {
         let (place, options) = Place::of(&settings.url, settings.migrate)?;
@@ -97,6 +84,8 @@ impl Store for SqliteStore {
             foreign_keys: Vec::new(),
             waiting: WaitingIndex::default(),
             is_load_cut: false,
+            deferred: None,
+            spare: Values::default(),
         };
         if settings.migrate {
             store.migrate(&settings.destinations).await?;
@@ -121,22 +110,42 @@ impl Store for SqliteStore {
         Ok(found.first().copied().map(i64::cast_unsigned))
     }
 
+    fn give_back_memory(&mut self) {
+        self.spare = Values::default();
+    }
+
     async fn begin(&mut self) -> Result<(), StoreError> {
         // The write lock at once: two writers that both read first could otherwise only fail.
         self.execute("BEGIN IMMEDIATE").await?;
         self.hear_of_waiting().await
     }
 
+    fn defer(&mut self) {
+        self.deferred = Some(Deferred::default());
+    }
+
+    fn is_full(&self) -> bool {
+        self.deferred.as_ref().is_none_or(Deferred::is_full)
+    }
+
+    async fn write_deferred(&mut self) -> Result<(), StoreError> {
+        self.write_kept().await
+    }
+
     async fn commit(&mut self) -> Result<(), StoreError> {
+        self.write_kept().await?;
+        self.deferred = None;
         self.execute("COMMIT").await
     }
 
     async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.deferred = None;
         self.waiting.rolled_back();
         self.execute("ROLLBACK").await
     }
 
     async fn savepoint(&mut self) -> Result<(), StoreError> {
+        debug_assert!(self.deferred.is_none(), "what is kept would not return to it");
         self.execute("SAVEPOINT row").await
     }
 
@@ -155,6 +164,7 @@ impl Store for SqliteStore {
     }
 
     async fn missing(&mut self, key: &ForeignKey, values: &[&str]) -> Result<HashSet<String>, StoreError> {
+        self.write_if_kept_for(&key.table).await?;
         let (table, column) = (&key.table, &key.referenced);
         let sql = format!("SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {column} = ?1)");
         let missing = self.fetch(sql, texts(values), |row| row.get(0)).await?;
@@ -173,6 +183,11 @@ impl Store for SqliteStore {
 
     async fn insert_rows(&mut self, of: &'static Destination, rows: &[&NewRow]) -> Result<New, StoreError> {
         let mut new = self.insert_beside_each(of, rows).await?;
+        // One that took over another is looked for by what it says.
+        if self.deferred.is_some() && new.iter().all(|row| row.alias_of.is_none()) {
+            self.defer_rows(of, &new).await?;
+            return Ok(new_of(rows.len(), &new));
+        }
         // Ids are random; in their order, neighbours in the index are written together.
         new.sort_unstable_by(|a, b| a.row.id.cmp(&b.row.id));
         let inserted = self.insert_each(&of.rows, &new).await?;
@@ -214,6 +229,7 @@ impl Store for SqliteStore {
     }
 
     async fn remove(&mut self, of: &'static Destination, rows: &[RowKey<'_>]) -> Result<(), StoreError> {
+        self.write_if_kept(of, rows.iter().map(|row| row.id)).await?;
         let (table, beside) = (self.names.of(of.rows.name), self.names.of(of.beside.name));
         // The row may have another time, if the span that it was made of had none that could be believed.
         let sql = format!(
@@ -251,8 +267,11 @@ impl Store for SqliteStore {
             let changes: Vec<_> = completed(of, columns)
                 .map(|column| format!("{} = ?", column.name()))
                 .collect();
-            self.run(format!("UPDATE {rows} SET {} WHERE id = ?", changes.join(", ")), values)
-                .await?;
+            let sql = format!("UPDATE {rows} SET {} WHERE id = ?", changes.join(", "));
+            match &mut self.deferred {
+                Some(deferred) => deferred.update(sql, &values),
+                None => drop(self.run(sql, values).await?),
+            }
         }
         self.run(
             format!("UPDATE {beside} SET sources = ? WHERE created_at = ? AND id = ?"),
@@ -441,7 +460,12 @@ impl SqliteStore {
         // The values of all rows at once would take several megabytes.
         let mut inserted = Vec::with_capacity(rows.len());
         for rows in rows.chunks(CHUNK) {
-            inserted.extend(self.run_each(sql.clone(), Values::of_rows(table, rows)).await?);
+            let values = Values::of_rows(table, rows, &mut self.spare);
+            let sql = sql.clone();
+            let execute = move |connection: &mut Connection| Ok((values.execute(connection, &sql)?, values));
+            let (changed, values) = self.session.run(execute).await?;
+            self.spare = values;
+            inserted.extend(changed);
         }
         Ok(inserted)
     }
@@ -454,67 +478,6 @@ impl SqliteStore {
             columns.join(", "),
             vec!["?"; columns.len()].join(", ")
         )
-    }
-
-    async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
-        // Not as any other: there may be no table of waiting spans yet to hear of.
-        self.execute("BEGIN IMMEDIATE").await?;
-        let context = self.table_columns(CONTEXT.name).await?;
-        let is_older = !context.is_empty() && !context.iter().any(|(column, ..)| column == POSITION);
-        if is_older {
-            self.execute_filled(SET_ASIDE).await?;
-        }
-        for Migration { table, sql } in migrations(destinations) {
-            if self.table_columns(table).await?.is_empty() {
-                let sql = fill_in(sql, &self.names, table);
-                self.session
-                    .run(move |connection| connection.execute_batch(&sql))
-                    .await?;
-            }
-        }
-        if is_older {
-            tracing::info!("tables of an earlier version are put in another order: some seconds for each million rows");
-            self.execute_filled(TAKE_OVER).await?;
-        }
-        self.commit().await
-    }
-
-    /// Statements with the placeholders of migrations.
-    async fn execute_filled(&mut self, sql: &str) -> Result<(), StoreError> {
-        let sql = fill_in(sql, &self.names, CONTEXT.name);
-        self.session.run(move |connection| connection.execute_batch(&sql)).await
-    }
-
-    /// Name, whether NULL is refused, and whether there is a default, of each column; nothing if there is no table.
-    async fn table_columns(&mut self, table: TableName) -> Result<Vec<(String, bool, bool)>, StoreError> {
-        let sql = "SELECT name, \"notnull\", dflt_value IS NOT NULL FROM pragma_table_info(?)".to_owned();
-        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        self.fetch(sql, texts(&[&self.names.bare(table)]), read).await
-    }
-
-    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
-        let mut misfits = Vec::new();
-        for (table, mut columns) in super::schema::needed(destinations) {
-            if table == CONTEXT.name {
-                columns.push((POSITION, Kind::BigInt));
-            }
-            let there = self.table_columns(table).await?;
-            super::schema::compare_names(&self.names.of(table), &columns, &there, &mut misfits);
-        }
-        super::schema::verdict(misfits)
-    }
-
-    async fn read_foreign_keys(&mut self, of: TableName) -> Result<Vec<ForeignKey>, StoreError> {
-        let sql = "SELECT \"from\", \"table\", coalesce(\"to\", (SELECT name FROM pragma_table_info(k.\"table\") \
-                   WHERE pk = 1)) FROM pragma_foreign_key_list(?) k";
-        let read = |row: &Row<'_>| {
-            Ok(ForeignKey {
-                column: row.get(0)?,
-                table: quote(row.get_ref(1)?.as_str()?),
-                referenced: quote(row.get_ref(2)?.as_str()?),
-            })
-        };
-        self.fetch(sql.to_owned(), texts(&[&self.names.bare(of)]), read).await
     }
 }
 

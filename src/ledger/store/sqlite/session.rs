@@ -8,13 +8,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OpenFlags, Row, Statement};
+use rusqlite::{Connection, OpenFlags};
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::oneshot;
 
-use crate::ledger::store::{RowKey, StoreError};
-use crate::ledger::table::{Table, Value, nanos};
+use crate::ledger::store::StoreError;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -135,174 +133,6 @@ impl Place {
     }
 }
 
-/// Rows of values for the placeholders of a statement, in one piece of memory however many there are.
-#[derive(Debug, Default)]
-pub(super) struct Values {
-    cells: Vec<Cell>,
-    bytes: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Cell {
-    Null,
-    Integer(i64),
-    Real(f64),
-    /// So many of the next bytes.
-    Text(usize),
-    /// So many of the next bytes.
-    Blob(usize),
-}
-
-impl Values {
-    /// Whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.cells.is_empty()
-    }
-
-    /// The values of all columns of these rows.
-    pub(super) fn of_rows<T>(table: &'static Table<T>, rows: &[&T]) -> Values {
-        let mut values = Values {
-            cells: Vec::with_capacity(rows.len() * table.columns.len()),
-            bytes: Vec::new(),
-        };
-        for row in rows {
-            table
-                .columns
-                .iter()
-                .for_each(|column| values.column((column.value)(row)));
-        }
-        values
-    }
-
-    fn column(&mut self, value: Value<'_>) {
-        match value {
-            Value::Text(text) => self.text(text.as_deref()),
-            Value::Json(json) => self.text(json),
-            Value::Integer(number) => self.integer(number.map(i64::from)),
-            Value::BigInt(number) => self.integer(number),
-            Value::Double(number) => self.real(number),
-            Value::Boolean(truth) => self.integer(truth.map(i64::from)),
-            Value::Timestamp(at) => self.text(Some(&timestamp(at))),
-            Value::Bytes(bytes) => self.blob(bytes),
-        }
-    }
-
-    pub(super) fn text(&mut self, text: Option<&str>) {
-        let Some(text) = text else {
-            return self.cells.push(Cell::Null);
-        };
-        self.cells.push(Cell::Text(text.len()));
-        self.bytes.extend_from_slice(text.as_bytes());
-    }
-
-    /// `created_at`, and `id`.
-    pub(super) fn key(&mut self, row: RowKey<'_>) {
-        self.text(Some(&timestamp(row.created_at)));
-        self.text(Some(row.id));
-    }
-
-    pub(super) fn blob(&mut self, bytes: &[u8]) {
-        self.cells.push(Cell::Blob(bytes.len()));
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    pub(super) fn integer(&mut self, number: Option<i64>) {
-        self.cells.push(number.map_or(Cell::Null, Cell::Integer));
-    }
-
-    pub(super) fn real(&mut self, number: Option<f64>) {
-        self.cells.push(number.map_or(Cell::Null, Cell::Real));
-    }
-
-    /// Hands `each` the statement with the values of one row after the other.
-    fn bind_each(
-        &self,
-        statement: &mut Statement<'_>,
-        mut each: impl FnMut(&mut Statement<'_>) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        let mut bytes = self.bytes.as_slice();
-        for row in self.cells.chunks(statement.parameter_count().max(1)) {
-            for (index, cell) in row.iter().enumerate() {
-                let mut next = |length: usize| {
-                    let (value, rest) = bytes.split_at(length);
-                    bytes = rest;
-                    value
-                };
-                let value = match *cell {
-                    Cell::Null => ValueRef::Null,
-                    Cell::Integer(number) => ValueRef::Integer(number),
-                    Cell::Real(number) => ValueRef::Real(number),
-                    Cell::Text(length) => ValueRef::Text(next(length)),
-                    Cell::Blob(length) => ValueRef::Blob(next(length)),
-                };
-                statement.raw_bind_parameter(index + 1, ToSqlOutput::Borrowed(value))?;
-            }
-            each(statement)?;
-        }
-        Ok(())
-    }
-
-    /// Runs the statement for each row, and hands `each` what it finds.
-    pub(super) fn query(
-        &self,
-        connection: &Connection,
-        sql: &str,
-        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare_cached(sql)?;
-        self.bind_each(&mut statement, |statement| {
-            let mut rows = statement.raw_query();
-            while let Some(row) = rows.next()? {
-                each(row)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Hands `each` the statement with the values of one row after the other.
-    pub(super) fn each(
-        &self,
-        connection: &Connection,
-        sql: &str,
-        each: impl FnMut(&mut Statement<'_>) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare_cached(sql)?;
-        self.bind_each(&mut statement, each)
-    }
-
-    /// Runs the statement for each row; how many rows of the table each of them changed.
-    pub(super) fn execute(&self, connection: &Connection, sql: &str) -> rusqlite::Result<Vec<usize>> {
-        let mut changed = Vec::new();
-        self.each(connection, sql, |statement| {
-            changed.push(statement.raw_execute()?);
-            Ok(())
-        })?;
-        Ok(changed)
-    }
-}
-
-/// UTC, to the microsecond, always of one length: as text it sorts as the times do.
-pub(super) fn timestamp(unix_nanos: u64) -> String {
-    use chrono::{DateTime, Datelike, Timelike};
-
-    let time = DateTime::from_timestamp_nanos(nanos(unix_nanos)).naive_utc();
-    let mut text = *b"0000-00-00 00:00:00.000000";
-    let mut put = |at: std::ops::Range<usize>, mut number: u32| {
-        for digit in text[at].iter_mut().rev() {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
-        }
-    };
-    put(0..4, time.year().unsigned_abs());
-    put(5..7, time.month());
-    put(8..10, time.day());
-    put(11..13, time.hour());
-    put(14..16, time.minute());
-    put(17..19, time.second());
-    put(20..26, time.nanosecond() / 1_000);
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 pub(super) fn error(error: rusqlite::Error) -> StoreError {
     let rusqlite::Error::SqliteFailure(failure, message) = &error else {
         return StoreError::Unavailable(error.to_string());
@@ -354,18 +184,5 @@ mod tests {
             Place::of("sqlite:a.db?mode=x", true),
             Err(StoreError::Configuration(_))
         ));
-    }
-
-    #[test]
-    fn times_are_written_as_chrono_writes_them() {
-        let mut random = fastrand::Rng::with_seed(1);
-        let samples = [0, 951_782_400_000_000_000, i64::MAX as u64, u64::MAX];
-        for at in samples
-            .into_iter()
-            .chain((0..10_000).map(|_| random.u64(..i64::MAX as u64)))
-        {
-            let expected = chrono::DateTime::from_timestamp_nanos(nanos(at)).format("%Y-%m-%d %H:%M:%S%.6f");
-            assert_eq!(timestamp(at), expected.to_string(), "{at}");
-        }
     }
 }

@@ -2,121 +2,106 @@
 //!
 //! Traces and nodes are random keys. An index of them in the file is written to all over, for spans that are forgotten
 //! soon: both indexes cost more than everything else that is written for an execution. In memory ([`super::index`]) a key
-//! costs eight bytes and a third, and there are two for each span at most (`database.max_pending`).
+//! costs eight bytes and a third, and there are two for each span at most (`database.max_pending`). For the same reason many
+//! spans are one row of the table ([`super::block`]).
 //!
 //! # Invariants
 //!
+//! * Each span has a position, which no other span ever has. The row of a block has that of its last span, so that the
+//!   greatest one that was ever used is known to the database (`AUTOINCREMENT`).
 //! * Within a transaction, the index has every waiting span. [`SqliteStore::hear_of_waiting`] sees to it when the
-//!   transaction begins: positions are never used twice (`AUTOINCREMENT`), so that what another process has written is
-//!   what is behind the newest position that the index has. What a transaction wrote that was rolled back is heard of
-//!   again, since the next ones have the same positions.
+//!   transaction begins: what another process has written is what is behind the newest position that the index has. What a
+//!   transaction wrote that was rolled back is heard of again, since the next ones have the same positions.
 //! * It may have more: spans that are forgotten, or were rolled back. Nothing is taken from it but positions to look at;
 //!   each span that is found there is compared with the keys.
 //! * It is made from the table when the database is opened, and when it has far more than the table.
+//! * A span that is due to become a row is alone in its block.
 
 use std::collections::HashSet;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, Row};
 
+use super::block::{self, Block, Slot};
 use super::index::WaitingIndex;
 use super::session::error;
 use super::{SqliteStore, Values, integers};
 use crate::ledger::facts::{Facts, SpanId};
+use crate::ledger::standalone;
 use crate::ledger::store::waiting::{STORED_COLUMNS, stored_facts};
-use crate::ledger::store::{Keys, LOAD_LIMIT, StoreError, Waiting, span_id};
-use crate::ledger::table::CONTEXT;
+use crate::ledger::store::{Keys, LOAD_LIMIT, StoreError, Waiting};
+use crate::ledger::table::{CONTEXT, nanos};
 
 impl Waiting for SqliteStore {
     async fn wait(&mut self, facts: &[&Facts]) -> Result<u64, StoreError> {
-        if facts.is_empty() {
-            return Ok(0);
-        }
-        let sql = self.insert_sql(&CONTEXT);
         // What was not loaded may be among them.
         let facts = if self.is_load_cut {
             self.without_waiting(facts).await?
         } else {
             facts.to_vec()
         };
-        for facts in facts.chunks(super::CHUNK) {
-            let values = Values::of_rows(&CONTEXT, facts);
-            let keys: Vec<_> = facts.iter().map(|facts| (facts.id.trace, facts.node_hash())).collect();
-            let sql = sql.clone();
-            self.with_index(move |connection, index| {
-                let mut keys = keys.into_iter();
-                values.each(connection, &sql, |statement| {
-                    statement.raw_execute()?;
-                    if let Some((trace, node)) = keys.next() {
-                        index.add(connection.last_insert_rowid(), &trace, node);
-                    }
-                    Ok(())
-                })
-            })
-            .await?;
-        }
-        Ok(facts.len() as u64)
+        let due: Vec<_> = facts.iter().map(|facts| (*facts, standalone::due(facts))).collect();
+        self.wait_until_due(&due).await?;
+        Ok(due.len() as u64)
     }
 
     async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
         let positions = self.waiting.find(keys);
-        if positions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let sql = format!(
-            "SELECT {STORED_COLUMNS} FROM {} WHERE position = ?",
-            self.names.own("context")
-        );
         let keys = keys.clone();
-        let has_key = move |facts: &Facts| {
-            keys.traces.binary_search(&facts.id.trace).is_ok()
-                || facts
-                    .node_hash()
-                    .is_some_and(|node| keys.nodes.binary_search(&node).is_ok())
+        let has_key = move |slot: &Slot<'_>| {
+            keys.traces.binary_search(&slot.id.trace).is_ok()
+                || slot.node.is_some_and(|node| keys.nodes.binary_search(&node).is_ok())
         };
-        let load = move |connection: &mut Connection| {
-            let mut statement = connection.prepare_cached(&sql)?;
-            let mut found = Vec::new();
-            for position in positions {
-                let facts = statement.query_row([position], |row| Ok(facts_of(row))).optional()?;
-                found.extend(facts.flatten().filter(&has_key));
-                if found.len() == LOAD_LIMIT {
-                    break;
-                }
-            }
-            Ok(found)
-        };
-        let found = self.session.run(load).await?;
+        let found = self
+            .look_at(positions, LOAD_LIMIT, move |_, slot| {
+                has_key(slot).then(|| slot.facts()).flatten()
+            })
+            .await?;
         self.is_load_cut |= found.len() == LOAD_LIMIT;
         Ok(found)
     }
 
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError> {
         let sql = format!(
-            "SELECT {STORED_COLUMNS} FROM {} \
-             WHERE due_ns <= ? ORDER BY due_ns LIMIT ?",
+            "SELECT data FROM {} WHERE due_ns <= ? ORDER BY due_ns LIMIT ?",
             self.names.own("context")
         );
-        let due = self
-            .fetch(sql, integers(&[now, limit]), |row| Ok(facts_of(row)))
-            .await?;
+        let read = |row: &Row<'_>| {
+            let slots = block::slots(row.get_ref(0)?.as_blob()?);
+            Ok(slots.flatten().filter_map(|slot| slot.facts()).collect())
+        };
+        let due: Vec<Vec<Facts>> = self.fetch(sql, integers(&[now, limit]), read).await?;
         Ok(due.into_iter().flatten().collect())
     }
 
     async fn forget(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
         let ids: HashSet<SpanId> = facts.iter().map(|facts| facts.id).collect();
-        let waiting = self.waiting_in(&Keys::of_traces(facts)).await?;
-        let positions = waiting.into_iter().filter(|(_, id)| ids.contains(id));
-        let positions: Vec<i64> = positions.map(|(position, _)| position).collect();
-        let sql = format!("DELETE FROM {} WHERE position = ?", self.names.own("context"));
-        self.run(sql, integers(&positions)).await?;
-        Ok(())
+        let positions = self.waiting.find(&Keys::of_traces(facts));
+        let of_ids = ids.clone();
+        let is_one = move |row, slot: &Slot<'_>| of_ids.contains(&slot.id).then_some(row);
+        let rows: HashSet<i64> = self.look_at(positions, usize::MAX, is_one).await?.into_iter().collect();
+        let context = self.names.own("context");
+        let rewrite = move |connection: &mut Connection| {
+            let mut look = connection.prepare_cached(&format!("SELECT data FROM {context} WHERE position = ?"))?;
+            let change = format!("UPDATE {context} SET spans = ?, data = ? WHERE position = ?");
+            let mut change = connection.prepare_cached(&change)?;
+            let mut delete = connection.prepare_cached(&format!("DELETE FROM {context} WHERE position = ?"))?;
+            for row in rows {
+                let block: Vec<u8> = look.query_row([row], |row| row.get(0))?;
+                let (data, kept) = block::without(&block, |id| ids.contains(id));
+                if kept > 0 {
+                    change.execute((kept as i64, data, row))?;
+                } else {
+                    delete.execute([row])?;
+                }
+            }
+            Ok(())
+        };
+        self.session.run(rewrite).await
     }
 
     async fn settle(&mut self, facts: &[Facts]) -> Result<(), StoreError> {
         let context = self.names.own("context");
-        let look = format!(
-            "SELECT position, trace_id, span_id FROM {context} WHERE due_ns IS NOT NULL ORDER BY due_ns, position"
-        );
+        let look = format!("SELECT position, data FROM {context} WHERE due_ns IS NOT NULL ORDER BY due_ns, position");
         let change = format!("UPDATE {context} SET due_ns = NULL WHERE position = ?");
         let mut ids: HashSet<SpanId> = facts.iter().map(|facts| facts.id).collect();
         let look = move |connection: &mut Connection| {
@@ -127,7 +112,8 @@ impl Waiting for SqliteStore {
             while !ids.is_empty()
                 && let Some(row) = rows.next()?
             {
-                if ids.remove(&id_of(row, 1)?) {
+                let mut slots = block::slots(row.get_ref(1)?.as_blob()?).flatten();
+                if slots.any(|slot| ids.remove(&slot.id)) {
                     positions.push(row.get(0)?);
                 }
             }
@@ -152,50 +138,108 @@ impl Waiting for SqliteStore {
         let due = if keep_due { "AND due_ns IS NULL" } else { "" };
         let sql = format!(
             "DELETE FROM {context} WHERE position IN (SELECT position FROM {context} \
-             WHERE received_at_ns < ? {due} ORDER BY received_at_ns LIMIT ?)"
+             WHERE received_at_ns < ? {due} ORDER BY received_at_ns LIMIT ?) RETURNING spans"
         );
-        self.run(sql, integers(&[received_before, limit])).await
+        // Blocks of the most spans, until there are enough.
+        let piece = (limit / block::SPANS as i64).max(1);
+        let (mut forgotten, mut more) = (0, true);
+        while more && forgotten < limit {
+            let values = integers(&[received_before, piece]);
+            let blocks: Vec<i64> = self.fetch(sql.clone(), values, |row| row.get(0)).await?;
+            forgotten += blocks.iter().sum::<i64>();
+            more = blocks.len() as i64 == piece;
+        }
+        Ok(forgotten.cast_unsigned())
     }
 
     async fn count_waiting(&mut self, max_pending: i64) -> Result<(i64, Option<i64>), StoreError> {
         let context = self.names.own("context");
-        let sql = format!("SELECT count(*) FROM {context}");
-        let count = move |connection: &mut Connection| connection.query_row(&sql, [], |row| row.get(0));
-        let count: i64 = self.session.run(count).await?;
-        let over = count.saturating_sub(max_pending);
-        let mut last_over = Vec::new();
-        if over > 0 {
-            let sql = format!("SELECT received_at_ns FROM {context} ORDER BY received_at_ns LIMIT 1 OFFSET ?");
-            last_over = self.fetch(sql, integers(&[over - 1]), |row| row.get(0)).await?;
-        }
+        let sql = format!("SELECT received_at_ns, spans FROM {context} ORDER BY received_at_ns");
+        let count = format!("SELECT coalesce(sum(spans), 0) FROM {context}");
+        let count = move |connection: &mut Connection| {
+            let count: i64 = connection.query_row(&count, [], |row| row.get(0))?;
+            let mut over = count.saturating_sub(max_pending);
+            let mut last_over = None;
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([])?;
+            while over > 0
+                && let Some(row) = rows.next()?
+            {
+                last_over = row.get(0)?;
+                over -= row.get::<_, i64>(1)?;
+            }
+            Ok((count, last_over))
+        };
+        let (count, last_over) = self.session.run(count).await?;
         // What others forgot is still in the index where something older waits.
         if self.waiting.is_stale(usize::try_from(count).unwrap_or_default()) {
             self.waiting = WaitingIndex::default();
             self.hear_of_waiting().await?;
         }
-        Ok((count, last_over.first().copied()))
+        Ok((count, last_over))
     }
+}
+
+/// The rows for spans that wait from now on, behind `position`, with when they are due. Each of these has one to itself.
+fn blocks(facts: &[(&Facts, Option<i64>)], mut position: i64, spare: &mut Values) -> Values {
+    let mut values = std::mem::take(spare).cleared();
+    let mut block = Block::new();
+    let mut end = |block: &mut Block, due: Option<i64>| {
+        if block.spans() == 0 {
+            return;
+        }
+        position += i64::from(block.spans());
+        values.integer(Some(position));
+        values.integer(Some(i64::from(block.spans())));
+        values.integer(Some(nanos(block.received_at())));
+        values.integer(due);
+        values.blob(block.data());
+        *block = Block::new();
+    };
+    for (facts, due) in facts {
+        if due.is_some() {
+            end(&mut block, None);
+        }
+        block.push(facts);
+        if due.is_some() || block.is_full() {
+            end(&mut block, *due);
+        }
+    }
+    end(&mut block, None);
+    values
 }
 
 impl SqliteStore {
     /// See the module: makes the index have every waiting span, at the begin of a transaction.
     pub(super) async fn hear_of_waiting(&mut self) -> Result<(), StoreError> {
-        let context = self.names.own("context");
+        let names = (self.names.own("context"), self.names.bare(CONTEXT.name));
         self.with_index(move |connection, index| {
-            let sql = format!("SELECT (SELECT min(position) FROM {context}), (SELECT max(position) FROM {context})");
+            let (context, name) = names;
+            // Somebody may have emptied the table of what was used.
+            let sql = format!(
+                "SELECT (SELECT min(position) FROM {context}), max(coalesce((SELECT max(position) FROM {context}), 0), \
+                 coalesce((SELECT seq FROM sqlite_sequence WHERE name = ?), 0))"
+            );
             let mut ends = connection.prepare_cached(&sql)?;
-            let ends: (Option<i64>, Option<i64>) = ends.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            if ends.1.is_some_and(|newest| newest > index.newest()) {
-                let sql =
-                    format!("SELECT position, trace_id, node_hash FROM {context} WHERE position > ? ORDER BY position");
+            let (oldest, newest): (Option<i64>, i64) = ends.query_row([name], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if newest > index.newest() {
+                let sql = format!("SELECT position, data FROM {context} WHERE position > ? ORDER BY position");
                 let mut statement = connection.prepare_cached(&sql)?;
                 let mut rows = statement.query([index.newest()])?;
                 while let Some(row) = rows.next()? {
-                    let trace = row.get_ref(1)?.as_blob()?.try_into().unwrap_or_default();
-                    index.add(row.get(0)?, &trace, row.get(2)?);
+                    let data = row.get_ref(1)?.as_blob()?;
+                    let first = row.get::<_, i64>(0)? - block::places(data) as i64 + 1;
+                    for (position, slot) in (first..).zip(block::slots(data)) {
+                        if let Some(slot) = slot {
+                            index.add(position, &slot.id.trace, slot.node);
+                        }
+                    }
                 }
+                index.pass(newest);
             }
-            index.forget_before(ends.0.unwrap_or(index.newest() + 1));
+            // The oldest block has spans before its own position.
+            let oldest = oldest.map(|oldest| oldest - block::SPANS as i64 + 1);
+            index.forget_before(oldest.unwrap_or(index.newest() + 1));
             index.commit();
             Ok(())
         })
@@ -204,21 +248,103 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Where spans wait that may have one of the keys, and which they are.
-    async fn waiting_in(&mut self, keys: &Keys) -> Result<Vec<(i64, SpanId)>, StoreError> {
-        let positions = self.waiting.find(keys);
+    async fn wait_until_due(&mut self, facts: &[(&Facts, Option<i64>)]) -> Result<(), StoreError> {
         let sql = format!(
-            "SELECT position, trace_id, span_id FROM {} WHERE position = ?",
+            "INSERT INTO {} (position, spans, received_at_ns, due_ns, data) VALUES (?, ?, ?, ?, ?)",
             self.names.own("context")
         );
-        let read = |row: &Row<'_>| Ok((row.get(0)?, id_of(row, 1)?));
-        self.fetch(sql, integers(&positions), read).await
+        for facts in facts.chunks(super::CHUNK) {
+            let values = blocks(facts, self.waiting.newest(), &mut self.spare);
+            let keys: Vec<_> = facts
+                .iter()
+                .map(|(facts, _)| (facts.id.trace, facts.node_hash()))
+                .collect();
+            let sql = sql.clone();
+            self.spare = self
+                .with_index(move |connection, index| {
+                    values.execute(connection, &sql)?;
+                    for (trace, node) in keys {
+                        index.add(index.newest() + 1, &trace, node);
+                    }
+                    Ok(values)
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the spans of a table of an earlier version, which had a row for each, and drops it.
+    pub(super) async fn take_spans_over(&mut self) -> Result<(), StoreError> {
+        let before = self.names.own("context_before");
+        let mut last = 0;
+        loop {
+            let sql =
+                format!("SELECT rowid, {STORED_COLUMNS}, due_ns FROM {before} WHERE rowid > ? ORDER BY rowid LIMIT ?");
+            let read = |row: &Row<'_>| {
+                let bytes = |index: usize| row.get_ref(index)?.as_blob().map_err(rusqlite::Error::from);
+                let times = [row.get(3)?, row.get(4)?, row.get(5)?];
+                let facts = stored_facts(bytes(1)?, bytes(2)?, times, row.get_ref(6)?.as_str()?);
+                // One without a time is no longer due.
+                Ok((row.get(0)?, facts, row.get(7)?))
+            };
+            let values = integers(&[last, super::CHUNK as i64]);
+            let rows: Vec<(i64, Option<Facts>, Option<i64>)> = self.fetch(sql, values, read).await?;
+            let Some((rowid, ..)) = rows.last() else { break };
+            last = *rowid;
+            let facts = rows.iter().filter_map(|(_, facts, due)| Some((facts.as_ref()?, *due)));
+            self.wait_until_due(&facts.collect::<Vec<_>>()).await?;
+        }
+        let sql = format!("DROP TABLE {before}");
+        let drop = move |connection: &mut Connection| connection.execute_batch(&sql);
+        self.session.run_to_the_end(drop).await
+    }
+
+    /// What `read` makes of the position of the row, and a span in it, for the spans that wait at these positions, which are
+    /// sorted, the latest first; at most `limit`.
+    async fn look_at<T: Send + 'static>(
+        &mut self,
+        positions: Vec<i64>,
+        limit: usize,
+        read: impl Fn(i64, &Slot<'_>) -> Option<T> + Send + 'static,
+    ) -> Result<Vec<T>, StoreError> {
+        if positions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
+            "SELECT position, data FROM {} WHERE position >= ? ORDER BY position LIMIT 1",
+            self.names.own("context")
+        );
+        let look = move |connection: &mut Connection| {
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = Vec::new();
+            let mut positions = positions.into_iter().peekable();
+            while found.len() < limit
+                && let Some(position) = positions.next()
+            {
+                let mut rows = statement.query([position])?;
+                let Some(row) = rows.next()? else { continue };
+                let (last, data): (i64, _) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
+                let first = last - block::places(data) as i64 + 1;
+                let slots: Vec<Option<Slot<'_>>> = block::slots(data).collect();
+                // All that are asked for of this block are next to each other.
+                let mut next = Some(position);
+                while let Some(position) = next.filter(|_| found.len() < limit) {
+                    let place = usize::try_from(position - first).ok();
+                    let slot = place.and_then(|place| slots.get(place)?.as_ref());
+                    found.extend(slot.and_then(|slot| read(last, slot)));
+                    next = positions.next_if(|next| *next >= first);
+                }
+            }
+            Ok(found)
+        };
+        self.session.run(look).await
     }
 
     /// Those of the spans that do not wait.
     async fn without_waiting<'f>(&mut self, facts: &[&'f Facts]) -> Result<Vec<&'f Facts>, StoreError> {
-        let waiting = self.waiting_in(&Keys::of_traces(facts.iter().copied())).await?;
-        let waiting: HashSet<SpanId> = waiting.into_iter().map(|(_, id)| id).collect();
+        let positions = self.waiting.find(&Keys::of_traces(facts.iter().copied()));
+        let waiting = self.look_at(positions, usize::MAX, |_, slot| Some(slot.id)).await?;
+        let waiting: HashSet<SpanId> = waiting.into_iter().collect();
         Ok(facts
             .iter()
             .filter(|facts| !waiting.contains(&facts.id))
@@ -227,10 +353,10 @@ impl SqliteStore {
     }
 
     /// Does `work` with the index on the session's thread. A session that does not answer keeps it, and is given up.
-    async fn with_index(
+    async fn with_index<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Connection, &mut WaitingIndex) -> rusqlite::Result<()> + Send + 'static,
-    ) -> Result<(), StoreError> {
+        work: impl FnOnce(&mut Connection, &mut WaitingIndex) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let mut index = std::mem::take(&mut self.waiting);
         let work = move |connection: &mut Connection| {
             let done = work(connection, &mut index);
@@ -240,16 +366,4 @@ impl SqliteStore {
         self.waiting = index;
         done.map_err(error)
     }
-}
-
-/// Of the columns from this one on.
-fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<SpanId> {
-    let (trace, span) = (row.get_ref(column)?, row.get_ref(column + 1)?);
-    Ok(span_id(trace.as_blob()?, span.as_blob()?))
-}
-
-fn facts_of(row: &Row<'_>) -> Option<Facts> {
-    let times = [row.get(2).ok()?, row.get(3).ok()?, row.get(4).ok()?];
-    let bytes = |index: usize| row.get_ref(index).ok()?.as_blob().ok();
-    stored_facts(bytes(0)?, bytes(1)?, times, row.get_ref(5).ok()?.as_str().ok()?)
 }
