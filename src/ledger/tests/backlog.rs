@@ -17,6 +17,7 @@ use crate::ledger::store::{RowKey, Store};
 use crate::ledger::table::EXECUTIONS;
 
 on_both! {
+    a_backlog_that_is_broken_off_again_and_again_is_there_once
     a_backlog_makes_the_rows_that_its_requests_make_one_by_one
     what_a_database_refuses_of_a_backlog_is_set_aside_alone
     a_row_that_was_there_before_its_execution_stays_the_only_one
@@ -107,6 +108,33 @@ async fn sqlite_writes_the_rows_of_full_batches_together_in_the_order_of_their_i
     let last_of_first_request = (0..EACH).map(place).max().unwrap();
     let first_of_second_batch = (15 * EACH..20 * EACH).map(place).min().unwrap();
     assert!(first_of_second_batch < last_of_first_request);
+}
+
+async fn a_backlog_that_is_broken_off_again_and_again_is_there_once(database: Database) {
+    let mut random = fastrand::Rng::with_seed(15);
+    let requests = requests(&mut random);
+    let one_by_one = Database::sqlite();
+    for spans in &requests {
+        one_by_one.write(&facts_of(&request(spans), EPOCH)).await;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let journal = append_all(&requests, directory.path()).await;
+    for _ in 0..20 {
+        let yields = random.usize(..1_000_000);
+        let broken_off = async {
+            for _ in 0..yields {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = drain(&journal, &database) => {}
+            () = broken_off => {}
+        }
+    }
+    drain(&journal, &database).await;
+    assert_eq!(database.rows().await, one_by_one.rows().await);
+    assert_eq!(database.waiting().await, one_by_one.waiting().await);
 }
 
 async fn what_a_database_refuses_of_a_backlog_is_set_aside_alone(database: Database) {
