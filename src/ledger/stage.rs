@@ -253,18 +253,9 @@ impl Stage<'_> {
         let heartbeat = self.heartbeat;
         let journal = position.journal.to_string();
         let reader = self.reader.name().to_owned();
-        let ledger = self.ledger;
-        let at = unix_nanos();
         let batch = Batch {
-            destinations: &ledger.settings.destinations,
-            facts: &facts,
             position: alone.then_some((&reader, &journal, position.next)),
-            release: &[],
-            anew: false,
-            window: ledger.limits.window_nanos(),
-            oldest: ledger.limits.oldest(at),
-            now: at,
-            prices: &ledger.prices,
+            ..batch_of(self.ledger, &facts)
         };
         let apply = async {
             if alone {
@@ -406,6 +397,22 @@ impl Stage<'_> {
     }
 }
 
+/// A batch of these facts, as they are received now.
+fn batch_of<'a>(ledger: &'a Ledger, facts: &'a [Facts]) -> Batch<'a> {
+    let now = unix_nanos();
+    Batch {
+        destinations: &ledger.settings.destinations,
+        facts,
+        position: None,
+        release: &[],
+        anew: false,
+        window: ledger.limits.window_nanos(),
+        oldest: ledger.limits.oldest(now),
+        now,
+        prices: &ledger.prices,
+    }
+}
+
 /// Writes anew what is in the journal, from its oldest record on; when that was received, and how many rows there are.
 pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Result<Rebuilt, LedgerError> {
     let mut store = S::connect(&ledger.settings).await?;
@@ -432,17 +439,10 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         }
         let facts = ahead.take_facts(&mut extractor, &meters);
         let journal = position.journal.to_string();
-        let at = unix_nanos();
         let batch = Batch {
-            destinations: &ledger.settings.destinations,
-            facts: &facts,
             position: Some((reader.name(), &journal, position.next)),
-            release: &[],
             anew: true,
-            window: ledger.limits.window_nanos(),
-            oldest: ledger.limits.oldest(at),
-            now: at,
-            prices: &ledger.prices,
+            ..batch_of(ledger, &facts)
         };
         let applied = apply(&mut store, &batch).await?;
         reader.passed(position);

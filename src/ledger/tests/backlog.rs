@@ -74,12 +74,18 @@ async fn append_all(requests: &[Vec<S>], directory: &std::path::Path) -> Journal
     journal
 }
 
+/// What the requests make where each has a transaction of its own.
+async fn written_one_by_one(requests: &[Vec<S>]) -> Database {
+    let database = Database::sqlite();
+    for spans in requests {
+        database.write(&facts_of(&request(spans), EPOCH)).await;
+    }
+    database
+}
+
 async fn a_backlog_makes_the_rows_that_its_requests_make_one_by_one(database: Database) {
     let requests = requests(&mut fastrand::Rng::with_seed(11));
-    let one_by_one = Database::sqlite();
-    for spans in &requests {
-        one_by_one.write(&facts_of(&request(spans), EPOCH)).await;
-    }
+    let one_by_one = written_one_by_one(&requests).await;
     let directory = tempfile::tempdir().unwrap();
     let journal = append_all(&requests, directory.path()).await;
     drain(&journal, &database).await;
@@ -113,10 +119,7 @@ async fn sqlite_writes_the_rows_of_full_batches_together_in_the_order_of_their_i
 async fn a_backlog_that_is_broken_off_again_and_again_is_there_once(database: Database) {
     let mut random = fastrand::Rng::with_seed(15);
     let requests = requests(&mut random);
-    let one_by_one = Database::sqlite();
-    for spans in &requests {
-        one_by_one.write(&facts_of(&request(spans), EPOCH)).await;
-    }
+    let one_by_one = written_one_by_one(&requests).await;
     let directory = tempfile::tempdir().unwrap();
     let journal = append_all(&requests, directory.path()).await;
     for _ in 0..20 {

@@ -35,7 +35,8 @@ impl Block {
         }
     }
 
-    pub(super) fn push(&mut self, facts: &Facts) {
+    /// Takes one more; the hash of its node's key.
+    pub(super) fn push(&mut self, facts: &Facts) -> Option<i64> {
         let node = facts.node_hash();
         let told = facts.told.to_json();
         let data = &mut self.data;
@@ -50,6 +51,7 @@ impl Block {
         data.extend_from_slice(told.as_bytes());
         self.spans += 1;
         self.received_at = self.received_at.max(facts.received_at);
+        node
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -123,40 +125,43 @@ impl Slot<'_> {
     }
 }
 
+/// The position of the first span of a block whose last one is at `last`.
+pub(super) fn first(block: &[u8], last: i64) -> i64 {
+    last - places(block) as i64 + 1
+}
+
 /// How many spans the block has or had.
-pub(super) fn places(block: &[u8]) -> usize {
+fn places(block: &[u8]) -> usize {
     let count = block.first_chunk().map(|count| u32::from_le_bytes(*count));
     count.unwrap_or_default() as usize
 }
 
-/// The spans in their places; `None` where one no longer waits.
-pub(super) fn slots(block: &[u8]) -> impl Iterator<Item = Option<Slot<'_>>> {
+/// The bytes of the spans in their places; none where one no longer waits.
+fn spans(block: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = block.get(4..).unwrap_or_default();
     (0..places(block)).map_while(move |_| {
         let (length, after) = rest.split_first_chunk()?;
         let (span, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         rest = after;
-        Some(Slot::read(span))
+        Some(span)
     })
+}
+
+/// The spans in their places; `None` where one no longer waits.
+pub(super) fn slots(block: &[u8]) -> impl Iterator<Item = Option<Slot<'_>>> {
+    spans(block).map(Slot::read)
 }
 
 /// The block without the spans of these ids; how many it still has.
 pub(super) fn without(block: &[u8], is_gone: impl Fn(&SpanId) -> bool) -> (Vec<u8>, usize) {
     let mut kept = 0;
     let mut data = (places(block) as u32).to_le_bytes().to_vec();
-    let mut rest = block.get(4..).unwrap_or_default();
-    for slot in slots(block) {
-        let length = rest
-            .first_chunk()
-            .map_or(0, |length| u32::from_le_bytes(*length) as usize);
-        let (span, after) = rest.split_at_checked(4 + length).unwrap_or((rest, &[]));
-        rest = after;
-        if slot.is_some_and(|slot| !is_gone(&slot.id)) {
-            data.extend_from_slice(span);
-            kept += 1;
-        } else {
-            data.extend_from_slice(&[0; 4]);
-        }
+    for span in spans(block) {
+        let stays = Slot::read(span).is_some_and(|slot| !is_gone(&slot.id));
+        let span = if stays { span } else { &[] };
+        data.extend_from_slice(&(span.len() as u32).to_le_bytes());
+        data.extend_from_slice(span);
+        kept += usize::from(stays);
     }
     (data, kept)
 }
@@ -175,7 +180,9 @@ mod tests {
         ];
         let facts = at(&spans, 5);
         let mut block = Block::new();
-        facts.iter().for_each(|facts| block.push(facts));
+        for facts in &facts {
+            assert_eq!(block.push(facts), facts.node_hash());
+        }
         assert_eq!((block.spans(), block.received_at()), (3, facts[0].received_at));
         let data = block.data().to_vec();
         let read: Vec<Facts> = slots(&data).map(|slot| slot.unwrap().facts().unwrap()).collect();
@@ -193,9 +200,9 @@ mod tests {
     #[test]
     fn what_is_no_block_has_no_spans_beyond_its_end() {
         let mut block = Block::new();
-        at(&[success(1, 1, 0, 10), success(2, 2, 0, 10)], 0)
-            .iter()
-            .for_each(|facts| block.push(facts));
+        for facts in at(&[success(1, 1, 0, 10), success(2, 2, 0, 10)], 0) {
+            block.push(&facts);
+        }
         let data = block.data().to_vec();
         for end in 0..data.len() {
             assert!(slots(&data[..end]).flatten().count() < 2);

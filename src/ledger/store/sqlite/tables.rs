@@ -74,7 +74,7 @@ impl SqliteStore {
     }
 
     /// Statements with the placeholders of migrations.
-    async fn execute_filled(&mut self, sql: &str) -> Result<(), StoreError> {
+    pub(super) async fn execute_filled(&mut self, sql: &str) -> Result<(), StoreError> {
         let sql = fill_in(sql, &self.names, CONTEXT.name);
         self.session
             .run_to_the_end(move |connection| connection.execute_batch(&sql))

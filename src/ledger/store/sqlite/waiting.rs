@@ -34,10 +34,12 @@ use crate::ledger::table::{CONTEXT, nanos};
 impl Waiting for SqliteStore {
     async fn wait(&mut self, facts: &[&Facts]) -> Result<u64, StoreError> {
         // What was not loaded may be among them.
+        let new;
         let facts = if self.is_load_cut {
-            self.without_waiting(facts).await?
+            new = self.without_waiting(facts).await?;
+            &new
         } else {
-            facts.to_vec()
+            facts
         };
         let due: Vec<_> = facts.iter().map(|facts| (*facts, standalone::due(facts))).collect();
         self.wait_until_due(&due).await?;
@@ -180,8 +182,13 @@ impl Waiting for SqliteStore {
     }
 }
 
-/// The rows for spans that wait from now on, behind `position`, with when they are due. Each of these has one to itself.
-fn blocks(facts: &[(&Facts, Option<i64>)], mut position: i64, spare: &mut Values) -> Values {
+/// The trace of a span, and the hash of its node's key.
+type Key = ([u8; 16], Option<i64>);
+
+/// The rows for spans that wait from now on, behind `position`, with when they are due, and the keys of the spans. What is due
+/// has a row to itself.
+fn blocks(facts: &[(&Facts, Option<i64>)], mut position: i64, spare: &mut Values) -> (Values, Vec<Key>) {
+    let mut keys = Vec::with_capacity(facts.len());
     let mut values = std::mem::take(spare).cleared();
     let mut block = Block::new();
     let mut end = |block: &mut Block, due: Option<i64>| {
@@ -200,13 +207,13 @@ fn blocks(facts: &[(&Facts, Option<i64>)], mut position: i64, spare: &mut Values
         if due.is_some() {
             end(&mut block, None);
         }
-        block.push(facts);
+        keys.push((facts.id.trace, block.push(facts)));
         if due.is_some() || block.is_full() {
             end(&mut block, *due);
         }
     }
     end(&mut block, None);
-    values
+    (values, keys)
 }
 
 impl SqliteStore {
@@ -228,8 +235,7 @@ impl SqliteStore {
                 let mut rows = statement.query([index.newest()])?;
                 while let Some(row) = rows.next()? {
                     let data = row.get_ref(1)?.as_blob()?;
-                    let first = row.get::<_, i64>(0)? - block::places(data) as i64 + 1;
-                    for (position, slot) in (first..).zip(block::slots(data)) {
+                    for (position, slot) in (block::first(data, row.get(0)?)..).zip(block::slots(data)) {
                         if let Some(slot) = slot {
                             index.add(position, &slot.id.trace, slot.node);
                         }
@@ -254,11 +260,7 @@ impl SqliteStore {
             self.names.own("context")
         );
         for facts in facts.chunks(super::CHUNK) {
-            let values = blocks(facts, self.waiting.newest(), &mut self.spare);
-            let keys: Vec<_> = facts
-                .iter()
-                .map(|(facts, _)| (facts.id.trace, facts.node_hash()))
-                .collect();
+            let (values, keys) = blocks(facts, self.waiting.newest(), &mut self.spare);
             let sql = sql.clone();
             self.spare = self
                 .with_index(move |connection, index| {
@@ -294,9 +296,7 @@ impl SqliteStore {
             let facts = rows.iter().filter_map(|(_, facts, due)| Some((facts.as_ref()?, *due)));
             self.wait_until_due(&facts.collect::<Vec<_>>()).await?;
         }
-        let sql = format!("DROP TABLE {before}");
-        let drop = move |connection: &mut Connection| connection.execute_batch(&sql);
-        self.session.run_to_the_end(drop).await
+        self.execute_filled("DROP TABLE {own:context_before}").await
     }
 
     /// What `read` makes of the position of the row, and a span in it, for the spans that wait at these positions, which are
@@ -324,7 +324,7 @@ impl SqliteStore {
                 let mut rows = statement.query([position])?;
                 let Some(row) = rows.next()? else { continue };
                 let (last, data): (i64, _) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
-                let first = last - block::places(data) as i64 + 1;
+                let first = block::first(data, last);
                 let slots: Vec<Option<Slot<'_>>> = block::slots(data).collect();
                 // All that are asked for of this block are next to each other.
                 let mut next = Some(position);
