@@ -6,7 +6,8 @@
 //! 3. The protobuf is checked once. Spans with invalid ids are cut out; anything else that is wrong refuses all of it.
 //! 4. It is appended to the journal on this very thread, and the answer waits for the sync.
 //!
-//! Steps 1 to 4 up to the sync are one synchronous function, so that a sender that goes away can not leave half of it.
+//! Steps 1 to 4 up to the sync are one synchronous function, so that a sender that goes away can not leave half of it. It
+//! is done in the order in which the bodies were whole, and lets what reads the journal have its turns (see [`Turnstile`]).
 //!
 //! # Large requests
 //!
@@ -26,6 +27,7 @@ use super::admission::{Admission, Reservation};
 use super::collect::SizeLimit;
 use super::meters::{Meters, Protocol};
 use super::refusal::{Reason, Refusal};
+use super::turnstile::Turnstile;
 use crate::clock::unix_nanos;
 use crate::journal::{Appended, Digest, Entry, Journal};
 use crate::listen::Peer;
@@ -52,6 +54,7 @@ struct Shared {
     /// Our own id as it stands in `spanledger-hop`.
     hop: String,
     admission: Arc<Admission>,
+    turnstile: Turnstile,
     heavy: Arc<Semaphore>,
     meters: Meters,
 }
@@ -107,6 +110,7 @@ impl Intake {
             hop: journal.id().to_string(),
             journal,
             admission: Admission::new(max_in_flight_bytes, meters.in_flight_bytes.clone()),
+            turnstile: Turnstile::new(cores),
             heavy: Arc::new(Semaphore::new(cores)),
             meters,
         };
@@ -180,7 +184,11 @@ impl Intake {
             return Ok((Stored::Nothing { rejected: 0 }, received.room));
         }
         if !is_heavy(&received) {
-            match self.shared.store(&mut received, INLINE_INFLATED) {
+            let stored = self
+                .shared
+                .turnstile
+                .pass(|| self.shared.store(&mut received, INLINE_INFLATED));
+            match stored.await {
                 Ok(stored) => return Ok((stored, received.room)),
                 Err(Stop::Refused(refusal)) => return Err(refusal),
                 Err(Stop::Heavy) => {}

@@ -24,6 +24,7 @@ mod options;
 mod otlp_grpc;
 mod otlp_http;
 mod refusal;
+mod turnstile;
 
 use std::pin::Pin;
 use std::sync::Arc;
