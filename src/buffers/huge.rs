@@ -5,8 +5,8 @@
 //!
 //! # Invariants
 //!
-//! * A chunk is one such page, and is cut into pieces of one size, once. It is given back when nobody holds any of its
-//!   pieces, never in part: the rest would no longer be such a page.
+//! * A chunk is such pages, as many as pieces of one size nearly fill, and is cut into them once. It is given back when
+//!   nobody holds any of its pieces, never in part: the rest would no longer be such pages.
 //! * Of the pieces of a size, those of the oldest chunk are used first, so that the newest ones become free when less is
 //!   needed.
 //! * There are only chunks where the system gives such pages to this process on request: elsewhere they would be 2 MiB for
@@ -18,7 +18,10 @@ use std::sync::LazyLock;
 use mmap_rs::{MmapFlags, MmapMut, MmapOptions};
 
 /// A page of this size, which is what x86-64 and aarch64 have beside those of 4 KiB.
-pub(super) const CHUNK: usize = 2 << 20;
+pub(super) const PAGE: usize = 2 << 20;
+
+/// Pages of a chunk at most, which is what pieces of 1.5 MiB need.
+const MOST_PAGES: usize = 3;
 
 /// Smaller bodies come many at a time in all sizes, and would each begin a chunk.
 const SMALLEST_PIECE: usize = 32 << 10;
@@ -37,6 +40,7 @@ pub(super) struct Chunks {
 /// A chunk that is about to be there.
 #[derive(Debug)]
 pub(super) struct Begun {
+    size: usize,
     capacity: usize,
     chunk: u64,
 }
@@ -61,9 +65,11 @@ impl Piece {
 }
 
 impl Chunks {
-    /// Whether most of a chunk can be used in pieces of this size.
-    pub(super) const fn suit(capacity: usize) -> bool {
-        capacity >= SMALLEST_PIECE && capacity <= CHUNK && CHUNK % capacity <= CHUNK / 8
+    /// How large a chunk of pieces of this size is: as small as can be if an eighth of it is wasted at most.
+    pub(super) fn size_of(capacity: usize) -> Option<usize> {
+        let sizes = (1..=MOST_PAGES).map(|pages| pages * PAGE);
+        let suits = |size: &usize| capacity <= *size && size % capacity <= size / 8;
+        sizes.filter(|_| capacity >= SMALLEST_PIECE).find(suits)
     }
 
     pub(super) const fn unused(&self) -> usize {
@@ -82,11 +88,13 @@ impl Chunks {
         Some(piece)
     }
 
-    /// Begins another chunk, one piece of which is going to be held. It has to be [added](Self::add).
-    pub(super) fn begin(&mut self, capacity: usize) -> Begun {
+    /// Begins another chunk, of the [size](Self::size_of) for such pieces, one of which is going to be held. It has to be
+    /// [added](Self::add).
+    pub(super) fn begin(&mut self, size: usize, capacity: usize) -> Begun {
         self.begun += 1;
-        self.unused += CHUNK - capacity;
+        self.unused += size - capacity;
         Begun {
+            size,
             capacity,
             chunk: self.begun,
         }
@@ -97,7 +105,7 @@ impl Chunks {
         let mut pieces = pieces.unwrap_or_default();
         let piece = pieces.pop();
         if piece.is_none() {
-            self.unused -= CHUNK - begun.capacity;
+            self.unused -= begun.size - begun.capacity;
         } else if !pieces.is_empty() {
             self.free.insert((begun.capacity, begun.chunk), pieces);
         }
@@ -112,10 +120,12 @@ impl Chunks {
 
     /// Takes the newest chunk of those that nobody holds a part of, to be dropped.
     pub(super) fn take_whole(&mut self) -> Option<Vec<Piece>> {
-        let all = self.free.iter();
-        let is_whole = |((capacity, _), pieces): &(&(usize, u64), &Vec<Piece>)| pieces.len() == CHUNK / capacity;
-        let (&place, _) = all.filter(is_whole).max_by_key(|((_, chunk), _)| *chunk)?;
-        self.unused -= CHUNK;
+        let whole = self.free.iter().filter_map(|(place, pieces)| {
+            let size = Self::size_of(place.0)?;
+            (pieces.len() == size / place.0).then_some((*place, size))
+        });
+        let (place, size) = whole.max_by_key(|((_, chunk), _)| *chunk)?;
+        self.unused -= size;
         let mut pieces = self.free.remove(&place)?;
         // One end after the other, so that no hole is in between.
         pieces.sort_unstable_by_key(|piece| piece.memory.start());
@@ -126,8 +136,8 @@ impl Chunks {
 impl Begun {
     /// Makes the chunk, without anybody's lock.
     pub(super) fn make(&self) -> Option<Vec<Piece>> {
-        let mut rest = map()?;
-        let mut pieces = Vec::with_capacity(CHUNK / self.capacity);
+        let mut rest = map(self.size)?;
+        let mut pieces = Vec::with_capacity(self.size / self.capacity);
         while rest.size() >= 2 * self.capacity {
             pieces.push(rest.split_to(self.capacity).ok()?);
         }
@@ -141,18 +151,19 @@ impl Begun {
     }
 }
 
-/// Memory of the size of a chunk, on a page of this size if there are any.
-fn map() -> Option<MmapMut> {
+/// So much memory, a multiple of [`PAGE`], on such pages if there are any.
+fn map(size: usize) -> Option<MmapMut> {
     let mut flags = MmapFlags::empty();
     // Without such pages in the system the request would fail, and mmap-rs not give back what it has mapped.
     flags.set(MmapFlags::TRANSPARENT_HUGE_PAGES, are_given());
-    let twice = MmapOptions::new(2 * CHUNK).ok()?;
-    let mut memory = twice.with_flags(flags).map_mut().ok()?;
-    let before = memory.start().next_multiple_of(CHUNK) - memory.start();
+    // One more, so that it can begin on a page.
+    let more = MmapOptions::new(size + PAGE).ok()?;
+    let mut memory = more.with_flags(flags).map_mut().ok()?;
+    let before = memory.start().next_multiple_of(PAGE) - memory.start();
     if before > 0 {
         drop(memory.split_to(before).ok()?);
     }
-    drop(memory.split_off(CHUNK).ok()?);
+    drop(memory.split_off(size).ok()?);
     Some(memory)
 }
 
@@ -183,20 +194,29 @@ mod tests {
     use super::*;
 
     fn grow(chunks: &mut Chunks, capacity: usize) -> Piece {
-        let begun = chunks.begin(capacity);
+        let begun = chunks.begin(Chunks::size_of(capacity).unwrap(), capacity);
         let pieces = begun.make();
         chunks.add(&begun, pieces).unwrap()
     }
 
     #[test]
     fn pieces_of_a_chunk_are_apart_and_on_pages_and_hold_what_is_written() {
-        for capacity in [320 << 10, 448 << 10, 512 << 10, 1 << 20, CHUNK] {
-            assert!(Chunks::suit(capacity));
+        for (capacity, size) in [
+            (320 << 10, PAGE),
+            (448 << 10, PAGE),
+            (512 << 10, PAGE),
+            (768 << 10, 2 * PAGE),
+            (1 << 20, PAGE),
+            (1280 << 10, 2 * PAGE),
+            (1152 << 10, 3 * PAGE),
+            (1536 << 10, 3 * PAGE),
+            (PAGE, PAGE),
+        ] {
             let mut chunks = Chunks::default();
             let mut pieces = vec![grow(&mut chunks, capacity)];
             pieces.extend(std::iter::from_fn(|| chunks.take(capacity)));
-            assert_eq!(pieces.len(), CHUNK / capacity);
-            assert_eq!(chunks.unused(), CHUNK % capacity);
+            assert_eq!(pieces.len(), size / capacity);
+            assert_eq!(chunks.unused(), size % capacity);
             for (number, piece) in pieces.iter_mut().enumerate() {
                 assert_eq!(piece.bytes().as_ptr().addr() % 4096, 0);
                 assert!(piece.bytes().iter().all(|byte| *byte == 0));
@@ -207,13 +227,13 @@ mod tests {
                 assert!(piece.bytes().iter().all(|byte| *byte == number as u8 + 1));
             }
             let begin = pieces.iter().map(|piece| piece.bytes().as_ptr().addr()).min().unwrap();
-            assert_eq!(begin % CHUNK, 0);
+            assert_eq!(begin % PAGE, 0);
         }
     }
 
     #[test]
     fn a_chunk_is_given_back_when_nobody_holds_a_part_of_it_and_the_newest_first() {
-        const HALF: usize = CHUNK / 2;
+        const HALF: usize = PAGE / 2;
         let mut chunks = Chunks::default();
         let first = grow(&mut chunks, HALF);
         let second = chunks.take(HALF).unwrap();
@@ -242,20 +262,20 @@ mod tests {
     #[test]
     fn a_chunk_that_could_not_be_made_is_as_if_it_had_not_been_begun() {
         let mut chunks = Chunks::default();
-        let begun = chunks.begin(CHUNK / 4);
-        assert_eq!(chunks.unused(), 3 * CHUNK / 4);
+        let begun = chunks.begin(PAGE, PAGE / 4);
+        assert_eq!(chunks.unused(), 3 * PAGE / 4);
         assert!(chunks.add(&begun, None).is_none());
         assert_eq!(chunks.unused(), 0);
-        assert!(chunks.take(CHUNK / 4).is_none() && chunks.take_whole().is_none());
+        assert!(chunks.take(PAGE / 4).is_none() && chunks.take_whole().is_none());
     }
 
     #[test]
-    fn sizes_of_which_a_chunk_would_be_wasted_do_not_suit() {
-        let suit: Vec<usize> = [16, 28, 32, 320, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]
-            .into_iter()
-            .filter(|kib| Chunks::suit(kib << 10))
-            .collect();
-        assert_eq!(suit, [32, 320, 512, 640, 896, 1024, 1792, 2048]);
+    fn all_sizes_of_bodies_but_one_have_a_chunk_of_which_most_can_be_used() {
+        let sizes = (SMALLEST_PIECE..=PAGE).step_by(4 << 10).map(super::super::rounded_up);
+        let mut without: Vec<usize> = sizes.filter(|capacity| Chunks::size_of(*capacity).is_none()).collect();
+        without.dedup();
+        assert_eq!(without, [1664 << 10], "of which a chunk would have ten mebibytes");
+        assert_eq!(Chunks::size_of(28 << 10), None);
     }
 
     #[test]

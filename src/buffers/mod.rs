@@ -9,7 +9,8 @@
 //! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; and a quarter more
 //!   where most of it is in large pages. Those stay as long as any part of them is in use, but there are never more of
 //!   them than were needed at once, and what was agreed on. Of others, those go first that were unused longest.
-//! * A buffer has at most a quarter more room than was asked for, so that bodies hold what they are counted with.
+//! * A buffer has at most an eighth more room than was asked for, so that bodies hold what they are counted with: in large
+//!   pages all of it is there.
 //! * A buffer comes back when the last one who holds it, or a body in it, lets go of it. Nothing that was in it becomes a
 //!   part of the next body: that has what was written, and no more.
 
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use buffer::Buffer;
 use buffer::Memory;
-use huge::{CHUNK, Chunks};
+use huge::Chunks;
 
 /// Smaller ones the allocator has at hand itself.
 const SMALLEST: usize = 4 << 10;
@@ -47,7 +48,7 @@ pub(crate) struct Buffers {
 #[derive(Debug, Default)]
 struct Unused {
     chunks: Chunks,
-    /// Other ones, by their capacity, of which there are a few dozen (see [`rounded_up`]); the one that was unused longest
+    /// Other ones, by their capacity, of which there are some eighty (see [`rounded_up`]); the one that was unused longest
     /// first, with its number.
     others: BTreeMap<usize, VecDeque<(u64, Vec<u8>)>>,
     /// Bytes of the others.
@@ -151,11 +152,12 @@ impl Buffers {
         if let Some(memory) = unused.take(capacity) {
             return Some(memory);
         }
-        let would_be_unused = unused.chunks.unused() + CHUNK - capacity;
-        if !self.in_large_pages || !Chunks::suit(capacity) || would_be_unused > self.may_keep() {
+        let size = Chunks::size_of(capacity).filter(|_| self.in_large_pages)?;
+        let would_be_unused = unused.chunks.unused() + size - capacity;
+        if would_be_unused > self.may_keep() {
             return None;
         }
-        let begun = unused.chunks.begin(capacity);
+        let begun = unused.chunks.begin(size, capacity);
         drop(unused);
         // Made without the lock.
         let pieces = begun.make();
@@ -200,12 +202,12 @@ fn is_kept(capacity: usize) -> bool {
     (SMALLEST..=LARGEST).contains(&capacity)
 }
 
-/// The next of four sizes between each two powers of two, for what is kept.
+/// The next of eight sizes between each two powers of two, for what is kept.
 fn rounded_up(capacity: usize) -> usize {
     if capacity < SMALLEST {
         return capacity;
     }
-    let step = 1 << (capacity.ilog2() - 2);
+    let step = 1 << (capacity.ilog2() - 3);
     capacity.next_multiple_of(step)
 }
 
