@@ -13,8 +13,8 @@
 //!    reads it meanwhile meets anything else.
 //! 3. After a failure nothing more is written, and what waited is dropped: it was not answered, and is refused.
 //! 4. Beside the memory for one write and the bodies, which are bounded by
-//!    [`max_unsynced`](super::options::Options::max_unsynced), nothing is held; after [`close`](DirectWriter::close) nothing
-//!    at all, no open file either.
+//!    [`max_unsynced`](super::options::Options::max_unsynced), nothing is held. After [`close`](DirectWriter::close) a
+//!    writer holds nothing at all, no open file either; the memory waits for the next one.
 //!
 //! Readers use the page cache as ever: the system drops the pages that a direct write goes by, before the sync returns
 //! and thus before any reader may look for what is new there. While one of them is so far behind that it reads from files,
@@ -42,13 +42,15 @@ use crate::failpoint::{self, Point};
 pub(super) const MEMORY: usize = 1 << 20;
 
 /// Shorter bodies are copied: the block that their header would take for itself costs as much.
-pub(super) const LEAST: usize = 64 << 10;
+pub(super) const LEAST: usize = 48 << 10;
 
 /// Whether the file system can do it, as far as is known.
 #[derive(Debug)]
 pub(super) struct DirectIo {
     memory: usize,
     least: usize,
+    /// That of the last writer, whose pages are there already. Empty: there is none.
+    spare: Mutex<Vec<u8>>,
     is_refused: AtomicBool,
 }
 
@@ -59,6 +61,7 @@ impl DirectIo {
         Self {
             memory,
             least,
+            spare: Mutex::default(),
             is_refused: AtomicBool::new(false),
         }
     }
@@ -80,6 +83,15 @@ impl DirectIo {
                 None
             }
         }
+    }
+
+    /// Memory for one write that begins on a page.
+    fn memory(&self) -> Vec<u8> {
+        let spare = std::mem::take(&mut *lock(&self.spare));
+        if spare.capacity() > 0 {
+            return spare;
+        }
+        Vec::with_capacity(self.memory + BLOCK)
     }
 
     fn is_refused(&self) -> bool {
@@ -143,7 +155,7 @@ impl DirectWriter {
             next: DATA_START,
             is_closed: false,
         };
-        let blocks = Blocks::new(direct_io.memory, DATA_START);
+        let blocks = Blocks::new(direct_io.memory(), direct_io.memory, DATA_START);
         Self {
             direct_io,
             waiting: Mutex::new(waiting),
@@ -186,7 +198,9 @@ impl DirectWriter {
         waiting.is_closed = true;
         waiting.records = VecDeque::new();
         drop(waiting);
-        *lock(&self.output) = None;
+        if let Some(Output { blocks, .. }) = lock(&self.output).take() {
+            *lock(&self.direct_io.spare) = blocks.memory;
+        }
     }
 
     /// Writes what lies before `end`; what comes meanwhile would keep those waiting who came before. Returns where what is
@@ -273,8 +287,8 @@ impl Piece {
 }
 
 impl Blocks {
-    fn new(length: usize, offset: u64) -> Self {
-        let mut memory: Vec<u8> = Vec::with_capacity(length + BLOCK);
+    /// `memory` has room for `length` from its first page on.
+    fn new(mut memory: Vec<u8>, length: usize, offset: u64) -> Self {
         let origin = memory.as_ptr().align_offset(BLOCK);
         memory.resize(origin, 0);
         Self {
