@@ -9,6 +9,7 @@
 //! * What lies here unused is at most what was agreed on, or, where that was agreed on, as much as is in use; and a quarter more
 //!   where most of it is in large pages. Those stay as long as any part of them is in use, but there are never more of
 //!   them than were needed at once, and what was agreed on. Of others, those go first that were unused longest.
+//! * What was not needed between two calls of [`give_up_unneeded`](Buffers::give_up_unneeded) goes at the second one.
 //! * A buffer has at most an eighth more room than was asked for, so that bodies hold what they are counted with: in large
 //!   pages all of it is there.
 //! * A buffer comes back when the last one who holds it, or a body in it, lets go of it. Nothing that was in it becomes a
@@ -55,13 +56,21 @@ struct Unused {
     bytes: usize,
     /// How many of them came back so far.
     returned: u64,
+    /// The fewest bytes that lay here since somebody last asked what is not needed.
+    least: usize,
 }
 
 impl Unused {
     /// One of this capacity that is there.
     fn take(&mut self, capacity: usize) -> Option<Memory> {
         let piece = self.chunks.take(capacity).map(Memory::Piece);
-        piece.or_else(|| self.take_other(capacity).map(Memory::Heap))
+        let memory = piece.or_else(|| self.take_other(capacity).map(Memory::Heap))?;
+        self.least = self.least.min(self.total());
+        Some(memory)
+    }
+
+    fn total(&self) -> usize {
+        self.chunks.unused() + self.bytes
     }
 
     /// The one of this capacity that was used last: it is the most likely to be in the processor's cache.
@@ -169,6 +178,18 @@ impl Buffers {
             true => self.kept.max(self.held.load(Ordering::Relaxed)),
             false => self.kept,
         }
+    }
+
+    /// Gives back to the system what lay here all the time since the last call. To be called every few seconds.
+    pub(crate) fn give_up_unneeded(&self) {
+        let mut surplus = Vec::new();
+        let mut unused = self.lock();
+        let needed = unused.total() - unused.least.min(unused.total());
+        while unused.total() > needed && unused.move_surplus(needed, &mut surplus) {}
+        unused.least = unused.total();
+        drop(unused);
+        // Given back without the lock.
+        drop(surplus);
     }
 
     /// Takes back what nobody holds any more.

@@ -257,3 +257,27 @@ fn bodies_are_what_was_put_into_them_whoever_else_takes_and_gives_back_meanwhile
         assert_eq!(unused.chunks.unused(), 0, "every chunk is whole again");
     }
 }
+
+#[test]
+fn what_was_not_needed_since_the_last_time_goes() {
+    for in_large_pages in [true, false] {
+        let buffers = Buffers::with(KEPT, false, in_large_pages);
+        let unused = || unused_in_chunks(&buffers) + others(&buffers).iter().sum::<usize>();
+        let bodies = |count: usize| -> Vec<Buffer> { (0..count).map(|_| buffers.take(1 << 20)).collect() };
+        drop(bodies(8));
+        buffers.give_up_unneeded();
+        assert_eq!(unused(), 8 << 20, "all of it was needed");
+        drop(bodies(4));
+        buffers.give_up_unneeded();
+        assert_eq!(unused(), 4 << 20, "of this only a part was");
+        let held = bodies(4);
+        buffers.give_up_unneeded();
+        drop(held);
+        buffers.give_up_unneeded();
+        assert_eq!(unused(), 4 << 20, "it was held when the time began");
+        buffers.give_up_unneeded();
+        assert_eq!(unused(), 0);
+        drop(bodies(2));
+        assert_eq!(unused(), 2 << 20);
+    }
+}

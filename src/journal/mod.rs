@@ -281,6 +281,11 @@ impl Journal {
         self.0.core.writable()
     }
 
+    /// Gives memory for reading files that is not needed any more back to the system. To be called every few seconds.
+    pub fn give_up_unneeded(&self) {
+        self.0.core.buffers.give_up_unneeded();
+    }
+
     /// From now on the sync thread beats about every second. One that dies drops the heartbeat; one that hangs in a
     /// disk that does not answer stops beating.
     pub fn watch(&self, heartbeat: Heartbeat) {

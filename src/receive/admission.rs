@@ -117,6 +117,11 @@ impl Admission {
         admission
     }
 
+    /// Where memory for bodies comes from.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
     /// A reservation of nothing yet.
     pub(super) fn begin(self: &Arc<Admission>, peer: Peer) -> Reservation {
         Reservation {
@@ -150,7 +155,7 @@ impl Reservation {
 
     /// Where memory for bodies comes from.
     pub(super) fn buffers(&self) -> &Arc<Buffers> {
-        &self.admission.buffers
+        self.admission.buffers()
     }
 
     /// Takes room for further bytes.

@@ -17,6 +17,7 @@
 //! disguise: it is decompressed in place up to [`INLINE_INFLATED`], and handed over if that does not suffice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -42,6 +43,9 @@ const HEAVY_PLAIN: usize = 4 * 1024 * 1024;
 
 /// What is decompressed on the receiving thread at most.
 const INLINE_INFLATED: usize = 2 * 1024 * 1024;
+
+/// How long memory for bodies is kept without need, or twice as long.
+const GIVE_UP_EVERY: Duration = Duration::from_secs(5);
 
 /// Takes requests into the journal. Cheap to clone.
 #[derive(Clone)]
@@ -116,6 +120,15 @@ impl Intake {
         };
         Intake {
             shared: Arc::new(shared),
+        }
+    }
+
+    /// Gives memory for bodies that is not needed any more back to the system. Does not end.
+    pub(super) async fn give_up_unneeded(&self) {
+        let mut ticks = tokio::time::interval(GIVE_UP_EVERY);
+        loop {
+            ticks.tick().await;
+            self.shared.admission.buffers().give_up_unneeded();
         }
     }
 

@@ -48,6 +48,7 @@ pub const HOP_HEADER: HeaderName = HeaderName::from_static("spanledger-hop");
 pub struct Receivers {
     listeners: Vec<Listener>,
     service: Arc<Service>,
+    intake: Intake,
 }
 
 /// A request that is being answered.
@@ -67,7 +68,7 @@ impl Receivers {
         let http = options.http.clone().unwrap_or_default();
         let service = Arc::new(Service {
             grpc: GrpcService::new(intake.clone(), &grpc),
-            http: HttpService::new(intake, &http),
+            http: HttpService::new(intake.clone(), &http),
         });
         let listen = |key, endpoint, tls, limits| ListenOptions {
             endpoint,
@@ -94,7 +95,11 @@ impl Receivers {
             let service = service.clone();
             listeners.push(listener.refusing_with(move |headers, refusal| service.refuse(headers, refusal)));
         }
-        Ok(Receivers { listeners, service })
+        Ok(Receivers {
+            listeners,
+            service,
+            intake,
+        })
     }
 
     /// Name and address of each listener.
@@ -111,7 +116,11 @@ impl Receivers {
 
     /// Serves until `shutdown` is cancelled and what was begun is answered.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Receivers { listeners, service } = self;
+        let Receivers {
+            listeners,
+            service,
+            intake,
+        } = self;
         service.grpc.streams_end_with(&shutdown);
         let mut serving = tokio::task::JoinSet::new();
         for listener in listeners {
@@ -119,7 +128,10 @@ impl Receivers {
             let answer = move |request, peer| service.clone().answer(request, peer);
             serving.spawn(listener.serve_peers(answer, shutdown.clone()));
         }
-        serving.join_all().await;
+        tokio::select! {
+            _ = serving.join_all() => {}
+            () = intake.give_up_unneeded() => {}
+        }
     }
 }
 
