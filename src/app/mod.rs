@@ -171,7 +171,7 @@ impl Program {
             .serve(endpoints, &self.health, receiving.clone(), serving.clone());
         health.set_serving(true);
         tracing::info!("ready");
-        let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone(), self.journal.clone()));
+        let upkeep = tokio::spawn(upkeep(self.own.clone(), self.log.clone()));
         let stop_push = CancellationToken::new();
         let push = tokio::spawn(push::run(
             self.stages.meter(),
@@ -291,13 +291,12 @@ fn report_end(ended: Result<String, tokio::task::JoinError>) {
     }
 }
 
-/// Folds the program's own observations, so that they do not pile up between scrapes, and lets go of what is not needed.
-async fn upkeep(own: OwnMetrics, log: LogControl, journal: Journal) {
+/// Folds the program's own observations, so that they do not pile up between scrapes.
+async fn upkeep(own: OwnMetrics, log: LogControl) {
     let mut ticks = tokio::time::interval(own::UPKEEP_EVERY);
     loop {
         ticks.tick().await;
         own.upkeep();
         log.publish();
-        journal.give_up_unneeded();
     }
 }

@@ -12,7 +12,7 @@
 //! * There are only chunks where the system gives such pages to this process on request: elsewhere they would be 2 MiB for
 //!   nothing. See [`are_given`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use mmap_rs::{MmapFlags, MmapMut, MmapOptions};
@@ -35,6 +35,8 @@ pub(super) struct Chunks {
     begun: u64,
     /// Bytes of all chunks, less those of the pieces that somebody holds.
     unused: usize,
+    /// Chunks of which a piece was taken since [`take_untaken`](Self::take_untaken).
+    taken: BTreeSet<u64>,
 }
 
 /// A chunk that is about to be there.
@@ -48,7 +50,7 @@ pub(super) struct Begun {
 /// A part of a chunk. To be [put](Chunks::put) back, not dropped.
 #[derive(Debug)]
 pub(super) struct Piece {
-    /// The last piece of a chunk has what is left over too: without it, the page would not be whole.
+    /// The last piece of a chunk has what is left over too: without it, the chunk would not be whole.
     memory: MmapMut,
     capacity: usize,
     chunk: u64,
@@ -85,6 +87,7 @@ impl Chunks {
             self.free.remove(&place);
         }
         self.unused -= capacity;
+        self.taken.insert(piece.chunk);
         Some(piece)
     }
 
@@ -93,6 +96,7 @@ impl Chunks {
     pub(super) fn begin(&mut self, size: usize, capacity: usize) -> Begun {
         self.begun += 1;
         self.unused += size - capacity;
+        self.taken.insert(self.begun);
         Begun {
             size,
             capacity,
@@ -120,13 +124,29 @@ impl Chunks {
 
     /// Takes the newest chunk of those that nobody holds a part of, to be dropped.
     pub(super) fn take_whole(&mut self) -> Option<Vec<Piece>> {
-        let whole = self.free.iter().filter_map(|(place, pieces)| {
-            let size = Self::size_of(place.0)?;
-            (pieces.len() == size / place.0).then_some((*place, size))
-        });
-        let (place, size) = whole.max_by_key(|((_, chunk), _)| *chunk)?;
-        self.unused -= size;
+        let newest = self.whole().max_by_key(|(_, chunk)| *chunk)?;
+        self.remove(newest)
+    }
+
+    /// Takes the chunks of which nobody holds a part, nor has taken one since the last call, to be dropped.
+    pub(super) fn take_untaken(&mut self) -> Vec<Piece> {
+        let taken = std::mem::take(&mut self.taken);
+        let untaken: Vec<_> = self.whole().filter(|(_, chunk)| !taken.contains(chunk)).collect();
+        let chunks = untaken.into_iter().filter_map(|place| self.remove(place));
+        chunks.flatten().collect()
+    }
+
+    /// Places of the chunks that nobody holds a part of.
+    fn whole(&self) -> impl Iterator<Item = (usize, u64)> {
+        let is_whole = |&(&(capacity, _), pieces): &(&(usize, u64), &Vec<Piece>)| {
+            Self::size_of(capacity).is_some_and(|size| pieces.len() == size / capacity)
+        };
+        self.free.iter().filter(is_whole).map(|(place, _)| *place)
+    }
+
+    fn remove(&mut self, place: (usize, u64)) -> Option<Vec<Piece>> {
         let mut pieces = self.free.remove(&place)?;
+        self.unused -= Self::size_of(place.0)?;
         // One end after the other, so that no hole is in between.
         pieces.sort_unstable_by_key(|piece| piece.memory.start());
         Some(pieces)

@@ -11,7 +11,7 @@
 //!   them than were needed at once, and what was agreed on. Of others, those go first that were unused longest.
 //! * What was not needed between two calls of [`give_up_unneeded`](Buffers::give_up_unneeded) goes at the second one.
 //! * A buffer has at most an eighth more room than was asked for, so that bodies hold what they are counted with: in large
-//!   pages all of it is there.
+//!   pages all of it is there. A body whose length was not known, as of one that is decompressed, has at most a quarter.
 //! * A buffer comes back when the last one who holds it, or a body in it, lets go of it. Nothing that was in it becomes a
 //!   part of the next body: that has what was written, and no more.
 
@@ -56,21 +56,26 @@ struct Unused {
     bytes: usize,
     /// How many of them came back so far.
     returned: u64,
-    /// The fewest bytes that lay here since somebody last asked what is not needed.
-    least: usize,
+    /// How many had come back when it was last looked at what is not needed.
+    looked_at: u64,
 }
 
 impl Unused {
     /// One of this capacity that is there.
     fn take(&mut self, capacity: usize) -> Option<Memory> {
         let piece = self.chunks.take(capacity).map(Memory::Piece);
-        let memory = piece.or_else(|| self.take_other(capacity).map(Memory::Heap))?;
-        self.least = self.least.min(self.total());
-        Some(memory)
+        piece.or_else(|| self.take_other(capacity).map(Memory::Heap))
     }
 
-    fn total(&self) -> usize {
-        self.chunks.unused() + self.bytes
+    /// Moves chunks of which nothing was taken since the last time, and others that lay here all the time.
+    fn move_unneeded(&mut self, to: &mut Vec<Memory>) {
+        to.extend(self.chunks.take_untaken().into_iter().map(Memory::Piece));
+        while self.oldest().is_some_and(|(number, _)| number <= self.looked_at)
+            && let Some(oldest) = self.take_oldest()
+        {
+            to.push(Memory::Heap(oldest));
+        }
+        self.looked_at = self.returned;
     }
 
     /// The one of this capacity that was used last: it is the most likely to be in the processor's cache.
@@ -111,12 +116,16 @@ impl Unused {
         false
     }
 
-    /// The one that was unused longest.
-    fn take_oldest(&mut self) -> Option<Vec<u8>> {
+    /// The number and the capacity of the one that was unused longest.
+    fn oldest(&self) -> Option<(u64, usize)> {
         let fronts = self.others.iter();
-        let (capacity, _) = fronts
-            .filter_map(|(capacity, alike)| Some((*capacity, alike.front()?.0)))
-            .min_by_key(|(_, number)| *number)?;
+        fronts
+            .filter_map(|(capacity, alike)| Some((alike.front()?.0, *capacity)))
+            .min()
+    }
+
+    fn take_oldest(&mut self) -> Option<Vec<u8>> {
+        let (_, capacity) = self.oldest()?;
         let (_, buffer) = self.others.get_mut(&capacity)?.pop_front()?;
         self.bytes -= capacity;
         Some(buffer)
@@ -180,13 +189,11 @@ impl Buffers {
         }
     }
 
-    /// Gives back to the system what lay here all the time since the last call. To be called every few seconds.
+    /// Gives back to the system what was not needed since the last call. To be called every few seconds.
     pub(crate) fn give_up_unneeded(&self) {
         let mut surplus = Vec::new();
         let mut unused = self.lock();
-        let needed = unused.total() - unused.least.min(unused.total());
-        while unused.total() > needed && unused.move_surplus(needed, &mut surplus) {}
-        unused.least = unused.total();
+        unused.move_unneeded(&mut surplus);
         drop(unused);
         // Given back without the lock.
         drop(surplus);

@@ -270,14 +270,34 @@ fn what_was_not_needed_since_the_last_time_goes() {
         drop(bodies(4));
         buffers.give_up_unneeded();
         assert_eq!(unused(), 4 << 20, "of this only a part was");
-        let held = bodies(4);
-        buffers.give_up_unneeded();
-        drop(held);
-        buffers.give_up_unneeded();
-        assert_eq!(unused(), 4 << 20, "it was held when the time began");
         buffers.give_up_unneeded();
         assert_eq!(unused(), 0);
-        drop(bodies(2));
+        let held = bodies(2);
+        buffers.give_up_unneeded();
+        assert!(held.iter().all(|body| body.capacity() == 1 << 20));
+        drop(held);
         assert_eq!(unused(), 2 << 20);
+    }
+}
+
+#[test]
+fn what_is_in_use_stays_when_other_memory_goes() {
+    let buffers = in_large_pages(KEPT);
+    let use_some = || drop((buffers.take(1_500 * KIB), buffers.take(20 * KIB)));
+    drop((buffers.take(PAGE / 2), buffers.take(PAGE / 2), buffers.take(24 * KIB)));
+    use_some();
+    buffers.give_up_unneeded();
+    assert_eq!(
+        (unused_in_chunks(&buffers), others(&buffers)),
+        (4 * PAGE, vec![20 * KIB, 24 * KIB])
+    );
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        use_some();
+        buffers.give_up_unneeded();
+        assert_eq!(unused_in_chunks(&buffers), 3 * PAGE - held.len() * 1_536 * KIB);
+        assert_eq!(others(&buffers), [20 * KIB]);
+        // A chunk that cannot go, as a part of it is held, drives nothing else out.
+        held.push(buffers.take(1_500 * KIB));
     }
 }

@@ -180,8 +180,8 @@ impl Settings {
             readers: options.readers.clone(),
             may_skip: options.may_skip.clone(),
             tail_bytes: options.tail_bytes,
-            // In the file there is up to a block in front of each body that is written from where it is: a sixteenth of it.
-            max_unsynced: (options.max_unsynced + options.max_unsynced / 16) as u64,
+            // In the file there is up to a block in front of each body that is written from where it is.
+            max_unsynced: (options.max_unsynced + options.max_unsynced / (LEAST / BLOCK)) as u64,
             direct_memory: MEMORY,
             direct_least: LEAST,
             free_disk_floor: options.free_disk_floor,

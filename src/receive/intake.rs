@@ -6,8 +6,9 @@
 //! 3. The protobuf is checked once. Spans with invalid ids are cut out; anything else that is wrong refuses all of it.
 //! 4. It is appended to the journal on this very thread, and the answer waits for the sync.
 //!
-//! Steps 1 to 4 up to the sync are one synchronous function, so that a sender that goes away can not leave half of it. It
-//! is done in the order in which the bodies were whole, and lets what reads the journal have its turns (see [`Turnstile`]).
+//! Steps 1 to 4 up to the sync are one synchronous function, so that a sender that goes away can not leave half of it. Small
+//! requests are taken in the order in which their bodies were whole, and let what reads the journal have its turns (see
+//! [`Turnstile`]).
 //!
 //! # Large requests
 //!
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::GetAll;
 use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 
 use super::admission::{Admission, Reservation};
 use super::collect::SizeLimit;
@@ -123,12 +125,14 @@ impl Intake {
         }
     }
 
-    /// Gives memory for bodies that is not needed any more back to the system. Does not end.
+    /// Gives memory for bodies, here and in the journal, that is not needed any more back to the system. Does not end.
     pub(super) async fn give_up_unneeded(&self) {
         let mut ticks = tokio::time::interval(GIVE_UP_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             self.shared.admission.buffers().give_up_unneeded();
+            self.shared.journal.give_up_unneeded();
         }
     }
 

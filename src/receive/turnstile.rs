@@ -8,7 +8,8 @@
 //!
 //! # Invariants
 //!
-//! * Between two stretches of [`STRETCH`] each thread runs whatever else is ready once.
+//! * After each stretch of [`STRETCH`] one of the threads runs whatever else is ready; so each does after as much work of
+//!   its own, on average.
 //! * Nobody waits while nothing else is ready: without other work a thread does nothing but this.
 //! * Who goes away while it waits leaves nothing behind.
 
@@ -40,7 +41,7 @@ impl Turnstile {
 
     /// Does the work of one request when it is its turn.
     pub(super) async fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
-        // Never closed.
+        // An error would say that it is closed, which it never is.
         let _place = self.places.acquire().await;
         if self.spent.load(Ordering::Relaxed) >= self.stretch {
             self.spent.store(0, Ordering::Relaxed);
@@ -97,8 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn others_have_a_turn_after_each_stretch_of_requests() {
-        // Whatever a request takes is more than nothing.
-        assert!(turns_of_others(turnstile(Duration::from_nanos(1))).await >= 62);
+        assert!(turns_of_others(turnstile(Duration::ZERO)).await >= 63);
     }
 
     #[tokio::test]
@@ -108,8 +108,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_while_it_waits_keeps_nobody_else() {
-        let turnstile = turnstile(Duration::from_nanos(1));
-        turnstile.pass(|| std::hint::black_box(())).await;
+        let turnstile = turnstile(Duration::ZERO);
         let mut leaving = Box::pin(turnstile.pass(|| ()));
         assert!(futures_util::poll!(&mut leaving).is_pending(), "others have their turn");
         let mut behind = Box::pin(turnstile.pass(|| ()));
