@@ -85,13 +85,12 @@ impl DirectIo {
         }
     }
 
-    /// Memory for one write that begins on a page.
-    fn memory(&self) -> Vec<u8> {
-        let spare = std::mem::take(&mut *lock(&self.spare));
-        if spare.capacity() > 0 {
-            return spare;
-        }
-        Vec::with_capacity(self.memory + BLOCK)
+    /// Empty memory with room for one write that begins on a page.
+    fn take_memory(&self) -> Vec<u8> {
+        let mut memory = std::mem::take(&mut *lock(&self.spare));
+        memory.clear();
+        memory.reserve_exact(self.memory + BLOCK);
+        memory
     }
 
     fn is_refused(&self) -> bool {
@@ -155,7 +154,7 @@ impl DirectWriter {
             next: DATA_START,
             is_closed: false,
         };
-        let blocks = Blocks::new(direct_io.memory(), direct_io.memory, DATA_START);
+        let blocks = Blocks::new(direct_io.take_memory(), direct_io.memory, DATA_START);
         Self {
             direct_io,
             waiting: Mutex::new(waiting),

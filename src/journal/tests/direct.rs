@@ -124,33 +124,24 @@ fn a_writer_in_the_memory_of_an_earlier_one_writes_its_own_records_only() {
     disk.set_direct(Direct::Works);
     let direct_io = Arc::new(DirectIo::new(MEMORY, LEAST));
     let size = end().next_multiple_of(4096);
-    let lasts: Vec<Vec<u8>> = ["first", "second"]
-        .into_iter()
-        .map(|name| {
-            let file = disk.create(name).unwrap();
-            file.allocate(size).unwrap();
-            let writer = direct_io.writer(&disk, name, size).unwrap();
-            let records = if name == "first" {
-                &records()[..]
-            } else {
-                &records()[1..2]
-            };
-            let first = placement(DATA_START, records[0].2.len(), records[0].0.on_block);
-            let (_, header, body) = records[0].clone();
-            append_all(&writer, [&(first, header, body)]);
-            append_all(&writer, if name == "first" { &records[1..] } else { &[] });
-            let end = if name == "first" { end() } else { first.next() };
-            writer.sync(&*file, end, false).unwrap();
-            writer.close();
-            let mut behind = vec![1; (end.next_multiple_of(4096) - end) as usize];
-            file.read_at(&mut behind, end).unwrap();
-            behind
-        })
-        .collect();
-    assert!(
-        lasts.iter().flatten().all(|byte| *byte == 0),
-        "something of an earlier one lies behind the last record"
-    );
+    let write = |name: &str, records: &[Placed]| {
+        let file = disk.create(name).unwrap();
+        file.allocate(size).unwrap();
+        let writer = direct_io.writer(&disk, name, size).unwrap();
+        append_all(&writer, records);
+        let end = end_of(records);
+        writer.sync(&*file, end, false).unwrap();
+        writer.close();
+        assert_written(&*file, records);
+        let mut behind = vec![1; (end.next_multiple_of(4096) - end) as usize];
+        file.read_at(&mut behind, end).unwrap();
+        assert!(
+            behind.iter().all(|byte| *byte == 0),
+            "something of an earlier one lies behind the last record"
+        );
+    };
+    write("first", &records());
+    write("second", &records()[..2]);
 }
 
 #[test]
