@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
+use super::ahead::Ahead;
 use super::together::Together;
 
 /// How long a peer may take to close after it was told to.
@@ -244,10 +245,12 @@ impl Drop for InFlight {
     }
 }
 
-/// A stream that notes in its connection's [`Activity`] what happens on it, and on which what is written leaves [`Together`].
+/// A stream that notes in its connection's [`Activity`] what happens on it, from which is read [`Ahead`], and on which what is
+/// written leaves [`Together`].
 pub(super) struct Watched<T> {
     pub(super) stream: T,
     pub(super) activity: Arc<Activity>,
+    ahead: Ahead,
     together: Together,
 }
 
@@ -256,6 +259,7 @@ impl<T> Watched<T> {
         Watched {
             stream,
             activity,
+            ahead: Ahead::default(),
             together: Together::default(),
         }
     }
@@ -284,7 +288,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let watched = &mut *self;
+        let polled = watched.ahead.poll_read(&mut watched.stream, context, buffer);
         if polled.is_ready() && buffer.filled().len() > before {
             self.activity.heard(&buffer.filled()[before..]);
         }

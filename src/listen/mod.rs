@@ -18,6 +18,7 @@
 //! * When the shutdown token is cancelled nothing is accepted any more, begun requests are answered, and
 //!   [`Listener::serve`] returns within `drain_timeout`.
 
+mod ahead;
 mod auth;
 mod body;
 mod connection;
