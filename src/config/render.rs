@@ -1,6 +1,6 @@
 //! The record of what was read, as an example file, as a reference, as the effective configuration.
 
-use super::section::{KeyRecord, RecordOf};
+use super::section::{KeyRecord, RecordOf, Secret};
 use super::yaml::{Node, Value};
 
 /// What stands in place of a secret.
@@ -83,7 +83,11 @@ pub fn effective(records: &[KeyRecord]) -> String {
                 out.push_str(&format!("{indent}{key}:{}\n", if empty { " {}" } else { "" }));
             }
             RecordOf::Setting { value, secret, .. } => {
-                let value = if *secret { redacted(value) } else { value.clone() };
+                let value = match secret {
+                    Secret::Nothing => value.clone(),
+                    Secret::Query => redacted(value, without_query),
+                    Secret::Everything => redacted(value, without_credentials),
+                };
                 out.push_str(&format!("{indent}{key}: {}\n", inline(&value)));
             }
         }
@@ -100,27 +104,34 @@ pub fn values(records: &[KeyRecord]) -> std::collections::BTreeMap<String, Strin
     records.iter().filter_map(value).collect()
 }
 
-/// Hides every text below `node`, keeping the shape and the keys.
-fn redacted(node: &Node) -> Node {
+/// Hides what `hide` leaves out of every text below `node`, keeping the shape and the keys.
+fn redacted(node: &Node, hide: fn(&str) -> String) -> Node {
     let value = match &node.value {
         Value::Null => Value::Null,
         Value::Scalar { text, .. } if text.is_empty() => node.value.clone(),
         Value::Scalar { text, .. } => Value::Scalar {
-            text: without_credentials(text),
+            text: hide(text),
             quoted: true,
         },
-        Value::Sequence(items) => Value::Sequence(items.iter().map(redacted).collect()),
+        Value::Sequence(items) => Value::Sequence(items.iter().map(|item| redacted(item, hide)).collect()),
         Value::Mapping(entries) => {
-            let hide = |entry: &super::yaml::Entry| super::yaml::Entry {
-                value: redacted(&entry.value),
+            let hidden = |entry: &super::yaml::Entry| super::yaml::Entry {
+                value: redacted(&entry.value, hide),
                 ..entry.clone()
             };
-            Value::Mapping(entries.iter().map(hide).collect())
+            Value::Mapping(entries.iter().map(hidden).collect())
         }
     };
     Node {
         value,
         at: node.at.clone(),
+    }
+}
+
+fn without_query(url: &str) -> String {
+    match url.split_once('?') {
+        Some((before, _)) => format!("{before}?{REDACTED}"),
+        None => url.to_owned(),
     }
 }
 

@@ -36,9 +36,20 @@ pub enum RecordOf {
         default: &'static str,
         /// The value in force.
         value: Node,
-        /// Never printed.
-        secret: bool,
+        /// What of the value must not be printed.
+        secret: Secret,
     },
+}
+
+/// What of a value must not be printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret {
+    /// All of it may be.
+    Nothing,
+    /// The query of a URL, in which some services want a key.
+    Query,
+    /// All of it; of the URL of a database the password.
+    Everything,
 }
 
 /// Collects mistakes and records while settings are read.
@@ -116,12 +127,31 @@ pub struct Section<'r> {
 impl Section<'_> {
     /// A setting. `default` is YAML, substituted like a user's text.
     pub fn get<T: Setting + Default>(&self, key: &'static str, default: &'static str, meaning: &'static str) -> T {
-        self.setting(key, default, meaning, T::KIND.to_owned(), false, T::from_node)
+        self.setting(key, default, meaning, T::KIND.to_owned(), Secret::Nothing, T::from_node)
     }
 
     /// A setting that is never printed.
     pub fn secret<T: Setting + Default>(&self, key: &'static str, default: &'static str, meaning: &'static str) -> T {
-        self.setting(key, default, meaning, T::KIND.to_owned(), true, T::from_node)
+        self.setting(
+            key,
+            default,
+            meaning,
+            T::KIND.to_owned(),
+            Secret::Everything,
+            T::from_node,
+        )
+    }
+
+    /// The URL of a service, of which the query is never printed.
+    pub fn url(&self, key: &'static str, meaning: &'static str) -> String {
+        self.setting(
+            key,
+            "",
+            meaning,
+            String::KIND.to_owned(),
+            Secret::Query,
+            String::from_node,
+        )
     }
 
     /// A setting with a parser of its own.
@@ -133,7 +163,7 @@ impl Section<'_> {
         kind: &'static str,
         parse: impl Fn(&Node) -> Result<T, String>,
     ) -> T {
-        self.setting(key, default, meaning, kind.to_owned(), false, parse)
+        self.setting(key, default, meaning, kind.to_owned(), Secret::Nothing, parse)
     }
 
     /// Like [`Section::parsed`], never printed.
@@ -145,7 +175,7 @@ impl Section<'_> {
         kind: &'static str,
         parse: impl Fn(&Node) -> Result<T, String>,
     ) -> T {
-        self.setting(key, default, meaning, kind.to_owned(), true, parse)
+        self.setting(key, default, meaning, kind.to_owned(), Secret::Everything, parse)
     }
 
     /// A setting with a fixed set of values.
@@ -157,7 +187,7 @@ impl Section<'_> {
         choices: &[(&'static str, T)],
     ) -> T {
         let names = choices.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-        self.setting(key, default, meaning, names.join(" \\| "), false, |node| {
+        self.setting(key, default, meaning, names.join(" \\| "), Secret::Nothing, |node| {
             let written = String::from_node(node)?;
             let found = choices
                 .iter()
@@ -222,7 +252,7 @@ impl Section<'_> {
         default: &'static str,
         meaning: &'static str,
         kind: String,
-        secret: bool,
+        secret: Secret,
         parse: impl Fn(&Node) -> Result<T, String>,
     ) -> T {
         self.known.borrow_mut().push(key.to_owned());

@@ -66,7 +66,7 @@ impl Client {
     pub(super) fn new(options: &ExporterOptions, hop: &str) -> Result<Client, ForwardError> {
         let endpoint = Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure)?;
         let mistake = |error: &dyn std::fmt::Display| ForwardError::Endpoint {
-            endpoint: options.endpoint.clone(),
+            endpoint: endpoint.to_string(),
             what: error.to_string(),
         };
         let [traces, metrics, logs] = Signal::ALL.map(|signal| endpoint.uri(signal));

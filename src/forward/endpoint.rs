@@ -8,8 +8,32 @@ use http::uri::{PathAndQuery, Scheme};
 use super::{ForwardError, Protocol};
 use crate::otlp::Signal;
 
-/// A parsed `endpoint`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An `endpoint` as it is configured. Some services want a key in its query: `Debug` shows neither that nor credentials.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct EndpointUrl(String);
+
+impl<T: Into<String>> From<T> for EndpointUrl {
+    fn from(url: T) -> EndpointUrl {
+        EndpointUrl(url.into())
+    }
+}
+
+impl std::ops::Deref for EndpointUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for EndpointUrl {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(without_credentials(&self.0), formatter)
+    }
+}
+
+/// A parsed `endpoint`. It is shown without its query.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     scheme: Scheme,
     /// Host and, if it was given, port.
@@ -127,6 +151,12 @@ impl Endpoint {
         resolved
             .iter()
             .any(|target| listeners.iter().any(|listener| reaches(*target, *listener)))
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, formatter)
     }
 }
 

@@ -50,7 +50,7 @@ mod tls;
 mod window;
 
 pub use answer::{Answer, Verdict};
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, EndpointUrl};
 pub use forwarder::{Forwarder, Setup};
 pub use options::{Compression, ExporterOptions, Headers, Protocol, RefusedLimits, TlsOptions};
 pub use refused::{Kept, Refusal, list_refused, read_refused, refused_directory, remove_refused};

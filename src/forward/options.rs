@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{ForwardError, RetryOptions, reply};
+use super::{EndpointUrl, ForwardError, RetryOptions, reply};
 use crate::egress::{EgressOptions, Policy};
 use crate::otlp::{Encoding, Signal};
 
@@ -181,7 +181,7 @@ impl Default for RefusedLimits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExporterOptions {
     /// Where to send; see [`super::Endpoint::parse`]. Required.
-    pub endpoint: String,
+    pub endpoint: EndpointUrl,
     /// Default [`Protocol::HttpProtobuf`].
     pub protocol: Protocol,
     /// Headers for every request, such as `signoz-ingestion-key`. Default none.
@@ -217,7 +217,7 @@ pub struct ExporterOptions {
 impl Default for ExporterOptions {
     fn default() -> Self {
         ExporterOptions {
-            endpoint: String::new(),
+            endpoint: EndpointUrl::default(),
             protocol: Protocol::default(),
             headers: Headers::default(),
             compression: Compression::default(),

@@ -18,7 +18,7 @@ pub(super) fn bind(root: &Section<'_>) -> Vec<(String, ExporterOptions)> {
 
 fn exporter(section: &Section<'_>) -> ExporterOptions {
     let protocols = [("http/protobuf", Protocol::HttpProtobuf), ("grpc", Protocol::Grpc)];
-    let endpoint: String = section.get("endpoint", "", "Address, such as http://signoz:4318. Required.");
+    let endpoint = section.url("endpoint", "Address, such as http://signoz:4318. Required.");
     let protocol = section.choice("protocol", "http/protobuf", "How requests are sent.", &protocols);
     let options = ExporterOptions {
         protocol,
@@ -99,7 +99,7 @@ fn exporter(section: &Section<'_>) -> ExporterOptions {
             key_file: tls.get("key_file", "", "Key of the client certificate (PEM)."),
         }),
         egress: egress::bind(section),
-        endpoint,
+        endpoint: endpoint.into(),
     };
     if let Err(error) = options.check() {
         section.mistake(error.key(), error.to_string());

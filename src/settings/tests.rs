@@ -108,7 +108,7 @@ fn what_takes_effect_while_the_program_runs_are_keys_that_exist() {
 
 #[test]
 fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
-    let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318\n    headers: {signoz-ingestion-key: s3cr3t}\n\
+    let text = "exporters:\n  otlp:\n    endpoint: http://signoz:4318/base?key=s3cr3t\n    headers: {signoz-ingestion-key: s3cr3t}\n\
         database: {url: 'postgres://u:s3cr3t@db/x'}\n\
         receivers: {otlp: {auth: {bearer_tokens: [s3cr3t], basic_users: {ann: s3cr3t}}}}\n\
         metrics: {auth: {basic_users: {prometheus: 'http://s3cr3t'}}}\n\
@@ -129,6 +129,7 @@ fn the_effective_configuration_reads_back_as_itself_and_shows_no_secret() {
     );
     assert!(!debug.contains("s3cr3t") && debug.contains("code_exec_logs"), "{debug}");
     assert!(printed.contains("signoz-ingestion-key: \"[redacted]\""), "{printed}");
+    assert!(printed.contains("http://signoz:4318/base?[redacted]"), "{printed}");
     let again = render::effective(
         &loaded(&printed)
             .unwrap_or_else(|error| panic!("{error}\n{printed}"))

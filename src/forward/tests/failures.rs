@@ -326,7 +326,7 @@ async fn an_exporter_whose_backend_is_away_does_not_slow_another_one() {
     let mut here = Sink::start(|_, _| Reply::status(200)).await;
     let mut rig = Rig::new(&here.url());
     let running = rig.start();
-    rig.options.endpoint = away.url();
+    rig.options.endpoint = away.url().into();
     drop(away);
     let second = rig.start_as("otlp/second", &rig.options);
     let names: Vec<String> = (0..100).map(|index| format!("span {index}")).collect();

@@ -337,7 +337,7 @@ impl Rig {
             ..RetryOptions::default()
         };
         let options = ExporterOptions {
-            endpoint: endpoint.to_owned(),
+            endpoint: endpoint.into(),
             retry_on_failure,
             ..ExporterOptions::default()
         };
