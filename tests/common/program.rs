@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// A configuration and the directory its data lives in. Programs come and go; the data stays until this is dropped.
+/// A configuration and the directory its data lives in. Programs come and go; the data stays until this is dropped, and for
+/// whoever looks into it when the test failed.
 pub struct Setup {
     directory: TempDir,
     settings: Value,
@@ -394,6 +395,15 @@ fn listener_address(line: &str, listener: &str) -> Option<SocketAddr> {
     (fields.get("listener")?.as_str()? == listener).then_some(())?;
     let address = fields.get("address")?.as_str()?;
     Some(address.parse().expect("`address` is an address with a port"))
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            eprintln!("the data is left in {}", self.directory.path().display());
+        }
+    }
 }
 
 impl Drop for Program {
