@@ -5,7 +5,8 @@
 //! less than [`AT_ONCE`] takes as much as that from the socket and keeps the rest for the next ones. Copying it costs less
 //! than the calls; reads for more go past this.
 //!
-//! Invariants: nothing is reordered or lost, and a connection on which nothing arrives holds no memory for this.
+//! Invariants: nothing is reordered or lost; a connection holds [`AT_ONCE`] at most for this, and nothing while it waits for
+//! what is to come.
 
 use std::io;
 use std::pin::Pin;

@@ -21,6 +21,7 @@ struct Shared {
     streams: AtomicUsize,
     turns: Arc<Semaphore>,
     large_turn: Arc<Semaphore>,
+    large_unread: AtomicUsize,
     /// Where this peer is known, and forgotten in the end.
     known_to: Weak<Known>,
 }
@@ -42,6 +43,7 @@ impl Peer {
             streams: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(*CORES)),
             large_turn: Arc::new(Semaphore::new(1)),
+            large_unread: AtomicUsize::new(0),
             known_to: known.clone(),
         };
         Peer {
@@ -73,6 +75,11 @@ impl Peer {
     /// One: as many of this peer's large requests may stand in the queue of those that go one at a time.
     pub(crate) fn large_turn(&self) -> &Arc<Semaphore> {
         &self.shared.large_turn
+    }
+
+    /// How many of this peer's large requests wait for that before they are read; the service keeps the count.
+    pub(crate) fn large_unread(&self) -> &AtomicUsize {
+        &self.shared.large_unread
     }
 }
 

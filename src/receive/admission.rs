@@ -10,9 +10,11 @@
 //!   always room for another one's requests.
 //! * A request that is larger than its quarter goes alone: beside the others, one at a time, whoever sends it. The
 //!   receivers' size limits bound it. So the usual limit can be small, and the largest request still fits.
-//! * A request that says beforehand that it is so large waits for its turn before anything of it is read, and holds no
-//!   memory meanwhile; one of which it turns out by decompression holds what it has received. Only one whose size was not
-//!   told is refused when another one goes alone.
+//! * A request that says beforehand that it is so large waits for its turn before it is read. What has come of it by then is
+//!   in memory without being counted, a frame of HTTP/2 and what the windows of its connection allow; therefore few may wait
+//!   so, and of one peer one: two on one connection would take the whole window from the one that goes alone.
+//! * One of which it turns out by decompression that it is so large waits with what it holds, which is counted. Only one whose
+//!   size was not told is refused when another one goes alone.
 //! * Turns go round between peers: each has at most one request in the queue.
 //! * Who goes alone must not dawdle, and least of all while another peer waits.
 
@@ -36,6 +38,10 @@ const ALONE_WITHIN: Duration = Duration::from_secs(20);
 /// While another peer waits, the body has to arrive with this many bytes a second, after the first second.
 const PRESSED_RATE: usize = 2 * 1024 * 1024;
 
+/// Requests that wait for their turn before they are read: of one peer, and of all.
+const MOST_UNREAD_OF_ONE_PEER: usize = 1;
+const MOST_UNREAD: usize = 8;
+
 /// Bytes of buffers that wait for the next requests.
 pub(super) const BUFFERS: usize = 8 << 20;
 
@@ -49,6 +55,8 @@ pub(super) struct Admission {
     turn: Arc<Semaphore>,
     /// Requests of other peers that wait for that.
     waiting: AtomicUsize,
+    /// Requests that wait for it before they are read.
+    unread: AtomicUsize,
     /// Told when one begins to wait.
     pressed: Notify,
     /// What the one that goes alone holds.
@@ -89,6 +97,32 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Counts a request that waits before it is read, while it lives.
+struct Unread {
+    admission: Arc<Admission>,
+    peer: Peer,
+}
+
+impl Unread {
+    fn begin(admission: &Arc<Admission>, peer: &Peer) -> Result<Unread, NoRoom> {
+        take(peer.large_unread(), 1, MOST_UNREAD_OF_ONE_PEER)?;
+        take(&admission.unread, 1, MOST_UNREAD).inspect_err(|NoRoom| {
+            peer.large_unread().fetch_sub(1, Ordering::Relaxed);
+        })?;
+        Ok(Unread {
+            admission: admission.clone(),
+            peer: peer.clone(),
+        })
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.peer.large_unread().fetch_sub(1, Ordering::Relaxed);
+        self.admission.unread.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Admission {
     pub(super) fn new(limit: usize, gauge: Gauge) -> Arc<Admission> {
         Arc::new(Admission {
@@ -98,6 +132,7 @@ impl Admission {
             shared: AtomicUsize::new(0),
             turn: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
+            unread: AtomicUsize::new(0),
             pressed: Notify::new(),
             alone: AtomicUsize::new(0),
             turn_wait: TURN_WAIT,
@@ -172,14 +207,26 @@ impl Reservation {
         Ok(())
     }
 
-    /// What it may still hold beside the others.
+    /// What it may still hold without waiting.
     pub(super) fn shareable(&self) -> usize {
-        self.admission.of_one_request.saturating_sub(self.bytes)
+        match self.alone {
+            Some(_) => usize::MAX,
+            None => self.admission.of_one_request.saturating_sub(self.bytes),
+        }
     }
 
-    /// Waits for its turn if it is going to hold more than it may beside the others.
+    /// Waits for its turn if it is going to hold more than it may beside the others. For a request that is not read yet.
     pub(super) async fn expect(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        if self.alone.is_some() || bytes <= self.admission.of_one_request {
+        if self.alone.is_some() || bytes <= self.admission.of_one_request || self.go_alone(0).is_ok() {
+            return Ok(());
+        }
+        let _unread = Unread::begin(&self.admission, &self.peer)?;
+        self.wait_alone().await
+    }
+
+    /// Waits for its turn with what it holds.
+    pub(super) async fn wait_alone(&mut self) -> Result<(), NoRoom> {
+        if self.alone.is_some() {
             return Ok(());
         }
         let turn = self.admission.turn(&self.peer);
@@ -193,15 +240,16 @@ impl Reservation {
         }
     }
 
-    /// Returns when the rest of the body has been waited for long enough, which is never if it does not go alone.
-    pub(super) async fn dawdles(&self) {
+    /// Returns when the rest of a body of which so much has arrived has been waited for long enough, which is never if it does
+    /// not go alone.
+    pub(super) async fn dawdles(&self, arrived: usize) {
         let Some(alone) = &self.alone else {
             return std::future::pending().await;
         };
         let admission = &self.admission;
         loop {
             let is_pressed = admission.waiting.load(Ordering::Relaxed) > 0;
-            let until = alone.since + time_for(self.bytes, is_pressed, admission.alone_within);
+            let until = alone.since + time_for(arrived, is_pressed, admission.alone_within);
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
                     // Who pressed may be gone.
@@ -341,7 +389,7 @@ mod tests {
         let (greedy, modest) = (Peer::new(None), Peer::new(None));
         let waits = |peer: &Peer| {
             let mut reservation = admission.begin(peer.clone());
-            tokio::spawn(async move { reservation.expect(500).await.map(|()| reservation) })
+            tokio::spawn(async move { reservation.wait_alone().await.map(|()| reservation) })
         };
         let first = waits(&greedy).await.unwrap().unwrap();
         let others: Vec<_> = (0..9).map(|_| waits(&greedy)).collect();
@@ -355,6 +403,41 @@ mod tests {
             served += usize::from(other.await.unwrap().is_ok());
         }
         assert_eq!(served, 9);
+    }
+
+    #[tokio::test]
+    async fn few_large_requests_wait_before_they_are_read_and_of_one_peer_one() {
+        let admission = Admission::new(100, Gauge::noop());
+        let greedy = Peer::new(None);
+        let mut alone = admission.begin(greedy.clone());
+        alone.expect(500).await.unwrap();
+        let waits = |peer: &Peer| {
+            let mut reservation = admission.begin(peer.clone());
+            tokio::spawn(async move { reservation.expect(500).await.map(|()| reservation) })
+        };
+        let first = waits(&greedy);
+        tokio::task::yield_now().await;
+        assert_eq!(
+            waits(&greedy).await.unwrap().err(),
+            Some(NoRoom),
+            "the second of one peer"
+        );
+        let others: Vec<_> = (1..MOST_UNREAD).map(|_| waits(&Peer::new(None))).collect();
+        tokio::task::yield_now().await;
+        assert_eq!(
+            waits(&Peer::new(None)).await.unwrap().err(),
+            Some(NoRoom),
+            "too many peers"
+        );
+        first.abort();
+        assert!(first.await.err().is_some_and(|error| error.is_cancelled()));
+        let again = waits(&greedy);
+        drop(alone);
+        for waiting in others.into_iter().chain([again]) {
+            assert!(waiting.await.unwrap().is_ok());
+        }
+        assert_eq!(admission.unread.load(Ordering::Relaxed), 0);
+        assert_eq!(greedy.large_unread().load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
@@ -373,7 +456,7 @@ mod tests {
             let mut other = admission.begin(Peer::new(None));
             async move { other.expect(500).await }
         });
-        slow.dawdles().await;
+        slow.dawdles(0).await;
         assert!(!pressing.is_finished(), "it waits long enough for that");
         drop(slow);
         assert_eq!(pressing.await.unwrap(), Ok(()));
@@ -408,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_says_that_it_is_large_waits_for_its_turn_and_holds_nothing_meanwhile() {
+    async fn a_request_that_says_that_it_is_large_waits_for_its_turn_and_takes_no_room_meanwhile() {
         let admission = Admission::new(100, Gauge::noop());
         let mut first = admission.begin(Peer::new(None));
         first.expect(500).await.unwrap();

@@ -66,7 +66,7 @@ where
     limit.check(announced.unwrap_or(0))?;
     room.expect(announced.unwrap_or(0)).await?;
     let mut collected = Collected::of_length(announced, room.buffers());
-    while let Some(frame) = next_in_time(body, room).await? {
+    while let Some(frame) = next_in_time(body, collected.length(), room).await? {
         limit.check(collected.length().saturating_add(frame.len()))?;
         collected.push(frame, room)?;
     }
@@ -82,7 +82,11 @@ where
     let mut prefix = [0; GRPC_PREFIX];
     let mut prefix_read = 0;
     let mut message: Option<(usize, Collected)> = None;
-    while let Some(mut frame) = next_in_time(body, room).await? {
+    loop {
+        let arrived = message.as_ref().map_or(0, |(_, collected)| collected.length());
+        let Some(mut frame) = next_in_time(body, arrived, room).await? else {
+            break;
+        };
         let (length, collected) = match &mut message {
             Some(message) => message,
             None => {
@@ -126,8 +130,8 @@ where
     }
 }
 
-/// The next piece of the body. A request that goes alone has less time than others.
-async fn next_in_time<B>(body: &mut B, room: &Reservation) -> Result<Option<Bytes>, Refusal>
+/// The next piece of a body of which so much has arrived. A request that goes alone has less time than others.
+async fn next_in_time<B>(body: &mut B, arrived: usize, room: &Reservation) -> Result<Option<Bytes>, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -135,7 +139,7 @@ where
     tokio::select! {
         biased;
         piece = next_data(body) => piece,
-        () = room.dawdles() => Err(Refusal::slow_body("a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)")),
+        () = room.dawdles(arrived) => Err(Refusal::slow_body("a request of this size must arrive faster: others wait for it (receivers.otlp.max_in_flight_size)")),
     }
 }
 

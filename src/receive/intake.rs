@@ -28,7 +28,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::admission::{Admission, Reservation};
 use super::collect::SizeLimit;
-use super::meters::{Meters, Protocol};
+use super::meters::{Meters, Protocol, Unanswered};
 use super::refusal::{Reason, Refusal};
 use super::turnstile::Turnstile;
 use crate::clock::unix_nanos;
@@ -86,12 +86,12 @@ pub(super) struct Taken {
 /// How far [`Shared::store`] came.
 enum Stored {
     /// Nothing in it is worth keeping: an empty request, or one of which every span is rejected.
-    Nothing {
-        rejected: u32,
-    },
+    Nothing { rejected: u32 },
     Appended {
         appended: Appended,
         items: u32,
+        /// From here on: the sender may go away while this is under way on another thread.
+        unanswered: Unanswered,
     },
 }
 
@@ -171,12 +171,16 @@ impl Intake {
         let meters = self.shared.meters.of(protocol, signal);
         // What the request holds of the memory that is admitted it holds until it is on the disk.
         let (stored, _room) = self.store(received).await.map_err(|refusal| refusal.of_body(bytes))?;
-        let (appended, items) = match stored {
+        let (appended, items, unanswered) = match stored {
             Stored::Nothing { rejected } => {
                 meters.accepted(0, rejected, bytes);
                 return Ok(Taken { rejected });
             }
-            Stored::Appended { appended, items } => (appended, items),
+            Stored::Appended {
+                appended,
+                items,
+                unanswered,
+            } => (appended, items, unanswered),
         };
         let Appended {
             duplicate,
@@ -184,7 +188,6 @@ impl Intake {
             durable,
             ..
         } = appended;
-        let unanswered = meters.unanswered();
         let synced = durable.await;
         unanswered.answered();
         synced.map_err(|error| Refusal::from(error).of_body(bytes))?;
@@ -217,7 +220,7 @@ impl Intake {
         let (stored, mut received) = self.work(received, shareable).await?;
         let stored = match stored {
             Err(Stop::Heavy) => {
-                received.room.expect(usize::MAX).await?;
+                received.room.wait_alone().await?;
                 let (stored, again) = self.work(received, usize::MAX).await?;
                 received = again;
                 stored
@@ -266,7 +269,7 @@ impl Shared {
         if let Some(digest) = &digest
             && let Some(appended) = self.journal.duplicate_of(digest, received_at)
         {
-            return Ok(Stored::Appended { appended, items: 0 });
+            return Ok(self.appended(received, appended, 0));
         }
         let plain = self.decode(received, inflated)?;
         let checked = match signal {
@@ -291,7 +294,16 @@ impl Shared {
         let entry = self.entry(received, digest, received_at, checked);
         let items = entry.items;
         let appended = self.journal.append(entry).map_err(Refusal::from)?;
-        Ok(Stored::Appended { appended, items })
+        Ok(self.appended(received, appended, items))
+    }
+
+    fn appended(&self, received: &Received, appended: Appended, items: u32) -> Stored {
+        let unanswered = self.meters.of(received.protocol, received.signal).unanswered();
+        Stored::Appended {
+            appended,
+            items,
+            unanswered,
+        }
     }
 
     /// The request as protobuf, neither compressed nor JSON.

@@ -150,23 +150,23 @@ impl SignalMeters {
     }
 
     /// Counts the request as unanswered, unless the guard is told that it was answered.
-    pub(super) fn unanswered(&self) -> Unanswered<'_> {
-        Unanswered(Some(&self.unanswered))
+    pub(super) fn unanswered(&self) -> Unanswered {
+        Unanswered(Some(self.unanswered.clone()))
     }
 }
 
 /// See [`SignalMeters::unanswered`].
-pub(super) struct Unanswered<'a>(Option<&'a Counter>);
+pub(super) struct Unanswered(Option<Counter>);
 
-impl Unanswered<'_> {
+impl Unanswered {
     pub(super) fn answered(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Unanswered<'_> {
+impl Drop for Unanswered {
     fn drop(&mut self) {
-        if let Some(counter) = self.0 {
+        if let Some(counter) = &self.0 {
             counter.increment(1);
         }
     }

@@ -5,7 +5,9 @@ use crate::fixture::*;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Method, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use spanledger::otlp::{Encoding, compress, decompress};
@@ -294,6 +296,37 @@ async fn a_request_beyond_its_share_of_the_bytes_in_flight_goes_alone() {
     assert_eq!(&answer, b"HTTP/1.1 200");
     let answer = fixture.post("/v1/traces", &[("content-type", PROTOBUF)], second).await;
     assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn large_requests_on_one_connection_of_http2_do_not_take_its_window_from_the_one_whose_turn_it_is() {
+    let fixture = Fixture::with(|options, _| options.max_in_flight_bytes = 4 << 20);
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let call = |spans: ExportTraceServiceRequest| {
+        let headers = [("content-type", "application/grpc"), ("te", "trailers")];
+        let message = framed(0, &spans.encode_to_vec());
+        send(
+            client.clone(),
+            request(Method::POST, fixture.grpc, GRPC_TRACES, &headers, message),
+        )
+    };
+    assert_eq!(
+        call(traces(1)).await.grpc_status(),
+        "0",
+        "now there is the one connection"
+    );
+    let large = |megabytes: usize| call(large_traces(megabytes << 20));
+    let answers = tokio::join!(large(6), large(7), large(8), large(9));
+    let mut statuses = [answers.0, answers.1, answers.2, answers.3].map(|answer| answer.grpc_status().to_owned());
+    statuses.sort();
+    // One has its turn and one waits; the others are to come again, unless one was done before they came.
+    assert_eq!(&statuses[..2], ["0", "0"], "{statuses:?}");
+    assert!(
+        statuses[2..]
+            .iter()
+            .all(|status| ["0", "8", "14"].contains(&status.as_str())),
+        "{statuses:?}"
+    );
 }
 
 #[tokio::test]
