@@ -73,7 +73,7 @@ impl Open {
         );
         let (known, connections) = table.peers.entry(peer).or_insert_with(|| (self.known.at(peer), 0));
         *connections += 1;
-        let peer = known.clone();
+        let peer = known.on_another_connection();
         self.gauge.set(table.connections.len() as f64);
         drop(table);
         Some(Place {

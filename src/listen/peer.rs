@@ -12,6 +12,13 @@ use tokio::sync::Semaphore;
 #[derive(Debug, Clone)]
 pub struct Peer {
     shared: Arc<Shared>,
+    of_connection: Arc<OfConnection>,
+}
+
+/// What is counted for one connection of a peer.
+#[derive(Debug, Default)]
+struct OfConnection {
+    large_unread: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -46,9 +53,19 @@ impl Peer {
             large_unread: AtomicUsize::new(0),
             known_to: known.clone(),
         };
+        Peer::of(Arc::new(shared))
+    }
+
+    fn of(shared: Arc<Shared>) -> Peer {
         Peer {
-            shared: Arc::new(shared),
+            shared,
+            of_connection: Arc::default(),
         }
+    }
+
+    /// The same peer on a further connection; clones are on the same one.
+    pub(crate) fn on_another_connection(&self) -> Peer {
+        Peer::of(self.shared.clone())
     }
 
     /// The address, or network, of the peer; `None` over a Unix socket.
@@ -77,9 +94,10 @@ impl Peer {
         &self.shared.large_turn
     }
 
-    /// How many of this peer's large requests wait for that before they are read; the service keeps the count.
-    pub(crate) fn large_unread(&self) -> &AtomicUsize {
-        &self.shared.large_unread
+    /// How many of this peer's large requests wait for that before they are read, on all connections and on this one; the
+    /// service keeps the counts.
+    pub(crate) fn large_unread(&self) -> [&AtomicUsize; 2] {
+        [&self.shared.large_unread, &self.of_connection.large_unread]
     }
 }
 
@@ -96,7 +114,7 @@ impl Peers {
     pub(super) fn at(&self, address: Option<IpAddr>) -> Peer {
         let mut known = lock(&self.known);
         if let Some(shared) = known.get(&address).and_then(Weak::upgrade) {
-            return Peer { shared };
+            return Peer::of(shared);
         }
         let peer = Peer::known_to(&Arc::downgrade(&self.known), address);
         known.insert(address, Arc::downgrade(&peer.shared));

@@ -11,9 +11,9 @@
 //! * A request that is larger than its quarter goes alone: beside the others, one at a time, whoever sends it. The
 //!   receivers' size limits bound it. So the usual limit can be small, and the largest request still fits.
 //! * A request that says beforehand that it is so large waits for its turn before it is read. What has come of it by then is
-//!   in memory without being counted, a frame of HTTP/2 and what the windows of its connection allow; therefore few may wait
-//!   so, and of one peer one: two on one connection would take the whole window from the one that goes alone.
-//! * One of which it turns out by decompression that it is so large waits with what it holds, which is counted. Only one whose
+//!   in memory without being counted, a frame of HTTP/2 and the window of its stream; therefore few may wait so, and of one
+//!   connection one: two would take the whole window from the one that goes alone.
+//! * One of which it turns out when it is decoded that it is so large waits with what it holds, which is counted. One whose
 //!   size was not told is refused when another one goes alone.
 //! * Turns go round between peers: each has at most one request in the queue.
 //! * Who goes alone must not dawdle, and least of all while another peer waits.
@@ -38,8 +38,9 @@ const ALONE_WITHIN: Duration = Duration::from_secs(20);
 /// While another peer waits, the body has to arrive with this many bytes a second, after the first second.
 const PRESSED_RATE: usize = 2 * 1024 * 1024;
 
-/// Requests that wait for their turn before they are read: of one peer, and of all.
-const MOST_UNREAD_OF_ONE_PEER: usize = 1;
+/// Requests that wait for their turn before they are read: of one connection, of one peer, and of all.
+const MOST_UNREAD_OF_ONE_CONNECTION: usize = 1;
+const MOST_UNREAD_OF_ONE_PEER: usize = 4;
 const MOST_UNREAD: usize = 8;
 
 /// Bytes of buffers that wait for the next requests.
@@ -105,21 +106,33 @@ struct Unread {
 
 impl Unread {
     fn begin(admission: &Arc<Admission>, peer: &Peer) -> Result<Unread, NoRoom> {
-        take(peer.large_unread(), 1, MOST_UNREAD_OF_ONE_PEER)?;
-        take(&admission.unread, 1, MOST_UNREAD).inspect_err(|NoRoom| {
-            peer.large_unread().fetch_sub(1, Ordering::Relaxed);
-        })?;
-        Ok(Unread {
+        let unread = Unread {
             admission: admission.clone(),
             peer: peer.clone(),
-        })
+        };
+        let places =
+            unread
+                .counts()
+                .into_iter()
+                .zip([MOST_UNREAD, MOST_UNREAD_OF_ONE_PEER, MOST_UNREAD_OF_ONE_CONNECTION]);
+        let is_free = places.fold(true, |is_free, (count, most)| {
+            count.fetch_add(1, Ordering::Relaxed) < most && is_free
+        });
+        // Otherwise it gives the places back.
+        is_free.then_some(unread).ok_or(NoRoom)
+    }
+
+    fn counts(&self) -> [&AtomicUsize; 3] {
+        let [of_peer, of_connection] = self.peer.large_unread();
+        [&self.admission.unread, of_peer, of_connection]
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.peer.large_unread().fetch_sub(1, Ordering::Relaxed);
-        self.admission.unread.fetch_sub(1, Ordering::Relaxed);
+        for count in self.counts() {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -406,38 +419,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_large_requests_wait_before_they_are_read_and_of_one_peer_one() {
+    async fn few_large_requests_wait_before_they_are_read_and_of_one_connection_one() {
         let admission = Admission::new(100, Gauge::noop());
-        let greedy = Peer::new(None);
-        let mut alone = admission.begin(greedy.clone());
+        let mut alone = admission.begin(Peer::new(None));
         alone.expect(500).await.unwrap();
         let waits = |peer: &Peer| {
             let mut reservation = admission.begin(peer.clone());
-            tokio::spawn(async move { reservation.expect(500).await.map(|()| reservation) })
+            tokio::spawn(async move { reservation.expect(500).await })
         };
-        let first = waits(&greedy);
+        let (greedy, modest) = (Peer::new(None), Peer::new(None));
+        let mut waiting: Vec<_> = (0..MOST_UNREAD_OF_ONE_PEER)
+            .map(|_| waits(&greedy.on_another_connection()))
+            .collect();
+        tokio::task::yield_now().await;
+        let further = waits(&greedy.on_another_connection());
+        assert_eq!(further.await.unwrap(), Err(NoRoom), "too many of one peer");
+        waiting.push(waits(&modest));
         tokio::task::yield_now().await;
         assert_eq!(
-            waits(&greedy).await.unwrap().err(),
+            waits(&modest).await.unwrap().err(),
             Some(NoRoom),
-            "the second of one peer"
+            "two of one connection"
         );
-        let others: Vec<_> = (1..MOST_UNREAD).map(|_| waits(&Peer::new(None))).collect();
+        waiting.extend((waiting.len()..MOST_UNREAD).map(|_| waits(&Peer::new(None))));
         tokio::task::yield_now().await;
-        assert_eq!(
-            waits(&Peer::new(None)).await.unwrap().err(),
-            Some(NoRoom),
-            "too many peers"
-        );
-        first.abort();
-        assert!(first.await.err().is_some_and(|error| error.is_cancelled()));
-        let again = waits(&greedy);
+        assert_eq!(waits(&Peer::new(None)).await.unwrap(), Err(NoRoom), "too many");
+        let left = waiting.remove(0);
+        left.abort();
+        assert!(left.await.err().is_some_and(|error| error.is_cancelled()));
+        waiting.push(waits(&greedy.on_another_connection()));
         drop(alone);
-        for waiting in others.into_iter().chain([again]) {
+        for waiting in waiting {
             assert!(waiting.await.unwrap().is_ok());
         }
         assert_eq!(admission.unread.load(Ordering::Relaxed), 0);
-        assert_eq!(greedy.large_unread().load(Ordering::Relaxed), 0);
+        assert_eq!(greedy.large_unread()[0].load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -97,7 +97,7 @@ enum Stored {
 
 enum Stop {
     Refused(Refusal),
-    /// More work than the receiving thread should do.
+    /// More work than the receiving thread should do, or more memory than it may have beside the others.
     Heavy,
 }
 
@@ -334,7 +334,11 @@ impl Shared {
             plain = json::transcode(signal, &plain).map_err(Refusal::malformed)?;
         }
         if protocol == Protocol::HttpJson || encoding != Encoding::Identity {
-            room.grow(plain.len()).map_err(Refusal::from)?;
+            let must_go_alone = plain.len() > room.shareable();
+            room.grow(plain.len()).map_err(|no_room| match must_go_alone {
+                true => Stop::Heavy,
+                false => Refusal::from(no_room).into(),
+            })?;
         }
         Ok(plain)
     }

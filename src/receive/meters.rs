@@ -198,7 +198,7 @@ fn describe() {
         ("bytes_duplicate_total", "Bytes of requests sent again."),
         (
             "requests_unanswered_total",
-            "Requests in the journal whose sender went away before the answer.",
+            "Requests in the journal whose sender went away, or whose deadline passed, before the answer.",
         ),
         ("requests_refused_total", "Requests refused, by reason."),
         (

@@ -324,6 +324,15 @@ async fn suffer(name: &'static str) -> Outcome {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     attackers.shutdown().await;
+    if name == "large requests" {
+        let scrape = program.scrape().await;
+        let labels = [("protocol", "grpc"), ("signal", "traces"), ("reason", "overloaded")];
+        let refused = scrape.get("spanledger_receiver_requests_refused_total", &labels);
+        assert!(
+            refused.is_some_and(|refused| refused > 100.0),
+            "{refused:?}: it was no attack"
+        );
+    }
     latencies.sort();
     Outcome {
         name,
