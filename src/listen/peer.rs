@@ -12,13 +12,8 @@ use tokio::sync::Semaphore;
 #[derive(Debug, Clone)]
 pub struct Peer {
     shared: Arc<Shared>,
-    of_connection: Arc<OfConnection>,
-}
-
-/// What is counted for one connection of a peer.
-#[derive(Debug, Default)]
-struct OfConnection {
-    large_unread: AtomicUsize,
+    /// Of one connection, see [`Peer::large_unread`].
+    large_unread: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -59,7 +54,7 @@ impl Peer {
     fn of(shared: Arc<Shared>) -> Peer {
         Peer {
             shared,
-            of_connection: Arc::default(),
+            large_unread: Arc::default(),
         }
     }
 
@@ -97,7 +92,7 @@ impl Peer {
     /// How many of this peer's large requests wait for that before they are read, on all connections and on this one; the
     /// service keeps the counts.
     pub(crate) fn large_unread(&self) -> [&AtomicUsize; 2] {
-        [&self.shared.large_unread, &self.of_connection.large_unread]
+        [&self.shared.large_unread, &self.large_unread]
     }
 }
 

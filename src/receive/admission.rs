@@ -230,7 +230,7 @@ impl Reservation {
 
     /// Waits for its turn if it is going to hold more than it may beside the others. For a request that is not read yet.
     pub(super) async fn expect(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        if self.alone.is_some() || bytes <= self.admission.of_one_request || self.go_alone(0).is_ok() {
+        if bytes <= self.admission.of_one_request || self.go_alone(0).is_ok() {
             return Ok(());
         }
         let _unread = Unread::begin(&self.admission, &self.peer)?;
@@ -436,11 +436,7 @@ mod tests {
         assert_eq!(further.await.unwrap(), Err(NoRoom), "too many of one peer");
         waiting.push(waits(&modest));
         tokio::task::yield_now().await;
-        assert_eq!(
-            waits(&modest).await.unwrap().err(),
-            Some(NoRoom),
-            "two of one connection"
-        );
+        assert_eq!(waits(&modest).await.unwrap(), Err(NoRoom), "two of one connection");
         waiting.extend((waiting.len()..MOST_UNREAD).map(|_| waits(&Peer::new(None))));
         tokio::task::yield_now().await;
         assert_eq!(waits(&Peer::new(None)).await.unwrap(), Err(NoRoom), "too many");
