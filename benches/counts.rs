@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use spanledger::journal::{Entry, Fsync, Journal, Options};
-use spanledger::ledger::facts::Extractor;
+use spanledger::ledger::extract::Extractor;
 use spanledger::meter::{ExpositionFormat, Tally};
 use spanledger::otlp::{Encoding, Signal, TraceRequest};
 use spanledger::rules::Catalogue;

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::clock::unix_nanos;
 use crate::egress::{Outcome, Policy, Tail, Workspace};
-use crate::ledger::facts::{Extractor, Facts, Role};
+use crate::ledger::extract::Extractor;
+use crate::ledger::facts::{Facts, Role};
 use crate::otlp::json::transcode;
 use crate::otlp::{Signal, TraceRequest};
 use crate::redact::Patterns;

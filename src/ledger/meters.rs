@@ -20,6 +20,7 @@ pub(super) struct Meters {
     cut: Counter,
     end_times: Counter,
     nul: Counter,
+    impossible: Counter,
     unreadable: Counter,
     failures: Counter,
     waiting: Gauge,
@@ -94,6 +95,7 @@ impl Meters {
             cut: bent("cut"),
             end_times: bent("end_time"),
             nul: bent("nul"),
+            impossible: bent("impossible"),
             unreadable: counter!("spanledger_ledger_unreadable_records_total"),
             failures: counter!("spanledger_ledger_failures_total"),
             waiting: gauge!("spanledger_context_waiting"),
@@ -124,6 +126,7 @@ impl Meters {
         self.cut.increment(oddities.cut);
         self.end_times.increment(oddities.end_times);
         self.nul.increment(oddities.nul);
+        self.impossible.increment(oddities.impossible);
     }
 
     pub(super) fn unreadable(&self) {

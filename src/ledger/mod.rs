@@ -4,7 +4,8 @@
 //! traces, and arrive in any order, batch, and sidecar. This room follows the journal, takes out what matters, and keeps
 //! the rows of `code_exec_logs` the best that can be known.
 //!
-//! * [`facts`]: what a span tells, compact and owned; all other spans are set aside cheaply.
+//! * [`facts`]: what a span tells, compact and owned. [`extract`] takes it out of requests, and sets all other spans aside
+//!   cheaply; [`ahead`] does so for as many as one transaction may have, while the one before is written.
 //! * [`world`], [`assemble`]: which facts belong together, and the row they make. Pure functions.
 //! * [`plan`], [`commit`]: what a batch changes, and the transaction that does it, the reader's position included.
 //! * [`records`]: spans that become rows of further tables, where they are wanted.
@@ -21,13 +22,15 @@
 //!
 //! # Memory
 //!
-//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of the spans of a batch and a quarter (see
-//! [`store::Store::DECODED_BYTES`]), and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
+//! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of a batch and a quarter (see
+//! [`store::Store::DECODED_BYTES`]) however much a request tells, and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
 //! traffic that executors send. SQLite's cache of pages takes up to 16 MiB more. Where its transactions have many batches, these
 //! are a quarter as large, and their rows take 10 MiB until they are written.
 
+mod ahead;
 pub mod assemble;
 mod commit;
+pub mod extract;
 pub mod facts;
 mod meters;
 mod pace;
@@ -57,7 +60,7 @@ use crate::journal::{ReadError, Reader};
 use crate::redact::{PatternError, Patterns};
 use crate::rules::prices::Prices;
 use crate::telemetry::{Heartbeat, StageStatus};
-use facts::Extractor;
+use extract::Extractor;
 use store::postgres::PostgresStore;
 use store::sqlite::SqliteStore;
 use store::{Names, Settings, Store};

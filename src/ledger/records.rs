@@ -4,10 +4,13 @@
 //! These spans name their own values alike (`<family>.status`, `<family>.latency_ms`, ...), so that one walk reads
 //! them all. Tenants that a span does not name are completed from the node around it, as those of executions are.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::facts::{Extractor, Role, Tenant, Told};
+use super::extract::Extractor;
+use super::facts::{Role, Tenant, Told};
 use super::row::Oddities;
 use crate::otlp::trace::Span;
 use crate::otlp::value::AnyValue;
@@ -69,7 +72,7 @@ pub struct Record {
     #[serde(default)]
     pub span_tenant: Tenant,
     #[serde(default)]
-    pub resource_tenant: Tenant,
+    pub resource_tenant: Arc<Tenant>,
     /// The end of the span as the rows hold it.
     pub created_at: u64,
     pub success: bool,
@@ -116,9 +119,9 @@ pub(super) struct Placed {
 
 impl Placed {
     /// With what the span tells of executions.
-    pub(super) fn told(self, told: Option<Told>, resource: &Tenant) -> Told {
+    pub(super) fn told(self, told: Option<Told>, resource: &Arc<Tenant>) -> Told {
         let record = Record {
-            resource_tenant: resource.clone(),
+            resource_tenant: Arc::clone(resource),
             ..self.record
         };
         let alone = || Told {
@@ -198,7 +201,8 @@ impl<'a> Seen<'a> {
                     _ => continue,
                 },
             };
-            *place = Some(value);
+            // One without a value is as good as none, but takes back an earlier one.
+            *place = (!value.is_empty()).then_some(value);
         }
         seen
     }
@@ -231,7 +235,7 @@ impl Extractor {
         let (start, end) = (span.start_unix_nano(), span.end_unix_nano());
         let created_at = self.oddities.end_time(end, received_at);
         let by_times = (created_at == end).then(|| duration_ms(start, end)).flatten();
-        let latency = number(seen.latency_ms).or(by_times);
+        let latency = self.quantity(seen.latency_ms).or(by_times);
         let status = SpanStatus::from_code(span.status_code());
         let said = seen.status.and_then(|status| status.as_str()).unwrap_or_default();
         let success = match said {
@@ -249,12 +253,13 @@ impl Extractor {
             .and_then(|error| error.as_str())
             .filter(|error| !error.is_empty());
         let error = self.error_text(error.unwrap_or(message));
-        let (input_tokens, output_tokens) = (self.integer(seen.input_tokens), self.integer(seen.output_tokens));
+        let input_tokens = self.whole_quantity(seen.input_tokens);
+        let output_tokens = self.whole_quantity(seen.output_tokens);
         let sum = input_tokens
             .zip(output_tokens)
             .map(|(input, output)| input.saturating_add(output));
-        let cost_usd = number(seen.cost_usd).filter(|cost| cost.is_finite());
-        let cost_cents = number(seen.cost_cents).or(cost_usd.map(|usd| usd * 100.0));
+        let cost_usd = self.quantity(seen.cost_usd);
+        let cost_cents = self.quantity(seen.cost_cents).or(cost_usd.map(|usd| usd * 100.0));
         let mut record = Record {
             family,
             span_tenant: Tenant {
@@ -262,7 +267,7 @@ impl Extractor {
                 workspace_id: self.text(seen.workspace_id),
                 user_id: self.text(seen.user_id),
             },
-            resource_tenant: Tenant::default(),
+            resource_tenant: Arc::default(),
             created_at,
             success,
             latency_ms: latency.and_then(|latency| self.oddities.integer(latency)),
@@ -273,7 +278,7 @@ impl Extractor {
             model: self.text(seen.model),
             input_tokens,
             output_tokens,
-            total_tokens: self.integer(seen.tokens).or(sum),
+            total_tokens: self.whole_quantity(seen.tokens).or(sum),
             cost_cents: cost_cents.and_then(|cents| self.oddities.integer(cents)),
             cost_usd: cost_usd.map(|usd| usd_of(&mut self.oddities, usd)),
             input: None,
@@ -353,8 +358,4 @@ fn usd_of(oddities: &mut Oddities, usd: f64) -> f64 {
         oddities.clamped += 1;
     }
     ((usd * 1e6).round() / 1e6).clamp(-MOST_USD, MOST_USD)
-}
-
-fn number(value: Option<AnyValue<'_>>) -> Option<f64> {
-    value?.as_f64().filter(|number| !number.is_nan())
 }

@@ -3,17 +3,24 @@
 //! # Rules for values
 //!
 //! * `""` is NULL, and `unknown` for `runtime` and `language`, which may not be NULL; `0` and `false` are values.
+//! * Durations, sizes, tokens and costs that are negative or without end are as good as not given, as for the metrics.
 //! * Fractions are rounded half away from zero; what does not fit 32 bits is clamped, and counted in [`Oddities`].
 //! * NUL characters are removed: PostgreSQL cannot hold them.
-//! * Error text is cut at [`ERROR_LIMIT`] bytes, on a character boundary.
+//! * Error text is cut at [`ERROR_LIMIT`] bytes, other text at [`TEXT_LIMIT`], on a character boundary.
 //! * An end time nobody can mean is replaced by the time of receipt, and counted.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::quantity;
+
 /// Error text over this many bytes is cut.
 pub const ERROR_LIMIT: usize = 8 * 1024;
+
+/// Other text over this many bytes is cut: no id is so long, PostgreSQL's indexes hold 2,704 bytes, and a resource's
+/// text is repeated in the row of each of its executions.
+pub const TEXT_LIMIT: usize = 1024;
 
 /// What a NOT NULL text column holds when nobody knows better.
 pub const UNKNOWN: &str = "unknown";
@@ -214,29 +221,43 @@ impl Sources {
 pub struct Oddities {
     /// Numbers that did not fit 32 bits.
     pub clamped: u64,
-    /// Error texts that were cut.
+    /// Texts that were cut.
     pub cut: u64,
     /// End times replaced by the time of receipt.
     pub end_times: u64,
     /// Texts from which NUL characters were removed.
     pub nul: u64,
+    /// Durations, sizes, tokens and costs that cannot be: negative, infinite, or over 2^53.
+    pub impossible: u64,
 }
 
 impl Oddities {
-    /// `text` as a column can hold it: without NUL, and nothing at all when empty.
+    /// `text` as a column can hold it: without NUL, not too long, and nothing at all when empty.
     pub fn text(&mut self, text: &str) -> Option<String> {
-        let text = self.without_nul(text);
-        (!text.is_empty()).then(|| text.into_owned())
+        self.fitting(text, TEXT_LIMIT)
     }
 
     /// Error text as the column can hold it. The caller has redacted it already: a secret cut in half is not found.
     pub fn error_text(&mut self, text: &str) -> Option<String> {
+        self.fitting(text, ERROR_LIMIT)
+    }
+
+    fn fitting(&mut self, text: &str, limit: usize) -> Option<String> {
         let text = self.without_nul(text);
-        if text.len() > ERROR_LIMIT {
+        if text.len() > limit {
             self.cut += 1;
         }
-        let kept = &text[..text.floor_char_boundary(ERROR_LIMIT)];
+        let kept = &text[..text.floor_char_boundary(limit)];
         (!kept.is_empty()).then(|| kept.to_owned())
+    }
+
+    /// `number` if it can be how much there was of something; see [`quantity`].
+    pub fn quantity(&mut self, number: f64) -> Option<f64> {
+        let possible = quantity(number);
+        if possible.is_none() && !number.is_nan() {
+            self.impossible += 1;
+        }
+        possible
     }
 
     /// `number` as a 32-bit column holds it; not a number is nothing.

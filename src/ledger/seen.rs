@@ -150,7 +150,7 @@ impl<'a> Seen<'a> {
                 b"attempts" => &mut self.node_attempts,
                 b"attempt" => &mut self.node_attempt,
                 b"status" => {
-                    self.has_node_status = true;
+                    self.has_node_status |= given(entry).is_some();
                     return;
                 }
                 _ => return,
@@ -176,12 +176,12 @@ impl<'a> Seen<'a> {
             b"process.exit.code" | b"exit_code" => &mut self.family.exit_code,
             b"timeout_ms" => &mut self.family.timeout_ms,
             b"tool_id" | b"tool.id" | b"runtime.tool_id" => {
-                self.has_tool_id = true;
+                self.has_tool_id |= given(entry).is_some();
                 return;
             }
             _ => return,
         };
-        *place = Some(entry.value());
+        *place = given(entry);
     }
 
     fn note_family(&mut self, name: &'static str, key: &[u8], entry: Entry<'a>) {
@@ -194,14 +194,23 @@ impl<'a> Seen<'a> {
             b"duration_ms" | b"execution_time_ms" => &mut self.family.duration_ms,
             b"timeout" => &mut self.family.timeout_ms,
             b"runtime" => {
-                self.family.name = name;
-                self.has_runtime_name = true;
+                if given(entry).is_some() {
+                    self.family.name = name;
+                    self.has_runtime_name = true;
+                }
                 return;
             }
             _ => return,
         };
-        *place = Some(entry.value());
+        *place = given(entry);
     }
+}
+
+/// The value of an attribute. One without a value, which is what JavaScript makes of NaN, is as good as none, as for the
+/// metrics; but it takes back an earlier one of the same key.
+fn given(entry: Entry<'_>) -> Option<AnyValue<'_>> {
+    let value = entry.value();
+    (!value.is_empty()).then_some(value)
 }
 
 #[cfg(test)]

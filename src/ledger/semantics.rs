@@ -5,6 +5,7 @@ use super::row::Source;
 use super::seen::Seen;
 use crate::otlp::trace::Span;
 use crate::otlp::value::AnyValue;
+use crate::rules::quantity;
 use crate::rules::semantics::{Outcome, Run, SpanStatus, duration_ms, says_timed_out};
 
 /// What one span says of itself.
@@ -17,7 +18,7 @@ pub(super) struct Verdict<'a> {
 pub(super) fn verdict<'a>(span: &Span<'a>, seen: &Seen<'a>) -> Verdict<'a> {
     let exceptions = exceptions(span);
     let boolean = |value: Option<AnyValue<'_>>| value.and_then(|value| value.as_bool());
-    let number = |value: Option<AnyValue<'_>>| value.and_then(|value| value.as_f64());
+    let number = |value: Option<AnyValue<'_>>| value.and_then(|value| value.as_f64()).and_then(quantity);
     let text = |value: Option<AnyValue<'a>>| value.and_then(|value| value.as_str()).filter(|text| !text.is_empty());
     let status = SpanStatus::from_code(span.status_code());
     let run = Run {

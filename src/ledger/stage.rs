@@ -18,14 +18,15 @@
 //! ones that follow, too. What the database refuses then, it refuses for all of them: the transaction is given up, the
 //! reader goes back, and what was in it is written batch by batch, as [`apply`] does. [`Pace`] says how long one may take.
 
-use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::{Ahead, Limit};
 use super::commit::{Applied, Batch, apply, apply_among_others, end};
-use super::facts::{Extractor, Facts};
+use super::extract::Extractor;
+use super::facts::Facts;
 use super::meters::Meters;
 use super::pace::{Pace, TURN_OF_OTHERS};
 use super::packing::Packing;
@@ -34,20 +35,12 @@ use super::upkeep;
 use super::{Ledger, LedgerError, Rebuilt};
 use crate::clock::unix_nanos;
 use crate::journal::{JournalId, Position, ReadError, Reader, Record};
-use crate::otlp::{NotedSpans, Signal, TraceRequest, decompress};
 use crate::telemetry::{Heartbeat, StageStatus};
 
 /// Bytes of requests that are read at a time. Their facts are taken out before more is read, so that the memory they are
 /// read into is used again, and is in the processor's cache.
 pub(super) const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 256;
-
-/// What one batch that has its own transaction takes beside [`Store::DECODED_BYTES`], which are some 22,000 spans as executors
-/// send them in PostgreSQL and two thirds more in SQLite. One request is always taken whole.
-const FACTS: usize = 14_000;
-
-/// A request was decoded within the receiver's limits before it was accepted; this only bounds a damaged one.
-const DECODED_LIMIT: usize = 1 << 30;
 
 /// How long the position may be behind records that had nothing for the ledger.
 const SAVE_EVERY: Duration = Duration::from_millis(250);
@@ -199,7 +192,7 @@ impl Stage<'_> {
             let is_due = self
                 .unsaved_since
                 .is_some_and(|since| is_over || !is_well || since.elapsed() >= SAVE_EVERY);
-            if ahead.facts.is_empty() && !is_due {
+            if ahead.has_no_facts() && !is_due {
                 if is_over {
                     return Ok(());
                 }
@@ -371,7 +364,7 @@ impl Stage<'_> {
                     Err(_) => return,
                 }
             }
-            if !ahead.take_in(&mut self.extractor, &self.meters) {
+            if !ahead.begin(&mut self.extractor, &self.meters) {
                 return;
             }
             if turn.elapsed() >= TURN {
@@ -434,7 +427,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
             ahead.waiting.extend(records);
         }
         let position = ahead.position(&reader);
-        if position == before {
+        if position == before && ahead.has_no_facts() {
             return Ok(rebuilt);
         }
         let facts = ahead.take_facts(&mut extractor, &meters);
@@ -448,136 +441,6 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         reader.passed(position);
         rebuilt.rows += applied.written + applied.taken_over + applied.records;
         rebuilt.quarantined += applied.quarantined;
-    }
-}
-
-/// What was read and is in no transaction yet: records, and behind them the facts of as many as one transaction may have.
-pub(super) struct Ahead {
-    limit: Limit,
-    pub(super) waiting: VecDeque<Record>,
-    facts: Vec<Facts>,
-    /// Empty, with the memory of facts that were written.
-    spare: Vec<Facts>,
-    /// Bytes of the decoded requests that the facts are from.
-    decoded: usize,
-}
-
-/// What one batch may have.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limit {
-    /// See [`Store::DECODED_BYTES`] and [`Store::DEFERRING_BYTES`].
-    bytes: usize,
-    facts: usize,
-}
-
-impl Limit {
-    /// Of a batch that has a transaction of its own.
-    pub(super) fn of<S: Store>() -> Limit {
-        Limit {
-            bytes: S::DECODED_BYTES,
-            facts: FACTS,
-        }
-    }
-
-    /// Of one that shares a transaction.
-    fn of_many(bytes: usize) -> Limit {
-        Limit {
-            bytes,
-            facts: FACTS / 4,
-        }
-    }
-}
-
-impl Ahead {
-    pub(super) fn new(limit: Limit) -> Ahead {
-        Ahead {
-            limit,
-            waiting: VecDeque::new(),
-            facts: Vec::new(),
-            spare: Vec::new(),
-            decoded: 0,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.facts.is_empty()
-    }
-
-    /// There is enough for a transaction.
-    pub(super) fn is_full(&self) -> bool {
-        self.decoded >= self.limit.bytes || self.facts.len() >= self.limit.facts
-    }
-
-    /// There is enough to go on with when the transaction before is over: to take in the rest is soon done, and its memory
-    /// is not needed meanwhile.
-    fn is_under_way(&self) -> bool {
-        self.decoded >= self.limit.bytes / 4 || self.facts.len() >= self.limit.facts / 4
-    }
-
-    /// Takes the facts out of one more record, if there is one and room for it.
-    pub(super) fn take_in(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
-        if self.is_full() {
-            return false;
-        }
-        let Some(record) = self.waiting.pop_front() else {
-            return false;
-        };
-        if record.signal != Signal::Traces {
-            return true;
-        }
-        let noted = record.noted.as_ref().filter(|_| extractor.goes_by_notes());
-        if noted.is_some_and(NotedSpans::is_empty) {
-            return true;
-        }
-        let body = match record.decoded() {
-            Some(body) => body.clone(),
-            None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
-                Ok(body) => body,
-                Err(error) => {
-                    meters.unreadable();
-                    tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
-                    return true;
-                }
-            },
-        };
-        let (bytes, before) = (body.len(), self.facts.len());
-        let request = TraceRequest::trusted(body);
-        match noted {
-            Some(noted) => extractor.extract_noted(&request, noted, record.received_at, &mut self.facts),
-            None => extractor.extract(&request, record.received_at, &mut self.facts),
-        }
-        // Of one that tells nothing there is nothing in memory. Counted, such requests would make a batch full that has no facts,
-        // which is not written and so would stay full.
-        if self.facts.len() > before {
-            self.decoded += bytes;
-        }
-        true
-    }
-
-    /// Behind the records whose facts are here, or were taken: what is still waiting comes after it.
-    fn position(&self, reader: &Reader) -> Position {
-        let mut position = reader.position();
-        if let Some(next) = self.waiting.front() {
-            position.next = next.sequence;
-        }
-        position
-    }
-
-    /// The facts for a transaction. What had to be bent for them is counted now, not with each record.
-    fn take_facts(&mut self, extractor: &mut Extractor, meters: &Meters) -> Vec<Facts> {
-        self.decoded = 0;
-        meters.bent(std::mem::take(&mut extractor.oddities));
-        std::mem::replace(&mut self.facts, std::mem::take(&mut self.spare))
-    }
-
-    /// Facts that are written. While there is more to do their memory is used again.
-    fn reuse(&mut self, mut facts: Vec<Facts>) {
-        if self.is_empty() {
-            self.facts = Vec::new();
-            return;
-        }
-        facts.clear();
-        self.spare = facts;
     }
 }
 

@@ -7,6 +7,13 @@ use super::compile::Expected;
 /// Numbers above this are not taken: adding one to a sum would swallow later ones.
 pub(super) const MAX_VALUE: f64 = 9_007_199_254_740_992.0;
 
+/// `number` if it can be how much there was of something: of time, memory, tokens or money. Executors send negative
+/// durations when their clock was set back, and infinities where they divided by nothing.
+pub(crate) fn quantity(number: f64) -> Option<f64> {
+    // Adding 0 turns the negative zero into the positive one.
+    (0.0..=MAX_VALUE).contains(&number).then_some(number + 0.0)
+}
+
 /// A value as labels and comparisons see it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Datum<'a> {

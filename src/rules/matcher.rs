@@ -15,7 +15,7 @@ use crate::otlp::{AnyValue, Attributes, Text};
 
 use super::Catalogue;
 use super::compile::{CompiledRule, Cond, Operand, Program, Value, compile};
-use super::datum::{Datum, MAX_VALUE};
+use super::datum::{Datum, quantity};
 use super::keys::{KeyTable, hash};
 use super::named::Named;
 use super::prices::Usage;
@@ -380,8 +380,7 @@ impl<'a> View<'_, 'a> {
             }
             Value::Scaled(inner, factor) => self.number(inner)? * factor,
         };
-        // Adding 0 turns the negative zero into the positive one.
-        (0.0..=MAX_VALUE).contains(&number).then_some(number + 0.0)
+        quantity(number)
     }
 
     fn operand_number(&self, operand: Operand) -> Option<f64> {
@@ -404,7 +403,7 @@ impl<'a> View<'_, 'a> {
 
     fn execution_cost(&self) -> Option<f64> {
         let named = &self.program.named;
-        let number = |slot| self.operand_number(Operand::Slot(slot));
+        let number = |slot| self.operand_number(Operand::Slot(slot)).and_then(quantity);
         number(named.execution_cost).or_else(|| {
             let took = number(named.runs[Executor::Code as usize].duration_ms);
             let took = took.or_else(|| self.duration(Named::DurationMs));
@@ -417,8 +416,7 @@ impl<'a> View<'_, 'a> {
         let first = |slots: &[u32]| {
             slots
                 .iter()
-                .find_map(|slot| self.operand_number(Operand::Slot(*slot)))
-                .filter(|number| *number >= 0.0)
+                .find_map(|slot| self.operand_number(Operand::Slot(*slot)).and_then(quantity))
         };
         first(&slots.costs).or_else(|| {
             let usage = Usage {
@@ -481,7 +479,7 @@ impl<'a> View<'_, 'a> {
         cached(&self.outcomes[executor as usize], || {
             let named = &self.program.named;
             let slots = &named.runs[executor as usize];
-            let number = |slot| self.operand_number(Operand::Slot(slot));
+            let number = |slot| self.operand_number(Operand::Slot(slot)).and_then(quantity);
             let (has_exception, exception_timed_out) = self.exceptions();
             let run = Run {
                 success: self.slot(slots.success).and_then(|value| value.as_bool()),

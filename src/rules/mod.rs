@@ -36,6 +36,7 @@ use highway::{HighwayHash, HighwayHasher, Key};
 
 use crate::config::{Location, Mistake, Mistakes, yaml};
 
+pub(crate) use datum::quantity;
 use model::Rule;
 use prices::Prices;
 use read::Entry;

@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 
 use super::backend::SCHEMA;
 use super::databases::{Database, Session, batch, on_both};
-use super::following::{append, drain, journal};
-use super::support::{EPOCH, S, V, facts, facts_of, failure, node, request, span, success};
+use super::following::{append, append_request, drain, journal};
+use super::support::{EPOCH, S, V, facts, facts_of, failure, node, request, request_of, span, success};
 use crate::journal::Journal;
+use crate::ledger::ahead::{Ahead, Limit};
 use crate::ledger::commit::{apply_among_others, end};
-use crate::ledger::facts::Extractor;
+use crate::ledger::extract::Extractor;
 use crate::ledger::meters::Meters;
-use crate::ledger::stage::{Ahead, Limit};
+use crate::ledger::row::TEXT_LIMIT;
 use crate::ledger::store::sqlite::SqliteStore;
 use crate::ledger::store::{RowKey, Store};
 use crate::ledger::table::EXECUTIONS;
@@ -21,6 +22,7 @@ on_both! {
     a_backlog_makes_the_rows_that_its_requests_make_one_by_one
     what_a_database_refuses_of_a_backlog_is_set_aside_alone
     a_row_that_was_there_before_its_execution_stays_the_only_one
+    a_request_that_tells_more_than_a_batch_takes_is_written_in_parts
 }
 
 /// Makes a request of few spans as large as many.
@@ -182,6 +184,57 @@ async fn a_row_that_was_there_before_its_execution_stays_the_only_one(database: 
     if !database.is_postgres() {
         let beside = database.number("SELECT count(*) FROM spanledger_executions").await;
         assert_eq!(beside, rows.len() as i64 - 1);
+    }
+}
+
+/// A megabyte of executions that say nothing else, for one organization.
+const SHORT: u16 = 20_000;
+
+async fn append_short_executions(journal: &Journal, organization: &'static str) {
+    let spans: Vec<S> = (0..SHORT)
+        .map(|id| span("", 1, id, 100, 150).with("code.runtime", V::S("")))
+        .collect();
+    append_request(journal, &request_of(&[("organization.id", organization)], &spans)).await;
+}
+
+async fn a_request_that_tells_more_than_a_batch_takes_is_written_in_parts(database: Database) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path());
+    append_short_executions(&journal, "o".repeat(4 * TEXT_LIMIT).leak()).await;
+    append(&journal, &[success(2, 1, 100, 150)]).await;
+    drain(&journal, &database).await;
+    let rows = database.number("SELECT count(*) FROM code_exec_logs").await;
+    assert_eq!(rows, i64::from(SHORT) + 1);
+    let of_organization = format!("SELECT count(*) FROM code_exec_logs WHERE length(organization_id) = {TEXT_LIMIT}");
+    assert_eq!(database.number(&of_organization).await, i64::from(SHORT));
+    let position = database.number("SELECT next_sequence FROM spanledger_positions").await;
+    assert_eq!(position.cast_unsigned(), journal.end().next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_batch_takes_of_a_request_does_not_depend_on_how_much_it_tells() {
+    // The longer what all rows have from the resource, the fewer in a batch.
+    for (organization, parts) in [("o", 2), ("o".repeat(4 * TEXT_LIMIT).leak(), 4)] {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(directory.path());
+        append_short_executions(&journal, organization).await;
+        let mut reader = journal.reader("ledger").unwrap();
+        reader.resume(None);
+        let mut ahead = Ahead::new(Limit {
+            bytes: 6 << 20,
+            facts: 14_000,
+        });
+        ahead.waiting.extend(reader.try_next_batch(1 << 20, 256).unwrap());
+        let (mut extractor, meters) = (Extractor::default(), Meters::new());
+        let mut taken = Vec::new();
+        while !ahead.is_empty() {
+            while ahead.take_in(&mut extractor, &meters) {}
+            let is_last = ahead.position(&reader) == reader.position();
+            taken.push((ahead.take_facts(&mut extractor, &meters).len(), is_last));
+        }
+        assert_eq!(taken.len(), parts, "{taken:?}");
+        assert_eq!(taken.iter().map(|(facts, _)| facts).sum::<usize>(), usize::from(SHORT));
+        assert!(taken.iter().rev().skip(1).all(|(_, is_last)| !is_last), "{taken:?}");
     }
 }
 

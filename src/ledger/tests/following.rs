@@ -54,14 +54,22 @@ async fn append_compressed(journal: &Journal, spans: &[S]) {
     append_as(journal, spans, Encoding::Zstd).await;
 }
 
+pub(super) async fn append_request(journal: &Journal, request: &TraceRequest) {
+    append_encoded(journal, request, Encoding::Identity).await;
+}
+
 async fn append_as(journal: &Journal, spans: &[S], encoding: Encoding) {
-    let decoded = request(spans).bytes().clone();
+    append_encoded(journal, &request(spans), encoding).await;
+}
+
+async fn append_encoded(journal: &Journal, request: &TraceRequest, encoding: Encoding) {
+    let decoded = request.bytes().clone();
     let checked = TraceRequest::parse_noting(decoded.clone(), &mut Telling::default()).unwrap();
     let entry = Entry {
         signal: Signal::Traces,
         encoding,
         received_at: EPOCH + 1_000_000_000,
-        items: spans.len() as u32,
+        items: checked.spans,
         rejected: 0,
         digest: None,
         body: compress(encoding, &decoded),

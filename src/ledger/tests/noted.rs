@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::ledger::facts::Extractor;
+use crate::ledger::extract::{Extractor, Room, Taking};
 use crate::otlp::TraceRequest;
 use crate::otlp::schema::TRACE_REQUEST;
 use crate::otlp::tests::for_seeds;
@@ -42,7 +42,7 @@ const KEYS: [&str; 19] = [
 ];
 
 #[test]
-fn what_was_noted_at_the_door_tells_all_that_the_request_tells_however_it_is_written() {
+fn what_was_noted_at_the_door_tells_all_that_the_request_tells_however_it_is_written_and_in_whichever_parts() {
     let (told, skipped) = (
         std::sync::atomic::AtomicUsize::new(0),
         std::sync::atomic::AtomicUsize::new(0),
@@ -65,12 +65,34 @@ fn what_was_noted_at_the_door_tells_all_that_the_request_tells_however_it_is_wri
             let checked = TraceRequest::parse_noting(Bytes::from(body), &mut Telling::default()).unwrap();
             let mut extractor = Extractor::default();
             assert!(extractor.goes_by_notes());
-            let (mut all, mut noted) = (Vec::new(), Vec::new());
+            let mut all = Vec::new();
             extractor.extract(&checked.request, 1, &mut all);
             let oddities = std::mem::take(&mut extractor.oddities);
-            extractor.extract_noted(&checked.request, &checked.noted.unwrap(), 1, &mut noted);
-            assert_eq!(noted, all);
-            assert_eq!(extractor.oddities, oddities);
+            let notes = checked.noted.unwrap();
+            for notes in [None, Some(&notes)] {
+                let mut parts = Vec::new();
+                let mut taking = Taking {
+                    request: &checked.request,
+                    noted: notes,
+                    received_at: 1,
+                    done: 0,
+                };
+                extractor.oddities = Default::default();
+                loop {
+                    let room = Room {
+                        facts: generator.rng.usize(1..4),
+                        bytes: generator.rng.usize(1..2_000),
+                    };
+                    let before = parts.len();
+                    let taken = extractor.take(&taking, room, &mut parts);
+                    assert!(parts.len() - before <= room.facts);
+                    let Some(done) = taken.rest else { break };
+                    assert!(done > taking.done);
+                    taking.done = done;
+                }
+                assert_eq!(parts, all);
+                assert_eq!(extractor.oddities, oddities);
+            }
             told.fetch_add(all.len(), std::sync::atomic::Ordering::Relaxed);
             skipped.fetch_add(checked.spans as usize - all.len(), std::sync::atomic::Ordering::Relaxed);
         }

@@ -8,7 +8,8 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Sta
 use prost::Message;
 
 use crate::ledger::assemble::assemble;
-use crate::ledger::facts::{Extractor, Facts};
+use crate::ledger::extract::Extractor;
+use crate::ledger::facts::Facts;
 use crate::ledger::row::Row;
 use crate::ledger::world::World;
 use crate::otlp::TraceRequest;

@@ -3,8 +3,11 @@
 use super::support::{
     EPOCH, MS, S, V, execution, facts_of, failure, node, request, request_of, row, rows, rows_of, span, success,
 };
-use crate::ledger::facts::Extractor;
-use crate::ledger::row::{ERROR_LIMIT, Oddities};
+use crate::ledger::extract::Extractor;
+use crate::ledger::facts::Role;
+use crate::ledger::row::{ERROR_LIMIT, Oddities, TEXT_LIMIT};
+use crate::meter::{ExpositionFormat, Tally};
+use crate::rules::Catalogue;
 
 #[test]
 fn there_are_no_parents_each_span_may_be_a_trace_of_its_own_and_the_workflow_span_never_comes() {
@@ -180,6 +183,76 @@ fn stack_traces_and_attributes_have_any_length_and_any_character() {
     run.0.name = "code.execute".into();
     let message = row(&[run]).error_message.unwrap();
     assert!(message.starts_with("ab\u{1f600}") && message.len() <= ERROR_LIMIT && message.len() > ERROR_LIMIT - 4);
+}
+
+#[test]
+fn text_of_any_length_is_cut_to_what_an_index_of_postgresql_holds() {
+    let long: &str = "\u{1f600}".repeat(TEXT_LIMIT).leak();
+    let run = execution(1, 1, 100, 150)
+        .ids(long, long, long)
+        .with("user.id", V::S(long));
+    let mut extractor = Extractor::default();
+    let mut facts = Vec::new();
+    extractor.extract(&request_of(&[("organization.id", long)], &[run]), EPOCH, &mut facts);
+    let row = rows_of(&facts).remove(0);
+    for text in [row.workflow_execution_id, row.node_id, row.user_id, row.organization_id] {
+        assert_eq!(text.as_deref(), Some(&long[..TEXT_LIMIT]));
+    }
+    assert_eq!(extractor.oddities.cut, 3, "those of the span");
+}
+
+/// JavaScript makes a negative duration of a clock that was set back, and infinity of a division by zero.
+#[test]
+fn durations_sizes_and_costs_that_cannot_be_are_as_good_as_not_given_in_rows_and_metrics() {
+    for impossible in [-5.0, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
+        let run = execution(1, 1, 100, 150).all([
+            ("code.success", V::B(false)),
+            ("code.duration_ms", V::D(impossible)),
+            ("code.memory_mb", V::D(impossible)),
+            ("code.tokens_used", V::D(impossible)),
+            ("code.cost_usd", V::D(impossible)),
+        ]);
+        let mut extractor = Extractor::default();
+        let mut facts = Vec::new();
+        let request = request(&[run]);
+        extractor.extract(&request, EPOCH, &mut facts);
+        let Role::Execution(execution) = &facts[0].told.role else {
+            panic!()
+        };
+        assert_eq!((execution.cost_usd, execution.timed_out), (None, false));
+        let row = rows_of(&facts).remove(0);
+        assert_eq!(
+            (row.duration_ms, row.memory_mb, row.tokens_used),
+            (Some(50), None, None)
+        );
+        assert_eq!(extractor.oddities.impossible, 4);
+        let mut tally = Tally::new(&Catalogue::built_in(), 10);
+        tally.count(&request, 1);
+        let metrics = tally.exposition(ExpositionFormat::Text);
+        for line in [
+            "code_executions_total{runtime=\"vm2\",language=\"javascript\",outcome=\"error\"} 1",
+            "code_duration_ms_sum{runtime=\"vm2\",language=\"javascript\",outcome=\"error\"} 50",
+        ] {
+            assert!(metrics.contains(line), "{line}\n{metrics}");
+        }
+        assert!(!metrics.contains("code_memory_mb_sum{") && !metrics.contains("code_tokens_used_total{"));
+    }
+}
+
+/// What JavaScript's exporters make of NaN and undefined.
+#[test]
+fn an_attribute_without_a_value_makes_no_execution_and_takes_back_an_earlier_one() {
+    let mut nothing = span("GET /", 1, 1, 0, 9).all([("code.duration_ms", V::I(1)), ("tool_id", V::I(1))]);
+    for attribute in &mut nothing.0.attributes {
+        attribute.value = None;
+    }
+    assert!(rows(std::slice::from_ref(&nothing)).is_empty());
+    let mut run = execution(1, 2, 100, 150).with("code.memory_mb", V::I(7));
+    run.0.attributes.extend(nothing.0.attributes);
+    run = run.with("code.memory_mb", V::I(0));
+    run.0.attributes.last_mut().unwrap().value = None;
+    let row = row(&[run]);
+    assert_eq!((row.memory_mb, row.duration_ms), (None, Some(50)));
 }
 
 #[test]
