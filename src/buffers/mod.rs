@@ -189,6 +189,12 @@ impl Buffers {
         }
     }
 
+    /// Bytes of all that are in use.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Gives back to the system what was not needed since the last call. To be called every few seconds.
     pub(crate) fn give_up_unneeded(&self) {
         let mut surplus = Vec::new();

@@ -135,16 +135,19 @@ pub(super) struct Gathering {
 
 impl Condition {
     /// When it is worth trying again, if anything is wrong.
-    pub(super) fn retry_at(&self) -> Option<u64> {
+    pub(super) fn retry_at(&self, now: u64) -> Option<u64> {
         match self {
             Self::Writable => None,
-            Self::Full { retry_at, .. } | Self::Failing { retry_at, .. } => Some(*retry_at),
+            Self::Full { retry_at, backoff } | Self::Failing { retry_at, backoff, .. } => {
+                let was_set_back = *retry_at > now.saturating_add(*backoff);
+                Some(if was_set_back { now } else { *retry_at })
+            }
         }
     }
 
     /// Whether nothing is wrong, or it is worth trying again.
     pub(super) fn may_try(&self, now: u64) -> bool {
-        self.retry_at().is_none_or(|at| now >= at)
+        self.retry_at(now).is_none_or(|at| now >= at)
     }
 
     /// It is now.

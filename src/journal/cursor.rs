@@ -119,6 +119,7 @@ fn read_segment(
         buffers,
         bytes: Bytes::new(),
         start: 0,
+        total: 0,
     };
     while expected <= view.last && records.len() < max_records {
         let header = match chunk.get(segment, offset, HEADER, view.end) {
@@ -185,6 +186,12 @@ fn read_segment(
         return Ok(());
     }
     debug_assert!(expected > from || !records.is_empty());
+    // Whoever keeps them would keep much more than they are.
+    if bytes < chunk.total / 4 {
+        for record in &mut records {
+            record.body = Bytes::copy_from_slice(&record.body);
+        }
+    }
     read.damaged += damaged.saturating_sub(view.known_missing.min(damaged));
     read.records = records;
     read.next = expected;
@@ -218,6 +225,8 @@ struct Chunk<'a> {
     buffers: &'a Arc<Buffers>,
     bytes: Bytes,
     start: u64,
+    /// Bytes of all pieces so far.
+    total: usize,
 }
 
 impl Chunk<'_> {
@@ -234,6 +243,7 @@ impl Chunk<'_> {
                 Err(error) => return Err(error),
             };
             buffer.fill(count);
+            self.total += count;
             self.bytes = buffer.freeze();
             self.start = offset;
         }

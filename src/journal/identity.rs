@@ -31,6 +31,11 @@ const LENGTH: usize = 96;
 /// Sequences of one start begin at a multiple of this, so that those of two starts never meet.
 const SEQUENCES_PER_START: u64 = 1 << 32;
 
+/// Where the start of the program began that `sequence` is of.
+pub(super) const fn first_of_start(sequence: u64) -> u64 {
+    sequence - sequence % SEQUENCES_PER_START
+}
+
 /// Names a journal for ever: positions are worth nothing in another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct JournalId(pub [u8; 16]);

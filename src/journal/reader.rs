@@ -34,7 +34,7 @@ pub enum Resume {
     /// The next record is the one after it. `missing` records in between are gone: they were given up
     /// ([`WhenFull::SkipForwarding`](super::WhenFull)), or their segment was damaged.
     Continued {
-        /// About how many.
+        /// About how many; where several starts of the program lie in between, those of the last one.
         missing: u64,
     },
     /// There was none: reading begins at the oldest record.

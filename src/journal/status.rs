@@ -2,7 +2,7 @@
 
 use super::budget;
 use super::core::{Condition, Core, State};
-use super::identity::JournalId;
+use super::identity::{JournalId, first_of_start};
 use super::segment::{DATA_START, Segment, Summary, lock};
 
 /// What the journal holds.
@@ -26,8 +26,8 @@ pub struct Status {
     pub next: u64,
     /// Requests remembered for `journal.dedup`.
     pub remembered: usize,
-    /// Seconds until requests are refused, at the present rate and with readers where they are. `None`: nothing comes
-    /// in.
+    /// Seconds until requests are refused, at the present rate, with readers where they are and what the disk has left.
+    /// `None`: nothing comes in.
     pub seconds_until_full: Option<f64>,
     /// Why nothing can be appended.
     pub not_writable: Option<String>,
@@ -110,6 +110,8 @@ impl State {
                 // read, so a position there is one the journal never gave out.
                 return if next <= header.valid_before + 1 {
                     let from = behind_last.map_or(next, |behind: u64| behind.max(next));
+                    // Each start of the program begins a range of its own: how far those before it went is not known.
+                    let from = from.max(first_of_start(header.valid_before));
                     Some((header.valid_before + 1).saturating_sub(from))
                 } else {
                     None
@@ -139,14 +141,23 @@ impl State {
         budget::pinned(&self.sealed, &self.readers, active)
     }
 
-    fn seconds_until_full(&self, core: &Core) -> Option<f64> {
+    /// `on_disk`: what the file system has left, if that is known.
+    fn seconds_until_full(&self, core: &Core, on_disk: Option<u64>) -> Option<f64> {
+        if matches!(self.condition, Condition::Full { .. }) {
+            return Some(0.0);
+        }
         let pinned = self.pinned_bytes();
         let left = self
             .active
             .as_ref()
             .map_or(0, |active| active.segment.size - active.offset);
-        let free = core.settings.segment_bytes.saturating_sub(pinned) + left;
-        self.inflow.seconds_for(free)
+        let allowed = core.settings.segment_bytes.saturating_sub(pinned);
+        // Files that nobody wants any more are written over, and take no more of the disk.
+        let reusable = self.file_bytes.saturating_sub(pinned);
+        let possible = on_disk.map_or(u64::MAX, |free| {
+            reusable.saturating_add(free.saturating_sub(core.settings.free_disk_floor))
+        });
+        self.inflow.seconds_for(allowed.min(possible) + left)
     }
 }
 
@@ -156,6 +167,7 @@ impl Core {
     }
 
     pub(super) fn status(&self, now: u64) -> Status {
+        let on_disk = self.disk.free_space().ok();
         let state = lock(&self.state);
         let readers = state.readers.iter().map(|reader| {
             let next = reader.passed.unwrap_or(0);
@@ -181,7 +193,7 @@ impl Core {
             oldest: state.oldest(),
             next: state.durable + 1,
             remembered: state.dedup.len(),
-            seconds_until_full: state.seconds_until_full(self),
+            seconds_until_full: state.seconds_until_full(self, on_disk),
             not_writable: state.writable().err(),
             readers: readers.collect(),
         }

@@ -107,7 +107,7 @@ impl Core {
             return Next::Stop;
         }
         state.is_idle = true;
-        Next::Sleep(self.next_time(&state))
+        Next::Sleep(self.next_time(&state, now))
     }
 
     /// Whether what is written waits for more.
@@ -196,7 +196,10 @@ impl Core {
                 Err(error) => {
                     self.meters.failed_syncs.increment(1);
                     let was_tried = state.salvage_until.is_some();
-                    let until = *state.salvage_until.get_or_insert(now.saturating_add(nanos(SALVAGE)));
+                    // No later than that either where the clock was set back.
+                    let at_most = now.saturating_add(nanos(SALVAGE));
+                    let until = state.salvage_until.map_or(at_most, |until| until.min(at_most));
+                    state.salvage_until = Some(until);
                     if self.settings.interval.is_some() && state.closing && was_tried {
                         // Nobody waits for it any more, and to give it up would be the only way to lose it: the next
                         // start finds it as it would after a kill.
@@ -255,10 +258,10 @@ impl Core {
     }
 
     /// When to wake up by oneself.
-    fn next_time(&self, state: &State) -> Option<u64> {
+    fn next_time(&self, state: &State, now: u64) -> Option<u64> {
         let is_waiting = state.written > state.durable && state.salvage_until.is_none();
         let sync = self.settings.interval.filter(|_| is_waiting);
         let sync = sync.map(|interval| state.last_sync.saturating_add(interval));
-        [state.condition.retry_at(), sync].into_iter().flatten().min()
+        [state.condition.retry_at(now), sync].into_iter().flatten().min()
     }
 }

@@ -6,6 +6,7 @@ mod direct;
 mod gathering;
 mod interval;
 mod measure;
+mod operating;
 mod sim_disk;
 mod simulation;
 mod starts;
