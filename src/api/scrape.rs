@@ -3,15 +3,24 @@
 //! Until everything that was in the journal at the start has been counted the answer is 503: a scrape in between would
 //! show series that are behind what was scraped before a crash, which Prometheus takes for a reset.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Frame;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::meter::{ExpositionFormat, MeterHandle};
+use crate::listen::Body;
+use crate::meter::{ExpositionFormat, MeterHandle, Rendering, SCRAPES_AT_ONCE};
 use crate::telemetry::OwnMetrics;
+
+/// Bytes of text that are made at a time, for a tenth of a millisecond.
+const PIECE: usize = 64 << 10;
 
 /// Seconds after which a scrape that came too early may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -21,16 +30,21 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 pub struct ScrapeEndpoint {
     meter: MeterHandle,
     own: OwnMetrics,
+    turns: Arc<Semaphore>,
 }
 
 impl ScrapeEndpoint {
     /// Answers with what `meter` derived and the program's `own` metrics.
     pub fn new(meter: MeterHandle, own: OwnMetrics) -> Self {
-        Self { meter, own }
+        Self {
+            meter,
+            own,
+            turns: Arc::new(Semaphore::new(SCRAPES_AT_ONCE)),
+        }
     }
 
-    /// The answer to a request.
-    pub fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Bytes> {
+    /// The answer to a request. Its body is made while it is sent, so that it takes no more memory than the values.
+    pub async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
         if path != "/metrics" {
             return text(StatusCode::NOT_FOUND, "the metrics are at /metrics\n");
         }
@@ -48,30 +62,65 @@ impl ScrapeEndpoint {
             return response;
         }
         let format = ExpositionFormat::negotiate(joined(headers, header::ACCEPT).as_deref());
-        let body = self.meter.exposition(format, &self.own.render());
-        exposition(format, body, accepts_gzip(headers))
+        let is_compressed = accepts_gzip(headers);
+        let body = match *method {
+            Method::HEAD => Body::empty(),
+            // The semaphore is never closed.
+            _ => match Arc::clone(&self.turns).acquire_owned().await {
+                Ok(turn) => Body::stream(Exposition {
+                    rendering: self.meter.rendering(format, self.own.render()),
+                    // The fastest level: Prometheus sits in the same network, and scrapes shall not disturb ingest.
+                    gzip: is_compressed.then(|| GzEncoder::new(Vec::new(), Compression::fast())),
+                    _turn: turn,
+                }),
+                Err(_) => Body::empty(),
+            },
+        };
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+        if is_compressed {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
     }
 }
 
-fn exposition(format: ExpositionFormat, body: String, gzip: bool) -> Response<Bytes> {
-    let compressed = if gzip { compress(body.as_bytes()) } else { None };
-    let is_compressed = compressed.is_some();
-    let mut response = Response::new(compressed.unwrap_or_else(|| Bytes::from(body)));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
-    if is_compressed {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    response
+/// What of a scrape was not sent yet.
+struct Exposition {
+    rendering: Rendering,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    _turn: OwnedSemaphorePermit,
 }
 
-/// Writing into memory does not fail; if it did, the plain answer would be as good.
-fn compress(body: &[u8]) -> Option<Bytes> {
-    // The fastest level: Prometheus sits in the same network, and scrapes shall not disturb ingest.
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 8), Compression::fast());
-    encoder.write_all(body).ok()?;
-    encoder.finish().ok().map(Bytes::from)
+impl Exposition {
+    fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            let text = self.rendering.next_piece(PIECE);
+            let Some(gzip) = &mut self.gzip else {
+                return Ok(text.map(Bytes::from));
+            };
+            let Some(text) = text else {
+                return self.gzip.take().map(|gzip| gzip.finish().map(Bytes::from)).transpose();
+            };
+            gzip.write_all(text.as_bytes())?;
+            // It holds back what may still be compressed better.
+            let compressed = std::mem::take(gzip.get_mut());
+            if !compressed.is_empty() {
+                return Ok(Some(Bytes::from(compressed)));
+            }
+        }
+    }
+}
+
+impl http_body::Body for Exposition {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(self.next_piece().map(|piece| piece.map(Frame::data)).transpose())
+    }
 }
 
 /// A header that may stand in several lines, as one list.
@@ -94,8 +143,8 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-fn text(status: StatusCode, message: &'static str) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from_static(message.as_bytes()));
+fn text(status: StatusCode, message: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(message));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

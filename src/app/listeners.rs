@@ -84,7 +84,10 @@ impl Listeners {
         let mut others = JoinSet::new();
         let answer = move |request: Request<Incoming>| {
             let scrape = scrape.clone();
-            async move { scrape.answer(request.method(), request.uri().path(), request.headers()) }
+            async move {
+                let (method, path) = (request.method(), request.uri().path());
+                scrape.answer(method, path, request.headers()).await
+            }
         };
         others.spawn(alive(stages, "metrics", metrics.serve(answer, serving.clone())));
         let answer = move |request: Request<Incoming>| {

@@ -184,14 +184,15 @@ fn check_health(args: &ConfigArgs, endpoint: Option<String>) -> anyhow::Result<E
 fn reset_metric(args: &ConfigArgs, name: &str) -> anyhow::Result<ExitCode> {
     let settings = load(args, &ProcessEnvironment)?.settings;
     let directory = state_directory(&settings, METER_STATE);
+    let catalogue = settings.metrics.catalogue()?;
     // A running program would write its own state over a change of the file; it holds the journal's lock.
     match open_journal(&settings) {
         Ok(journal) => {
-            meter::reset(&directory, name)?;
+            meter::reset(&directory, &catalogue, name)?;
             journal.close();
         }
         Err(StartError::Journal(JournalError::Locked { .. })) => {
-            let request = meter::request_reset(&directory, &settings.metrics.catalogue()?, name)?;
+            let request = meter::request_reset(&directory, &catalogue, name)?;
             wait_for_reset(request, name)?;
         }
         Err(error) => return Err(error.into()),

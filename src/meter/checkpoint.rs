@@ -28,7 +28,8 @@
 //!
 //! # Recovery
 //!
-//! A file that cannot be read is set aside as `checkpoint.damaged`, and the meter starts anew: see [`super::stage`].
+//! A file that is damaged is set aside as `checkpoint.damaged`, and the meter starts anew: see [`super::stage`]. One that is
+//! only not to be read now, or by this version, keeps the program from starting: the metrics in it are whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -81,6 +82,18 @@ pub(super) enum Damage {
     /// Written by a newer version of the program.
     #[error("has format version {0}, this program knows {VERSION}")]
     Version(u32),
+}
+
+impl Damage {
+    /// Whether somebody can mend it: by a version of the program, a permission, a limit. What the disk has lost comes back for
+    /// nobody.
+    pub(super) fn is_curable(&self) -> bool {
+        match self {
+            Damage::Io(error) => error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error()),
+            Damage::Damaged => false,
+            Damage::Version(_) => true,
+        }
+    }
 }
 
 /// A family to be written, whoever owns it.
@@ -272,9 +285,14 @@ fn decode_family(input: &mut Input<'_>) -> Result<SavedFamily, Damage> {
     })
 }
 
+/// Where it lies.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
 /// The checkpoint in `directory`; `None` if there is none.
 pub(super) fn load(directory: &Path) -> Result<Option<Checkpoint>, Damage> {
-    match fs::read(directory.join(FILE)) {
+    match fs::read(path(directory)) {
         Ok(bytes) => Checkpoint::decode(&bytes).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Damage::Io(error)),
@@ -295,7 +313,7 @@ pub(super) fn save(directory: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     failpoint::hit(Point::BeforeCheckpointRename);
-    fs::rename(&temporary, directory.join(FILE))?;
+    fs::rename(&temporary, path(directory))?;
     File::open(directory)?.sync_all()?;
     failpoint::hit(Point::AfterCheckpoint);
     Ok(())
@@ -304,7 +322,7 @@ pub(super) fn save(directory: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Sets a checkpoint that is of no use aside, for whoever wants to know what happened. Returns where it is.
 pub(super) fn set_aside(directory: &Path) -> io::Result<PathBuf> {
     let aside = directory.join(format!("{FILE}.damaged"));
-    fs::rename(directory.join(FILE), &aside)?;
+    fs::rename(path(directory), &aside)?;
     Ok(aside)
 }
 

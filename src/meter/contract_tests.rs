@@ -6,7 +6,7 @@ use crate::rules::prices::{ModelPrice, Prices, RuntimePrice};
 use crate::rules::testing::{TestSpan, key_value, request, request_from, span};
 
 use super::ExpositionFormat;
-use super::exposition::render;
+use super::exposition::Rendering;
 use super::store::{RecordTime, Store};
 
 /// The samples of `metric` (with `_bucket`, `_sum`, `_count` for a histogram) after these spans, as the text format
@@ -31,9 +31,7 @@ fn counted(metric: &str, spans: Vec<TestSpan>, catalogue: &Catalogue) -> Vec<Str
 }
 
 fn rendered(store: &Store) -> String {
-    let mut text = String::new();
-    render(&store.snapshot(false), ExpositionFormat::Text, &mut text);
-    text
+    Rendering::new(store.snapshot(false), None, ExpositionFormat::Text).rest()
 }
 
 fn samples_of(metric: &str, text: &str) -> Vec<String> {

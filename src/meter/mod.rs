@@ -22,17 +22,20 @@ pub mod stage;
 mod store;
 mod tally;
 
-pub use exposition::ExpositionFormat;
+pub use exposition::{ExpositionFormat, Rendering};
 pub use reset::{ResetRequest, request_reset, reset};
 pub use stage::{Meter, MeterError, MeterHandle, MeterOptions};
 pub use tally::Tally;
 
 use crate::rules::Catalogue;
 
-/// The most memory that the series take, when every metric has as many as it may, once more while they are saved or
-/// scraped.
+/// How many scrapes may be under way: each has its own values of all series. Others wait for their turn.
+pub const SCRAPES_AT_ONCE: usize = 2;
+
+/// The most memory that the series take, when every metric has as many as it may: once more while they are saved, and
+/// once more for each scrape.
 pub fn memory_bound(catalogue: &Catalogue, max_series_per_metric: usize) -> usize {
-    2 * store::Store::new(catalogue, max_series_per_metric).memory_bound()
+    (2 + SCRAPES_AT_ONCE) * store::Store::new(catalogue, max_series_per_metric).memory_bound()
 }
 
 #[cfg(test)]

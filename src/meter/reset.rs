@@ -18,24 +18,21 @@ use crate::rules::Catalogue;
 ///
 /// # Errors
 ///
-/// The checkpoint cannot be read or written, or does not have the metric.
-pub fn reset(directory: &Path, name: &str) -> Result<(), MeterError> {
-    let failed = |damage: Damage| MeterError::Checkpoint {
-        directory: directory.to_owned(),
-        reason: damage.to_string(),
-    };
-    let mut checkpoint = match checkpoint::load(directory).map_err(failed)? {
-        Some(checkpoint) => checkpoint,
-        None => return Err(unknown_metric(name, std::iter::empty())),
-    };
-    let Some(family) = checkpoint.families.iter_mut().find(|family| family.name == name) else {
-        return Err(unknown_metric(
-            name,
-            checkpoint.families.iter().map(|family| &family.name),
-        ));
-    };
-    family.forget(unix_nanos());
-    checkpoint::save(directory, &checkpoint.encode()).map_err(|error| failed(error.into()))
+/// The checkpoint cannot be read or written, or neither it nor `catalogue` has the metric.
+pub fn reset(directory: &Path, catalogue: &Catalogue, name: &str) -> Result<(), MeterError> {
+    let failed = |damage: Damage| MeterError::checkpoint(directory, &damage);
+    let mut checkpoint = checkpoint::load(directory).map_err(failed)?;
+    let mut saved = checkpoint.iter_mut().flat_map(|checkpoint| &mut checkpoint.families);
+    match saved.find(|family| family.name == name) {
+        Some(family) => family.forget(unix_nanos()),
+        // Nothing of it was saved yet, so that it starts anew by itself.
+        None if catalogue.names().any(|known| known == name) => return Ok(()),
+        None => return Err(unknown_metric(name, catalogue.names())),
+    }
+    match checkpoint {
+        Some(checkpoint) => checkpoint::save(directory, &checkpoint.encode()).map_err(|error| failed(error.into())),
+        None => Ok(()),
+    }
 }
 
 /// A reset that a running meter was asked for.
@@ -51,8 +48,7 @@ pub struct ResetRequest {
 /// There is no such metric, or the file cannot be written.
 pub fn request_reset(directory: &Path, catalogue: &Catalogue, name: &str) -> Result<ResetRequest, MeterError> {
     if !catalogue.names().any(|known| known == name) {
-        let known: Vec<String> = catalogue.names().map(str::to_owned).collect();
-        return Err(unknown_metric(name, known.iter()));
+        return Err(unknown_metric(name, catalogue.names()));
     }
     let file = requests(directory).join(name);
     let make = || {
@@ -133,8 +129,8 @@ impl Inbox {
     }
 }
 
-pub(super) fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> MeterError {
-    let known: Vec<String> = known.cloned().collect();
+pub(super) fn unknown_metric<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> MeterError {
+    let known: Vec<String> = known.map(str::to_owned).collect();
     MeterError::UnknownMetric {
         name: name.to_owned(),
         nearest: crate::config::section::nearest(name, &known).map(str::to_owned),
@@ -147,6 +143,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_metric_of_which_nothing_was_saved_yet_needs_no_reset_and_one_that_does_not_exist_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::built_in();
+        reset(directory.path(), &catalogue, "code_executions_total").unwrap();
+        let error = reset(directory.path(), &catalogue, "code_execution_total").unwrap_err();
+        let told = "there is no metric code_execution_total; did you mean code_executions_total?";
+        assert_eq!(error.to_string(), told);
+    }
 
     #[test]
     fn a_request_that_cannot_be_removed_is_fulfilled_once() {

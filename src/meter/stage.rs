@@ -18,7 +18,7 @@
 //!   the journal holds.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ use crate::rules::matcher::{Matcher, Workspace};
 use crate::telemetry::Heartbeat;
 
 use super::checkpoint::{self, Damage};
-use super::exposition::{ExpositionFormat, append_own, render};
+use super::exposition::{ExpositionFormat, Rendering};
 use super::meters::Meters;
 use super::push;
 use super::reset;
@@ -88,7 +88,7 @@ pub enum MeterError {
         source: std::io::Error,
     },
     /// The checkpoint cannot be read.
-    #[error("the checkpoint in {} {reason}", directory.display())]
+    #[error("the checkpoint of the derived metrics, {} (in journal.directory), {reason}; they start anew when it is removed", checkpoint::path(directory).display())]
     Checkpoint {
         /// The directory.
         directory: PathBuf,
@@ -103,6 +103,15 @@ pub enum MeterError {
         /// The most similar name.
         nearest: Option<String>,
     },
+}
+
+impl MeterError {
+    pub(super) fn checkpoint(directory: &Path, damage: &Damage) -> Self {
+        Self::Checkpoint {
+            directory: directory.to_owned(),
+            reason: damage.to_string(),
+        }
+    }
 }
 
 /// The stage that derives metrics; see the module.
@@ -138,8 +147,6 @@ struct Shared {
 #[derive(Clone)]
 pub struct MeterHandle {
     shared: Arc<RwLock<Arc<Shared>>>,
-    /// Of the last exposition, which the next one is about as long as.
-    length: Arc<AtomicUsize>,
 }
 
 impl Meter {
@@ -147,7 +154,7 @@ impl Meter {
     ///
     /// # Errors
     ///
-    /// The directory cannot be made. A checkpoint that cannot be read is no error.
+    /// The directory cannot be made, or there is a checkpoint that is whole but cannot be read. One that is damaged is no error.
     pub fn open(
         options: MeterOptions,
         catalogue: Catalogue,
@@ -163,6 +170,7 @@ impl Meter {
         let restored = match checkpoint::load(&options.directory) {
             Ok(Some(checkpoint)) => restore(checkpoint, &mut store, &matcher, end_at_open, now),
             Ok(None) => Restored::default(),
+            Err(damage) if damage.is_curable() => return Err(MeterError::checkpoint(&options.directory, &damage)),
             Err(damage) => {
                 start_anew(&options.directory, &damage, &mut store, now);
                 meters.unreadable_checkpoints.increment(1);
@@ -194,7 +202,6 @@ impl Meter {
         meter.notice_progress();
         let handle = MeterHandle {
             shared: Arc::new(RwLock::new(shared)),
-            length: Arc::default(),
         };
         Ok((meter, handle))
     }
@@ -354,7 +361,7 @@ impl Meter {
         match store.families.iter_mut().find(|family| family.description.name == name) {
             Some(family) => family.reset(unix_nanos()),
             None => {
-                let known = store.families.iter().map(|family| &family.description.name);
+                let known = store.families.iter().map(|family| family.description.name.as_str());
                 return Err(reset::unknown_metric(name, known));
             }
         }
@@ -421,24 +428,15 @@ impl MeterHandle {
         self.shared().caught_up.load(Ordering::Acquire)
     }
 
-    /// The whole answer to a scrape: the derived metrics, then `own`, which is the program's own metrics in the
+    /// The answer to a scrape, with the values of now: the derived metrics, then `own`, which is the program's own metrics in the
     /// Prometheus format 0.0.4.
-    pub fn exposition(&self, format: ExpositionFormat, own: &str) -> String {
+    pub fn rendering(&self, format: ExpositionFormat, own: String) -> Rendering {
         let families = self
             .shared()
             .store
             .lock()
             .snapshot(format == ExpositionFormat::OpenMetrics);
-        // To grow step by step would cost as much as the rendering.
-        let length = self.length.load(Ordering::Relaxed);
-        let mut text = String::with_capacity(length.max(own.len()) + length / 16 + (64 << 10));
-        render(&families, format, &mut text);
-        append_own(own, format, &mut text);
-        if format == ExpositionFormat::OpenMetrics {
-            text.push_str("# EOF\n");
-        }
-        self.length.store(text.len(), Ordering::Relaxed);
-        text
+        Rendering::new(families, Some(own), format)
     }
 
     /// The derived metrics as OTLP requests for the journal; see [`super::push`]. `instance` tells this program from

@@ -64,14 +64,19 @@ impl Bench {
     }
 
     fn start_with(&mut self, catalogue: Catalogue, max_series_per_metric: usize) {
+        self.try_start(catalogue, max_series_per_metric).unwrap();
+    }
+
+    fn try_start(&mut self, catalogue: Catalogue, max_series_per_metric: usize) -> Result<(), MeterError> {
         let journal = open_journal(self.directory.path());
         let options = MeterOptions {
             directory: self.meter_directory(),
             max_series_per_metric,
         };
         let reader = journal.reader("meter").unwrap();
-        self.meter = Some(Meter::open(options, catalogue, reader, journal.end_at_open()).unwrap());
+        self.meter = Some(Meter::open(options, catalogue, reader, journal.end_at_open())?);
         self.journal = Some(journal);
+        Ok(())
     }
 
     /// What a kill -9 leaves: the files.
@@ -126,7 +131,9 @@ impl Bench {
     }
 
     fn scrape(&self) -> String {
-        self.handle().exposition(ExpositionFormat::OpenMetrics, "")
+        self.handle()
+            .rendering(ExpositionFormat::OpenMetrics, String::new())
+            .rest()
     }
 
     fn value(&self, series: &str) -> Option<f64> {
@@ -322,6 +329,37 @@ fn a_damaged_checkpoint_starts_all_metrics_anew_with_a_new_created_time_and_is_k
     });
 }
 
+#[test]
+fn a_checkpoint_that_is_whole_but_cannot_be_read_now_keeps_the_metrics_and_the_program_from_starting() {
+    runtime().block_on(async {
+        let mut bench = Bench::new();
+        bench.append(&request(vec![tool("a")])).await;
+        bench.count();
+        bench.save().await;
+        bench.kill();
+        let path = bench.meter_directory().join("checkpoint");
+        let whole = std::fs::read(&path).unwrap();
+        let mut newer = whole.clone();
+        newer[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        // Whoever the test runs as, a directory cannot be read as a file.
+        for replace in [
+            (|path, newer| std::fs::write(path, newer)) as fn(&std::path::Path, &[u8]) -> std::io::Result<()>,
+            |path, _| std::fs::remove_file(path).and_then(|()| std::fs::create_dir(path)),
+        ] {
+            replace(&path, &newer).unwrap();
+            let error = bench.try_start(Catalogue::built_in(), 2000).unwrap_err().to_string();
+            assert!(
+                error.contains(&path.display().to_string()) && error.contains("removed"),
+                "{error}"
+            );
+        }
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, whole).unwrap();
+        bench.start(Catalogue::built_in());
+        assert_eq!(bench.value(TIMEOUTS), Some(1.0));
+    });
+}
+
 fn with_rule(rule: &str) -> Catalogue {
     let file = RuleFile {
         name: "t.yaml".to_owned(),
@@ -480,8 +518,18 @@ fn a_metric_can_be_reset_while_the_program_runs_and_while_it_does_not() {
         assert!(bench.value(created).unwrap() > before);
         bench.save().await;
         bench.kill();
-        reset(&bench.meter_directory(), "runtime_tool_timeouts_total").unwrap();
-        let mistyped = reset(&bench.meter_directory(), "runtime_tool_timeout_total").unwrap_err();
+        reset(
+            &bench.meter_directory(),
+            &Catalogue::built_in(),
+            "runtime_tool_timeouts_total",
+        )
+        .unwrap();
+        let mistyped = reset(
+            &bench.meter_directory(),
+            &Catalogue::built_in(),
+            "runtime_tool_timeout_total",
+        )
+        .unwrap_err();
         assert!(matches!(&mistyped, MeterError::UnknownMetric { .. }));
         let message = "there is no metric runtime_tool_timeout_total; did you mean runtime_tool_timeouts_total?";
         assert_eq!(mistyped.to_string(), message);
@@ -512,7 +560,7 @@ fn a_running_meter_counts_saves_and_ends_when_told() {
         }
         drop(journal);
         assert_eq!(
-            values(&handle.exposition(ExpositionFormat::OpenMetrics, "")).get(TIMEOUTS),
+            values(&handle.rendering(ExpositionFormat::OpenMetrics, String::new()).rest()).get(TIMEOUTS),
             Some(&5.0)
         );
         shutdown.cancel();
@@ -528,10 +576,13 @@ fn a_running_meter_counts_saves_and_ends_when_told() {
 fn the_own_metrics_follow_the_derived_ones_and_open_metrics_ends_once() {
     let bench = Bench::new();
     let own = "# TYPE spanledger_x_total counter\nspanledger_x_total 1\n";
-    let open_metrics = bench.handle().exposition(ExpositionFormat::OpenMetrics, own);
+    let open_metrics = bench
+        .handle()
+        .rendering(ExpositionFormat::OpenMetrics, own.to_owned())
+        .rest();
     assert!(open_metrics.ends_with("# TYPE spanledger_x counter\nspanledger_x_total 1\n# EOF\n"));
     assert_eq!(open_metrics.matches("# EOF").count(), 1);
-    let text = bench.handle().exposition(ExpositionFormat::Text, own);
+    let text = bench.handle().rendering(ExpositionFormat::Text, own.to_owned()).rest();
     assert!(text.ends_with(own));
     assert!(!text.contains("# EOF"));
 }

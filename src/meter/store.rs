@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::rules::matcher::{Matcher, Observation, Workspace};
 use crate::rules::model::Instrument;
-use crate::rules::series_key::label_values;
+use crate::rules::series_key::{MAX_LABEL_BYTES, label_values};
 use crate::rules::{Catalogue, RuleDigest};
 
 use super::index::Index;
@@ -126,11 +126,12 @@ impl Store {
 
     /// The most memory that the series take.
     pub(super) fn memory_bound(&self) -> usize {
-        // A key of some labels, its place in the index, when the series began, its place in the order.
-        const KEY: usize = 256;
+        // The place in the index, when the series began, its place in the order.
+        const PLACES: usize = 64;
         let of_series = |family: &Family| {
             let stride = family.description.stride();
-            KEY + stride * size_of::<u64>() + stride.max(1) * size_of::<Exemplar>()
+            let key = family.description.labels.len() * (MAX_LABEL_BYTES + 2);
+            PLACES + key + stride * size_of::<u64>() + stride.max(1) * size_of::<Exemplar>()
         };
         let series = self.max_series.saturating_add(1);
         self.families

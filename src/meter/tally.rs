@@ -6,7 +6,7 @@ use crate::otlp::TraceRequest;
 use crate::rules::Catalogue;
 use crate::rules::matcher::{Matcher, Workspace};
 
-use super::exposition::{ExpositionFormat, render};
+use super::exposition::{ExpositionFormat, Rendering};
 use super::store::{RecordTime, Store};
 
 /// Counts trace requests in memory.
@@ -47,12 +47,7 @@ impl Tally {
 
     /// The metrics, without `# EOF`.
     pub fn exposition(&self, format: ExpositionFormat) -> String {
-        let mut text = String::new();
-        render(
-            &self.store.snapshot(format == ExpositionFormat::OpenMetrics),
-            format,
-            &mut text,
-        );
-        text
+        let families = self.store.snapshot(format == ExpositionFormat::OpenMetrics);
+        Rendering::new(families, None, format).rest()
     }
 }

@@ -7,6 +7,7 @@
 mod negotiate;
 mod number;
 mod own;
+mod rendering;
 
 use std::fmt::Write as _;
 
@@ -15,46 +16,11 @@ use crate::rules::check::OVERFLOW_LABEL;
 use crate::rules::series_key::label_values;
 
 pub use negotiate::ExpositionFormat;
-pub(super) use own::append_own;
+pub use rendering::Rendering;
 
-use super::store::{Description, Exemplar, FamilySnapshot, OVERFLOW_KEY};
+use super::store::{Description, Exemplar, OVERFLOW_KEY};
 use number::{write_bound, write_float, write_integer, write_seconds};
-
-/// Renders all families. The caller appends other families, and `# EOF` in OpenMetrics.
-pub(super) fn render(families: &[FamilySnapshot], format: ExpositionFormat, out: &mut String) {
-    let (mut labels, mut bucket) = (String::new(), String::new());
-    for family in families {
-        let description = &family.description;
-        let name = match format {
-            ExpositionFormat::Text => description.name.as_str(),
-            ExpositionFormat::OpenMetrics => family_name(&description.name, description.is_counter),
-        };
-        let kind = if description.is_counter { "counter" } else { "histogram" };
-        write_header(name, kind, &description.help, format, out);
-        let bounds: Vec<String> = bounds(description, format);
-        for series in &family.directory.order {
-            let series = *series as usize;
-            labels.clear();
-            write_labels(description, &family.directory.keys[series], &mut labels);
-            let rendered = Series {
-                name,
-                labels: &labels,
-                sum: family.cells.sums[series],
-                created: family.directory.created[series],
-                format,
-            };
-            let stride = description.stride();
-            let cells = series * stride.max(1)..(series + 1) * stride.max(1);
-            // Without exemplars, in the text format, the list is empty.
-            let exemplars = family.cells.exemplars.get(cells.clone()).unwrap_or_default();
-            if description.is_counter {
-                rendered.counter(exemplars, out);
-            } else {
-                rendered.histogram(&bounds, &family.cells.counts[cells], exemplars, &mut bucket, out);
-            }
-        }
-    }
-}
+use own::append_own;
 
 /// In OpenMetrics, `_total` belongs to the sample of a counter and not to the family.
 fn family_name(name: &str, is_counter: bool) -> &str {

@@ -31,9 +31,7 @@ fn store_of(text: &str, spans: Vec<crate::rules::testing::TestSpan>) -> Store {
 }
 
 fn text_of(store: &Store, format: ExpositionFormat) -> String {
-    let mut out = String::new();
-    render(&store.snapshot(true), format, &mut out);
-    out
+    Rendering::new(store.snapshot(true), None, format).rest()
 }
 
 const RULES: &str = r#"
@@ -111,8 +109,24 @@ fn a_snapshot_stays_as_it_is_while_series_are_added() {
     store.families.iter_mut().for_each(|family: &mut Family| {
         family.insert(b"\x01\x00z", 1, 1);
     });
-    let mut again = String::new();
-    render(&before, ExpositionFormat::Text, &mut again);
-    assert_eq!(again, text);
     assert_eq!(Arc::strong_count(&before[0].directory), 1);
+    let again = Rendering::new(before, None, ExpositionFormat::Text).rest();
+    assert_eq!(again, text);
+}
+
+#[test]
+fn the_pieces_of_a_scrape_are_its_text_and_none_is_much_longer_than_was_asked_for() {
+    let spans = (0..500).map(|number| span("s").with("x", format!("{number}-{}", "x".repeat(200))));
+    let store = store_of(RULES, spans.collect::<Vec<_>>());
+    for format in [ExpositionFormat::Text, ExpositionFormat::OpenMetrics] {
+        let rendering = || Rendering::new(store.snapshot(true), Some("own 1\n".to_owned()), format);
+        let text = rendering().rest();
+        for length in [1, 1_000, 64 << 10, 1 << 30] {
+            let mut rendering = rendering();
+            let pieces: Vec<String> = std::iter::from_fn(|| rendering.next_piece(length)).collect();
+            assert_eq!(pieces.concat(), text);
+            // A series is not divided.
+            assert!(pieces.iter().all(|piece| piece.len() < length + 4_000));
+        }
+    }
 }
