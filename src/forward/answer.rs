@@ -5,7 +5,7 @@
 //! | delivered | any 2xx, even with a body that cannot be read; gRPC OK | done; what a partial success rejects is counted, never retried |
 //! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried |
 //! | timed out | no answer in time, DEADLINE_EXCEEDED | retried; a joined request in smaller parts |
-//! | over quota | 429, RESOURCE_EXHAUSTED | waits |
+//! | over quota | 429, RESOURCE_EXHAUSTED | waits, and all others with it |
 //! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND FAILED_PRECONDITION | holds the queue, tried at `max_interval`, named |
 //! | too large | 413; RESOURCE_EXHAUSTED that speaks of the message's size | split; a single span is refused |
 //! | refused | 400 422; INVALID_ARGUMENT | split into what was joined; a single request is set aside |
@@ -94,6 +94,17 @@ impl Answer {
             cure: "",
             rejected: 0,
         }
+    }
+
+    /// The backend has enough for now, or says when it wants to be asked again.
+    pub(super) fn asks_for_pause(&self) -> bool {
+        self.verdict == Verdict::OverQuota || self.retry_after.is_some()
+    }
+
+    /// It cannot be the fault of what was sent: the backend asks for a pause, or was not reached.
+    pub(super) fn blames_no_content(&self) -> bool {
+        let was_reached = self.verdict != Verdict::Transient || self.cure != "endpoint";
+        self.asks_for_pause() || !was_reached
     }
 
     fn with_cure(self, cure: &'static str) -> Answer {

@@ -57,6 +57,7 @@ impl Gate {
             Some(_) => Passage::Probe,
         }
     }
+
     pub(super) fn is_open(&self) -> bool {
         self.closed.is_none()
     }
@@ -79,6 +80,13 @@ impl Gate {
     pub(super) fn hurry(&mut self, now: Instant) {
         if let Some(closed) = &mut self.closed {
             closed.until = closed.until.min(now);
+        }
+    }
+
+    /// A pause, if there is one, lasts until this moment at least.
+    pub(super) fn not_before(&mut self, moment: Instant) {
+        if let Some(closed) = &mut self.closed {
+            closed.until = closed.until.max(moment);
         }
     }
 

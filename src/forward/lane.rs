@@ -10,7 +10,10 @@
 //! suspect. It then waits by itself and holds up nobody; joined requests are taken apart to find the culprit; and if
 //! the answers are of the unclear kind (500, INTERNAL …) that some backends give to what they cannot digest, the culprit
 //! is finally set aside as refused. A backend that is simply broken takes nothing, so nothing becomes suspect, and
-//! everything waits.
+//! everything waits. So does what was suspect before, while nothing else is taken: then the backend is named again.
+//!
+//! Two failures say nothing of the content, whoever is served meanwhile: a backend that cannot be reached, and an answer
+//! that asks for a pause. More and smaller requests would only use up a quota faster.
 //!
 //! # Small requests
 //!
@@ -161,7 +164,7 @@ impl Lane {
     }
 
     /// Probes take turns, and every so often one goes that was never tried: requests which fail by their own fault must
-    /// not keep the gate closed for ever.
+    /// not keep the gate closed for ever. Suspect ones go when there is no other.
     fn take_probe(&mut self, now: Instant) -> Option<Parcel> {
         self.probes = self.probes.wrapping_add(1);
         let fresh = if self.probes.is_multiple_of(FRESH_PROBE) {
@@ -169,12 +172,11 @@ impl Lane {
         } else {
             None
         };
-        let may_probe = |parcel: &Parcel| {
-            parcel.history.refused.is_none() && (parcel.history.suspicion == 0 || is_due(parcel, now))
-        };
+        let may_be_sent = |parcel: &Parcel| parcel.history.refused.is_none();
         fresh
-            .or_else(|| self.take_waiting(may_probe))
+            .or_else(|| self.take_waiting(|parcel| may_be_sent(parcel) && parcel.history.suspicion == 0))
             .or_else(|| self.loader.take(true))
+            .or_else(|| self.take_waiting(|parcel| may_be_sent(parcel) && is_due(parcel, now)))
     }
 
     fn take_waiting(&mut self, wanted: impl Fn(&Parcel) -> bool) -> Option<Parcel> {
@@ -291,9 +293,22 @@ impl Lane {
             answer.verdict,
             Verdict::Transient | Verdict::TimedOut | Verdict::Unclear
         );
-        let was_reached = answer.cure != "endpoint" && answer.retry_after.is_none();
         let works_otherwise = self.delivered > 0 && !self.failed_since_delivery;
-        is_passing && was_reached && works_otherwise && !ticket.is_probe && self.gate.is_open()
+        is_passing && !answer.blames_no_content() && works_otherwise && !ticket.is_probe && self.gate.is_open()
+    }
+
+    /// The backend is in trouble, or wants to be left alone.
+    fn close(&mut self, now: Instant, ticket: Ticket, answer: &Answer, random: f64) -> Option<Notice> {
+        let retry = self.retry;
+        let notice = self.gate.failed(now, ticket.is_probe, |in_a_row| match answer.verdict {
+            Verdict::Curable => retry.curable_delay(answer.retry_after, random),
+            _ => retry.delay(in_a_row, answer.retry_after, random),
+        });
+        if answer.retry_after.is_some() {
+            self.gate.not_before(now + retry.delay(1, answer.retry_after, random));
+        }
+        self.trouble = Some(answer.clone());
+        notice
     }
 
     fn failed(
@@ -307,29 +322,27 @@ impl Lane {
         let history = &mut parcel.history;
         let first_failure = *history.first_failure.get_or_insert(now);
         let others_were_taken = history.failures > 0 && self.delivered > history.others_delivered;
+        let is_suspicious = others_were_taken && !answer.blames_no_content();
         history.failures = history.failures.saturating_add(1);
-        history.suspicion += u32::from(others_were_taken);
+        history.suspicion += u32::from(is_suspicious);
         history.others_delivered = self.delivered;
         let (failures, suspicion) = (history.failures, history.suspicion);
 
         let retry = self.retry;
         let is_hiccup = self.is_hiccup(ticket, answer);
+        if suspicion > 0 || is_hiccup {
+            history.not_before = Some(now + retry.delay(failures, answer.retry_after, random));
+        }
         self.failed_since_delivery = true;
-        let notice = if suspicion > 0 {
-            history.not_before = Some(now + retry.delay(suspicion, answer.retry_after, random));
+        let notice = if is_suspicious {
             if ticket.is_probe {
                 self.gate.inconclusive();
             }
             None
         } else if is_hiccup {
-            history.not_before = Some(now + retry.delay(failures, None, random));
             None
         } else {
-            self.trouble = Some(answer.clone());
-            self.gate.failed(now, ticket.is_probe, |in_a_row| match answer.verdict {
-                Verdict::Curable => retry.curable_delay(answer.retry_after, random),
-                _ => retry.delay(in_a_row, answer.retry_after, random),
-            })
+            self.close(now, ticket, answer, random)
         };
 
         if retry.is_over(now.duration_since(first_failure)) {
@@ -337,6 +350,7 @@ impl Lane {
         }
         let is_large = parcel.size > SMALLEST_TO_DIVIDE;
         let divided = match answer.verdict {
+            _ if answer.asks_for_pause() => Err(parcel),
             Verdict::Unclear if suspicion >= SUSPICIONS_TO_REFUSE => {
                 return (self.refused(parcel, Parcel::ungroup, answer), notice);
             }

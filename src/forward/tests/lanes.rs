@@ -17,6 +17,14 @@ fn lane(options: &ExporterOptions) -> Lane {
     Lane::new(options)
 }
 
+/// Every request goes by itself.
+fn unmerged() -> ExporterOptions {
+    ExporterOptions {
+        merge: false,
+        ..ExporterOptions::default()
+    }
+}
+
 fn push(lane: &mut Lane, sequence: u64, name: &str) {
     lane.push(Load::uncompressed(sequence, Encoding::Identity, request([name])));
 }
@@ -25,9 +33,35 @@ fn sequences(parcel: &Parcel) -> Vec<u64> {
     parcel.parts.iter().map(|part| part.sequence).collect()
 }
 
-fn answered(lane: &mut Lane, now: Instant, (parcel, ticket): (Parcel, Ticket), verdict: Verdict) -> Outcome {
-    lane.answered(now, parcel, ticket, &Answer::new(verdict, "said so"), 0.5)
-        .0
+fn answered(lane: &mut Lane, now: Instant, sent: (Parcel, Ticket), verdict: Verdict) -> Outcome {
+    answered_by(lane, now, sent, &Answer::new(verdict, "said so"))
+}
+
+fn answered_by(lane: &mut Lane, now: Instant, (parcel, ticket): (Parcel, Ticket), answer: &Answer) -> Outcome {
+    lane.answered(now, parcel, ticket, answer, 0.5).0
+}
+
+/// A lane of requests of their own in which `bad` fails while `good` is taken; `good` is taken `rounds` times after a
+/// failure. Returns the time.
+fn make_suspect(lane: &mut Lane, rounds: u32, failure: &Answer) -> Instant {
+    let mut now = Instant::now();
+    push(lane, 0, "bad");
+    for round in 0..=rounds {
+        push(lane, u64::from(round) + 1, "good");
+        let mut is_tried = false;
+        while !is_tried || !lane.loader.is_empty() {
+            now = lane.wake_at(now).unwrap_or(now).max(now);
+            while let Some(sent) = lane.next(now) {
+                if sequences(&sent.0) == [0] {
+                    is_tried = true;
+                    answered_by(lane, now, sent, failure);
+                } else {
+                    answered(lane, now, sent, Verdict::Delivered);
+                }
+            }
+        }
+    }
+    now
 }
 
 #[test]
@@ -133,6 +167,115 @@ fn one_failure_of_a_backend_that_works_holds_up_only_the_request_that_failed() {
         "the second failure without a success between is the backend's"
     );
     assert!(lane.next(now).is_none());
+}
+
+#[test]
+fn an_answer_that_asks_for_a_pause_blames_no_content_and_closes_the_gate_for_that_time() {
+    let pause = Some(Duration::from_secs(10));
+    for (verdict, retry_after, least) in [
+        (Verdict::OverQuota, None, Duration::from_millis(500)),
+        (Verdict::OverQuota, pause, Duration::from_secs(10)),
+        (Verdict::Unclear, pause, Duration::from_secs(10)),
+        (Verdict::TimedOut, pause, Duration::from_secs(10)),
+    ] {
+        let answer = Answer {
+            retry_after,
+            ..Answer::new(verdict, "a request too many")
+        };
+        let mut now = Instant::now();
+        let mut lane = lane(&ExporterOptions::default());
+        push(&mut lane, 0, "a");
+        let first = lane.next(now).unwrap();
+        (1..=16).for_each(|sequence| push(&mut lane, sequence, "a"));
+        answered(&mut lane, now, first, Verdict::Delivered);
+        // Others are taken after each of its failures.
+        for round in 1..=10 {
+            let joined = lane.next(now).unwrap();
+            assert_eq!(joined.0.parts.len(), 16, "it stays joined");
+            assert!(matches!(answered_by(&mut lane, now, joined, &answer), Outcome::Waits));
+            assert_eq!(lane.trouble(), Some(&answer), "round {round}");
+            push(&mut lane, 100 + round, "fresh");
+            assert!(lane.next(now).is_none(), "the gate is closed");
+            let opens = lane.wake_at(now).unwrap();
+            assert!(opens >= now + least, "{:?}", opens - now);
+            now = opens;
+            let mut probe = lane.next(now).unwrap();
+            if probe.0.parts.len() > 1 {
+                answered_by(&mut lane, now, probe, &answer);
+                now = lane.wake_at(now).unwrap();
+                probe = lane.next(now).unwrap();
+            }
+            answered(&mut lane, now, probe, Verdict::Delivered);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_asks_for_a_longer_pause_prolongs_one_that_has_begun() {
+    let now = Instant::now();
+    let mut lane = lane(&unmerged());
+    (0..2).for_each(|sequence| push(&mut lane, sequence, "a"));
+    let (first, second) = (lane.next(now).unwrap(), lane.next(now).unwrap());
+    answered(&mut lane, now, first, Verdict::Transient);
+    assert_eq!(lane.wake_at(now), Some(now + Duration::from_secs(1)));
+    let answer = Answer {
+        retry_after: Some(Duration::from_secs(60)),
+        ..Answer::new(Verdict::Transient, "later")
+    };
+    answered_by(&mut lane, now, second, &answer);
+    assert!(lane.wake_at(now).unwrap() >= now + Duration::from_secs(60));
+}
+
+#[test]
+fn a_suspect_request_in_a_lane_that_has_gone_quiet_is_named_as_the_backends_trouble() {
+    let failure = Answer::new(Verdict::Transient, "reset");
+    let mut lane = lane(&unmerged());
+    let mut now = make_suspect(&mut lane, 3, &failure);
+    for _ in 0..2 {
+        assert_eq!(lane.trouble(), None, "others are taken");
+        now = lane.wake_at(now).unwrap();
+        let sent = lane.next(now).unwrap();
+        assert!(sent.0.history.suspicion > 0);
+        answered_by(&mut lane, now, sent, &failure);
+    }
+    assert_eq!(lane.trouble(), Some(&failure), "nothing was taken since");
+    push(&mut lane, 100, "good");
+    now = lane.wake_at(now).unwrap();
+    let sent = lane.next(now).unwrap();
+    assert_eq!(sequences(&sent.0), [100], "the suspect one lets others go first");
+    answered(&mut lane, now, sent, Verdict::Delivered);
+    assert_eq!(lane.trouble(), None);
+}
+
+#[test]
+fn a_suspect_request_waits_longer_after_each_failure_whoever_is_taken_meanwhile() {
+    let failure = Answer::new(Verdict::Transient, "reset");
+    let mut lane = lane(&unmerged());
+    let mut now = make_suspect(&mut lane, 1, &failure);
+    let mut last = Duration::ZERO;
+    for _ in 0..20 {
+        let failed = now;
+        let sent = loop {
+            now = lane.wake_at(now).unwrap();
+            if let Some(sent) = lane.next(now) {
+                break sent;
+            }
+        };
+        assert!(now - failed >= last, "{:?} after {last:?}", now - failed);
+        last = now - failed;
+        answered_by(&mut lane, now, sent, &failure);
+    }
+    assert_eq!(last, Duration::from_secs(30));
+}
+
+#[test]
+fn a_request_that_never_reached_the_backend_is_no_suspect() {
+    let failure = Answer::unreachable("cannot connect");
+    let mut lane = lane(&unmerged());
+    let mut now = make_suspect(&mut lane, 3, &failure);
+    now = lane.wake_at(now).unwrap_or(now);
+    let sent = lane.next(now).unwrap();
+    assert_eq!((sequences(&sent.0), sent.0.history.suspicion), (vec![0], 0));
 }
 
 #[test]
