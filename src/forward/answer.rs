@@ -2,14 +2,16 @@
 //!
 //! | verdict | from | then |
 //! |---|---|---|
-//! | delivered | any 2xx, even with a body that cannot be read; gRPC OK | done; what a partial success rejects is counted, never retried |
+//! | delivered | any 2xx but a web page, even with a body that cannot be read; gRPC OK | done; what a partial success rejects is counted, never retried |
 //! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried |
 //! | timed out | no answer in time, DEADLINE_EXCEEDED | retried; a joined request in smaller parts |
 //! | over quota | 429, RESOURCE_EXHAUSTED | waits, and all others with it |
-//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND FAILED_PRECONDITION | holds the queue, tried at `max_interval`, named |
+//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511, a web page; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND FAILED_PRECONDITION | holds the queue, tried at `max_interval`, named |
 //! | too large | 413; RESOURCE_EXHAUSTED that speaks of the message's size | split; a single span is refused |
 //! | refused | 400 422; INVALID_ARGUMENT | split into what was joined; a single request is set aside |
 //! | unclear | everything else: 500, INTERNAL, UNKNOWN … | retried; refused once the backend takes other requests but not this one |
+//!
+//! A web page is what the port of a user interface answers to everything, also to what it does not know.
 //!
 //! OTLP forbids to retry on the codes called unclear here, and the Collector drops the data. Backends send them for
 //! faults of their own as well; a program that promises to deliver may not drop on such a word. Who else is served
@@ -141,20 +143,63 @@ pub(super) struct HttpAnswer<'a> {
     pub(super) body: &'a [u8],
 }
 
+impl HttpAnswer<'_> {
+    fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// A success with a page for people: it comes from a web server that took nothing.
+    fn is_web_page(&self) -> bool {
+        let html = b"text/html";
+        let begin = self.content_type.as_bytes().get(..html.len());
+        self.is_success() && begin.is_some_and(|begin| begin.eq_ignore_ascii_case(html))
+    }
+}
+
+fn web_page(status: u16) -> Answer {
+    let reason = format!("{status}, but with a web page: is `endpoint` that of an OTLP receiver?");
+    Answer::new(Verdict::Curable, reason).with_cure("endpoint")
+}
+
 /// What an HTTP answer means.
 pub(super) fn classify_http(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
-    if (200..300).contains(&answer.status) {
-        let mut partial = reply::partial_success(answer.content_type, answer.body);
-        if answer.content_type.starts_with("text/html") {
-            partial.message = "it answers with a web page: is `endpoint` that of an OTLP receiver?".to_owned();
-        }
+    if answer.is_web_page() {
+        return web_page(answer.status);
+    }
+    if answer.is_success() {
+        let partial = reply::partial_success(answer.content_type, answer.body);
         return Answer {
             rejected: partial.rejected,
             ..Answer::new(Verdict::Delivered, partial.message)
         };
     }
+    failure(answer, now, http_verdict)
+}
+
+/// What an HTTP answer means that came to a gRPC request and has no status of gRPC: who sent it does not speak gRPC.
+///
+/// As gRPC's table of HTTP statuses has it: 400 is INTERNAL and no word about the content, and what the table does not
+/// know, any success too, is UNKNOWN. Where HTTP says more than the table (a quota, a body too large, a redirection) it
+/// is heard.
+pub(super) fn classify_http_for_grpc(answer: HttpAnswer<'_>, now: SystemTime) -> Answer {
+    if answer.is_web_page() {
+        return web_page(answer.status);
+    }
+    failure(answer, now, |status, told| match status {
+        200..300 => (Verdict::Unclear, "endpoint"),
+        400 | 422 => (Verdict::Unclear, ""),
+        _ => http_verdict(status, told),
+    })
+}
+
+/// An HTTP answer that is no success.
+fn failure(
+    answer: HttpAnswer<'_>,
+    now: SystemTime,
+    verdict: impl FnOnce(u16, &reply::Explanation) -> (Verdict, &'static str),
+) -> Answer {
     let told = reply::explanation_http(answer.content_type, answer.body);
-    let (verdict, cure) = http_verdict(answer.status, &told);
+    let (verdict, cure) = verdict(answer.status, &told);
     let advised = answer
         .retry_after
         .and_then(|value| parse_retry_after(value, now))
@@ -320,6 +365,48 @@ mod tests {
         for status in [200, 201, 202, 204, 299] {
             assert_eq!(http(status, b"\xff\x00garbage").verdict, Verdict::Delivered);
         }
+    }
+
+    #[test]
+    fn a_web_page_is_no_receiver_and_delivers_nothing() {
+        for content_type in ["text/html", "text/html; charset=utf-8", "Text/HTML"] {
+            let answer = HttpAnswer {
+                status: 200,
+                content_type,
+                retry_after: None,
+                body: b"<!doctype html><title>SigNoz</title>",
+            };
+            for answer in [
+                classify_http(answer, SystemTime::UNIX_EPOCH),
+                classify_http_for_grpc(answer, SystemTime::UNIX_EPOCH),
+            ] {
+                assert_eq!((answer.verdict, answer.cure), (Verdict::Curable, "endpoint"));
+                assert!(answer.reason.contains("web page"), "{}", answer.reason);
+            }
+        }
+    }
+
+    #[test]
+    fn every_http_status_that_comes_without_one_of_grpc_has_its_verdict() {
+        let expect = |verdict, cure, statuses: &[u16]| {
+            for &status in statuses {
+                let answer = HttpAnswer {
+                    status,
+                    content_type: "text/plain",
+                    retry_after: None,
+                    body: b"",
+                };
+                let answer = classify_http_for_grpc(answer, SystemTime::UNIX_EPOCH);
+                assert_eq!((answer.verdict, answer.cure), (verdict, cure), "{status}");
+            }
+        };
+        expect(Verdict::Unclear, "endpoint", &[200, 201, 202, 204, 299]);
+        expect(Verdict::Unclear, "", &[400, 422, 409, 500, 599]);
+        expect(Verdict::Curable, "headers", &[401, 403]);
+        expect(Verdict::Curable, "endpoint", &[301, 404, 405]);
+        expect(Verdict::OverQuota, "", &[429]);
+        expect(Verdict::Transient, "", &[502, 503, 504]);
+        expect(Verdict::TooLarge, "max_request_size", &[413]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! * gRPC's framing is written here (five bytes before the message), so that a body that came in compressed goes out
 //!   as the same bytes. The HTTP machinery is hyper's.
-//! * A 2xx counts from its head on: whatever happens to the rest of the answer, the backend has the data.
+//! * A 2xx over HTTP counts from its head on: whatever happens to the rest of the answer, the backend has the data. Over
+//!   gRPC nothing counts but gRPC's own status.
 //! * At most [`ANSWER_LIMIT`] bytes of an answer are kept.
 //! * A connection that ends without an answer is tried a second time at once. Keep-alive connections are closed by
 //!   servers whenever they like, often at the very moment of the next request; that is no failure worth a pause.
@@ -24,7 +25,7 @@ use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{Answer, GrpcAnswer, HttpAnswer, Verdict, classify_grpc, classify_http};
+use super::answer::{Answer, GrpcAnswer, HttpAnswer, Verdict, classify_grpc, classify_http, classify_http_for_grpc};
 use super::gather::{self, Gather, Lent};
 use super::{Endpoint, ExporterOptions, ForwardError, HOP_HEADER, Protocol, tls};
 use crate::otlp::{Encoding, Signal};
@@ -36,6 +37,8 @@ const ANSWER_LIMIT: usize = 4 << 20;
 const CONNECT_SHARE: u32 = 2;
 
 const GRPC_PREFIX: usize = 5;
+
+const GRPC_STATUS: &str = "grpc-status";
 
 /// Speaks to one backend.
 pub(super) struct Client {
@@ -156,9 +159,9 @@ impl Client {
         let response = timeout_at(deadline, sending).await.map_err(|_| Failure::TimedOut)?;
         let response = response.map_err(|error| Failure::of(&error))?;
         match self.protocol {
-            Protocol::HttpProtobuf => Ok(http_answer(response, deadline).await),
-            Protocol::Grpc if response.status() != http::StatusCode::OK => Ok(http_answer(response, deadline).await),
-            Protocol::Grpc => grpc_answer(response, deadline).await,
+            Protocol::HttpProtobuf => Ok(http_answer(response, deadline, classify_http).await),
+            Protocol::Grpc if is_grpc(&response) => grpc_answer(response, deadline).await,
+            Protocol::Grpc => Ok(http_answer(response, deadline, classify_http_for_grpc).await),
         }
     }
 
@@ -224,7 +227,20 @@ fn pool(
     })
 }
 
-async fn http_answer(response: Response<Incoming>, deadline: Instant) -> Answer {
+/// Whether who answers speaks gRPC: proxies answer with a status of HTTP alone.
+fn is_grpc(response: &Response<Incoming>) -> bool {
+    let is_other_content = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| !value.as_bytes().starts_with(b"application/grpc"));
+    response.headers().contains_key(GRPC_STATUS) || (response.status() == http::StatusCode::OK && !is_other_content)
+}
+
+async fn http_answer(
+    response: Response<Incoming>,
+    deadline: Instant,
+    classify: fn(HttpAnswer<'_>, SystemTime) -> Answer,
+) -> Answer {
     let (head, body) = response.into_parts();
     let (body, _) = read(body, deadline).await;
     let text = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
@@ -234,7 +250,7 @@ async fn http_answer(response: Response<Incoming>, deadline: Instant) -> Answer 
         retry_after: text(RETRY_AFTER),
         body: &body,
     };
-    let answer = classify_http(answer, SystemTime::now());
+    let answer = classify(answer, SystemTime::now());
     match head
         .headers
         .get(http::header::LOCATION)
@@ -252,7 +268,7 @@ async fn grpc_answer(response: Response<Incoming>, deadline: Instant) -> Result<
     let (head, body) = response.into_parts();
     let classify = |headers: &HeaderMap, body: &[u8]| {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let code = text("grpc-status")?.parse().unwrap_or(u16::MAX);
+        let code = text(GRPC_STATUS)?.parse().unwrap_or(u16::MAX);
         let (message, details) = (
             text("grpc-message").unwrap_or_default(),
             text("grpc-status-details-bin"),

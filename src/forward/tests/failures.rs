@@ -142,6 +142,39 @@ async fn an_answer_that_the_operator_can_cure_holds_the_queue_names_the_key_and_
 }
 
 #[tokio::test]
+async fn a_web_page_where_the_receiver_should_be_holds_the_queue_and_names_the_endpoint() {
+    let is_healed = Arc::new(AtomicBool::new(false));
+    let healed = Arc::clone(&is_healed);
+    let answers = move |_: usize, _: &Received| match healed.load(Ordering::SeqCst) {
+        true => Reply::status(200),
+        false => Reply::Http {
+            status: 200,
+            headers: vec![("content-type", "text/html; charset=utf-8")],
+            body: "<!doctype html>".into(),
+        },
+    };
+    let mut sink = Sink::start(answers).await;
+    let rig = Rig::new(&sink.url());
+    rig.spans(["a"]).await;
+    let running = rig.start();
+    for _ in 0..3 {
+        sink.next().await;
+    }
+    let degraded = rig.degraded().unwrap();
+    assert!(
+        degraded.contains("web page") && degraded.contains("exporters.otlp.endpoint"),
+        "{degraded}"
+    );
+    assert_eq!(rig.saved(), None);
+    is_healed.store(true, Ordering::SeqCst);
+    while rig.degraded().is_some() {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+    assert_eq!((kept(&rig), rig.saved()), (vec![], Some(rig.end())));
+}
+
+#[tokio::test]
 async fn of_a_joined_request_that_is_refused_only_the_culprit_is_set_aside() {
     let answers = |_: usize, received: &Received| match received.names().iter().any(|name| name.starts_with("bad")) {
         true => Reply::Http {

@@ -87,6 +87,14 @@ async fn failures_are_read_from_trailers_and_from_headers_and_retried() {
         Reply::grpc(8, "quota"),
         Reply::status(503),
         Reply::status(404),
+        Reply::status(202),
+        Reply::status(204),
+        Reply::status(400),
+        Reply::Http {
+            status: 200,
+            headers: vec![("content-type", "text/html")],
+            body: "<!doctype html>".into(),
+        },
         Reply::Reset,
     ] {
         let mut sink = Sink::start(first(2, reply)).await;
@@ -98,6 +106,7 @@ async fn failures_are_read_from_trailers_and_from_headers_and_retried() {
         }
         running.stop().await;
         assert_eq!(rig.saved(), Some(rig.end()));
+        assert_eq!(list_refused(&rig.refused()).unwrap(), []);
     }
 }
 
