@@ -3,13 +3,13 @@
 //! | verdict | from | then |
 //! |---|---|---|
 //! | delivered | any 2xx but a web page, even with a body that cannot be read; gRPC OK | done; what a partial success rejects is counted, never retried |
-//! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried |
-//! | timed out | no answer in time, DEADLINE_EXCEEDED | retried; a joined request in smaller parts |
+//! | transient | 408 425 499 502 503 504, no answer, a reset; CANCELLED ABORTED OUT_OF_RANGE UNAVAILABLE DATA_LOSS | retried; set aside when it fails for long while others are taken |
+//! | timed out | no answer in time, DEADLINE_EXCEEDED | the same; a joined request in smaller parts |
 //! | over quota | 429, RESOURCE_EXHAUSTED | waits, and all others with it |
-//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511, a web page; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED NOT_FOUND FAILED_PRECONDITION | holds the queue, tried at `max_interval`, named |
+//! | curable | 3xx 401 402 403 404 405 406 407 410 411 415 421 426 431 501 505 508 511, a web page; UNAUTHENTICATED PERMISSION_DENIED UNIMPLEMENTED | holds the queue, tried at `max_interval`, named |
 //! | too large | 413; RESOURCE_EXHAUSTED that speaks of the message's size | split; a single span is refused |
 //! | refused | 400 422; INVALID_ARGUMENT | split into what was joined; a single request is set aside |
-//! | unclear | everything else: 500, INTERNAL, UNKNOWN … | retried; refused once the backend takes other requests but not this one |
+//! | unclear | everything else: 500, INTERNAL, UNKNOWN, FAILED_PRECONDITION, NOT_FOUND … | retried; refused once the backend takes other requests but not this one |
 //!
 //! A web page is what the port of a user interface answers to everything, also to what it does not know.
 //!
@@ -307,7 +307,9 @@ fn grpc_verdict(code: &str, message: &str, advised: bool) -> (Verdict, &'static 
         "DEADLINE_EXCEEDED" => (Verdict::TimedOut, "timeout"),
         // grpc-go refuses an encoding it does not know with UNIMPLEMENTED.
         "UNIMPLEMENTED" if message.contains("ompress") => (Verdict::Curable, "compression"),
-        "UNIMPLEMENTED" | "NOT_FOUND" | "FAILED_PRECONDITION" => (Verdict::Curable, "endpoint"),
+        "UNIMPLEMENTED" => (Verdict::Curable, "endpoint"),
+        // A spanledger says so to its own requests, and some backends to what they cannot digest.
+        "NOT_FOUND" | "FAILED_PRECONDITION" => (Verdict::Unclear, "endpoint"),
         "UNAUTHENTICATED" | "PERMISSION_DENIED" => (Verdict::Curable, "headers"),
         "INVALID_ARGUMENT" => (Verdict::Refused, ""),
         _ => (Verdict::Unclear, ""),
@@ -462,9 +464,9 @@ mod tests {
         expect(Verdict::Transient, &[1, 10, 11, 14, 15]);
         expect(Verdict::TimedOut, &[4]);
         expect(Verdict::OverQuota, &[8]);
-        expect(Verdict::Curable, &[5, 7, 9, 12, 16]);
+        expect(Verdict::Curable, &[7, 12, 16]);
         expect(Verdict::Refused, &[3]);
-        expect(Verdict::Unclear, &[2, 6, 13, 17, 4711]);
+        expect(Verdict::Unclear, &[2, 5, 6, 9, 13, 17, 4711]);
     }
 
     #[test]
@@ -490,6 +492,7 @@ mod tests {
             "endpoint"
         );
         assert_eq!(grpc(16, "").cure, "headers");
+        assert_eq!(grpc(9, "").cure, "endpoint");
         assert_eq!(
             grpc(12, "grpc: Decompressor is not installed for grpc-encoding \"zstd\"").cure,
             "compression"

@@ -9,7 +9,8 @@
 //! works again. But a request that fails *again although the backend took others since its last failure* becomes
 //! suspect. It then waits by itself and holds up nobody; joined requests are taken apart to find the culprit; and if
 //! the answers are of the unclear kind (500, INTERNAL …) that some backends give to what they cannot digest, the culprit
-//! is finally set aside as refused. A backend that is simply broken takes nothing, so nothing becomes suspect, and
+//! is finally set aside as refused. So it is when it failed otherwise (resets, time-outs: a backend may crash over it), but
+//! only after [`SUSPECT_FOR`]. A backend that is simply broken takes nothing, so nothing becomes suspect, and
 //! everything waits. So does what was suspect before, while nothing else is taken: then the backend is named again.
 //!
 //! Two failures say nothing of the content, whoever is served meanwhile: a backend that cannot be reached, and an answer
@@ -21,7 +22,7 @@
 //! Nagle's algorithm does with small packets). An idle exporter thus sends at once and a busy one in large pieces.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Verdict};
 use super::gate::{Gate, Notice, Passage};
@@ -30,6 +31,11 @@ use super::{ExporterOptions, RetryOptions};
 
 /// After so many suspicious failures with an unclear answer the content is taken to be refused.
 const SUSPICIONS_TO_REFUSE: u32 = 5;
+
+/// After so many suspicious failures with any other answer, and so long after the first of them, it is, too. A backend that
+/// fails every second time does not come to so many in a row.
+const SUSPICIONS_TO_GIVE_UP: u32 = 20;
+const SUSPECT_FOR: Duration = Duration::from_secs(600);
 
 /// After so many suspicious failures a joined request is taken apart.
 const SUSPICIONS_TO_UNGROUP: u32 = 2;
@@ -219,11 +225,11 @@ impl Lane {
             Verdict::TooLarge => {
                 self.loader.lower_limit(parcel.size);
                 let notice = self.works(now, ticket);
-                (self.refused(parcel, Parcel::divide, answer), notice)
+                (self.refused(parcel, Parcel::divide, answer.reason.clone()), notice)
             }
             Verdict::Refused => {
                 let notice = self.works(now, ticket);
-                (self.refused(parcel, Parcel::ungroup, answer), notice)
+                (self.refused(parcel, Parcel::ungroup, answer.reason.clone()), notice)
             }
             Verdict::Transient | Verdict::TimedOut | Verdict::OverQuota | Verdict::Curable | Verdict::Unclear => {
                 self.failed(now, parcel, ticket, answer, random)
@@ -255,10 +261,10 @@ impl Lane {
     }
 
     /// The backend refused the content: what was joined is taken apart, what was not is to be set aside.
-    fn refused(&mut self, parcel: Parcel, divide: fn(Parcel) -> Vec<Parcel>, answer: &Answer) -> Outcome {
+    fn refused(&mut self, parcel: Parcel, divide: fn(Parcel) -> Vec<Parcel>, reason: String) -> Outcome {
         self.take_apart(parcel, divide).unwrap_or_else(|mut whole| {
             whole.history.not_before = None;
-            self.set_aside(whole, answer.reason.clone());
+            self.set_aside(whole, reason);
             Outcome::Waits
         })
     }
@@ -326,6 +332,13 @@ impl Lane {
         history.failures = history.failures.saturating_add(1);
         history.suspicion += u32::from(is_suspicious);
         history.others_delivered = self.delivered;
+        if is_suspicious {
+            history.suspect_since.get_or_insert(now);
+        }
+        let was_suspect_for_long = history.suspicion >= SUSPICIONS_TO_GIVE_UP
+            && history
+                .suspect_since
+                .is_some_and(|since| now.duration_since(since) >= SUSPECT_FOR);
         let (failures, suspicion) = (history.failures, history.suspicion);
 
         let retry = self.retry;
@@ -352,7 +365,14 @@ impl Lane {
         let divided = match answer.verdict {
             _ if answer.asks_for_pause() => Err(parcel),
             Verdict::Unclear if suspicion >= SUSPICIONS_TO_REFUSE => {
-                return (self.refused(parcel, Parcel::ungroup, answer), notice);
+                return (self.refused(parcel, Parcel::ungroup, answer.reason.clone()), notice);
+            }
+            Verdict::Transient | Verdict::TimedOut if is_suspicious && was_suspect_for_long => {
+                let reason = format!(
+                    "{}; it failed {failures} times, {suspicion} of them although others were taken meanwhile",
+                    answer.reason
+                );
+                return (self.refused(parcel, Parcel::divide, reason), notice);
             }
             Verdict::TimedOut if failures >= FAILURES_TO_DIVIDE && is_large => {
                 self.loader.too_slow(parcel.size);

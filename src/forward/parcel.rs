@@ -70,6 +70,8 @@ pub(super) struct History {
     pub(super) failures: u32,
     /// Failures although the backend took other requests since the failure before: it may be this parcel's own fault.
     pub(super) suspicion: u32,
+    /// When it was first suspect.
+    pub(super) suspect_since: Option<Instant>,
     /// How many requests the backend had taken at the last failure.
     pub(super) others_delivered: u64,
     pub(super) first_failure: Option<Instant>,

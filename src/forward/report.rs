@@ -184,7 +184,7 @@ impl Report {
         self.counters.refused(signal, items, evicted);
         tracing::warn!(
             exporter, %signal, items, sequence, evicted, reason,
-            "the backend refused a request; it is kept under refused/ (`spanledger refused list`)"
+            "the backend does not take a request; it is kept under refused/ (`spanledger refused list`)"
         );
     }
 

@@ -149,7 +149,8 @@ const ITEMS: &[Item] = items! {
         (FAILURES, "a_backend_that_is_away_is_named_and_gets_everything_when_it_is_back"),
         (RETRY, "delays_are_spread_by_half_to_either_side"),
     ]);
-    54 "C" "–" "a 2xx is delivered, whatever its body" => There(&[(ANSWERS, "every_2xx_is_delivered_whatever_its_body")]);
+    54 "C" "–" "a 2xx is delivered, whatever its body, unless that is a web page" =>
+        There(&[(ANSWERS, "every_2xx_is_delivered_whatever_its_body"), (ANSWERS, "a_web_page_is_no_receiver_and_delivers_nothing")]);
     55 "C" "–" "errors are read in their own content type" =>
         There(&[("src/forward/reply.rs", "the_delay_of_retry_info_is_read_from_protobuf_and_from_json")]);
     56 "S" "MUST" "invalid ids" => Here(&["invalid_ids_are_partial_success"]);

@@ -42,8 +42,8 @@ fn answered_by(lane: &mut Lane, now: Instant, (parcel, ticket): (Parcel, Ticket)
 }
 
 /// A lane of requests of their own in which `bad` fails while `good` is taken; `good` is taken `rounds` times after a
-/// failure. Returns the time.
-fn make_suspect(lane: &mut Lane, rounds: u32, failure: &Answer) -> Instant {
+/// failure. Returns the time, and `bad` if it is to be set aside.
+fn make_suspect(lane: &mut Lane, rounds: u32, failure: &Answer) -> (Instant, Option<Parcel>) {
     let mut now = Instant::now();
     push(lane, 0, "bad");
     for round in 0..=rounds {
@@ -52,6 +52,9 @@ fn make_suspect(lane: &mut Lane, rounds: u32, failure: &Answer) -> Instant {
         while !is_tried || !lane.loader.is_empty() {
             now = lane.wake_at(now).unwrap_or(now).max(now);
             while let Some(sent) = lane.next(now) {
+                if sent.0.history.refused.is_some() {
+                    return (now, Some(sent.0));
+                }
                 if sequences(&sent.0) == [0] {
                     is_tried = true;
                     answered_by(lane, now, sent, failure);
@@ -61,7 +64,7 @@ fn make_suspect(lane: &mut Lane, rounds: u32, failure: &Answer) -> Instant {
             }
         }
     }
-    now
+    (now, None)
 }
 
 #[test]
@@ -98,6 +101,12 @@ fn a_full_request_does_not_wait_for_one_under_way() {
 
 #[test]
 fn a_backend_that_takes_nothing_is_asked_by_one_request_at_a_time_and_nothing_is_ever_refused() {
+    [Verdict::Unclear, Verdict::Transient]
+        .into_iter()
+        .for_each(ask_for_long);
+}
+
+fn ask_for_long(failure: Verdict) {
     let mut now = Instant::now();
     let options = ExporterOptions {
         merge: false,
@@ -110,20 +119,14 @@ fn a_backend_that_takes_nothing_is_asked_by_one_request_at_a_time_and_nothing_is
     let under_way: Vec<_> = std::iter::from_fn(|| lane.next(now)).collect();
     assert_eq!(under_way.len(), 5);
     for sent in under_way {
-        assert!(matches!(
-            answered(&mut lane, now, sent, Verdict::Unclear),
-            Outcome::Waits
-        ));
+        assert!(matches!(answered(&mut lane, now, sent, failure), Outcome::Waits));
     }
     for _ in 0..1000 {
         assert!(lane.next(now).is_none());
         now = lane.wake_at(now).unwrap();
         let probe = lane.next(now).unwrap();
         assert!(lane.next(now).is_none(), "one at a time");
-        assert!(matches!(
-            answered(&mut lane, now, probe, Verdict::Unclear),
-            Outcome::Waits
-        ));
+        assert!(matches!(answered(&mut lane, now, probe, failure), Outcome::Waits));
     }
     let probe = {
         now = lane.wake_at(now).unwrap();
@@ -230,7 +233,7 @@ fn an_answer_that_asks_for_a_longer_pause_prolongs_one_that_has_begun() {
 fn a_suspect_request_in_a_lane_that_has_gone_quiet_is_named_as_the_backends_trouble() {
     let failure = Answer::new(Verdict::Transient, "reset");
     let mut lane = lane(&unmerged());
-    let mut now = make_suspect(&mut lane, 3, &failure);
+    let (mut now, _) = make_suspect(&mut lane, 3, &failure);
     for _ in 0..2 {
         assert_eq!(lane.trouble(), None, "others are taken");
         now = lane.wake_at(now).unwrap();
@@ -251,7 +254,7 @@ fn a_suspect_request_in_a_lane_that_has_gone_quiet_is_named_as_the_backends_trou
 fn a_suspect_request_waits_longer_after_each_failure_whoever_is_taken_meanwhile() {
     let failure = Answer::new(Verdict::Transient, "reset");
     let mut lane = lane(&unmerged());
-    let mut now = make_suspect(&mut lane, 1, &failure);
+    let (mut now, _) = make_suspect(&mut lane, 1, &failure);
     let mut last = Duration::ZERO;
     for _ in 0..20 {
         let failed = now;
@@ -272,10 +275,81 @@ fn a_suspect_request_waits_longer_after_each_failure_whoever_is_taken_meanwhile(
 fn a_request_that_never_reached_the_backend_is_no_suspect() {
     let failure = Answer::unreachable("cannot connect");
     let mut lane = lane(&unmerged());
-    let mut now = make_suspect(&mut lane, 3, &failure);
+    let (mut now, _) = make_suspect(&mut lane, 3, &failure);
     now = lane.wake_at(now).unwrap_or(now);
     let sent = lane.next(now).unwrap();
     assert_eq!((sequences(&sent.0), sent.0.history.suspicion), (vec![0], 0));
+}
+
+#[test]
+fn a_request_that_fails_for_ten_minutes_while_others_are_taken_is_set_aside_and_the_reason_says_so() {
+    for verdict in [Verdict::Transient, Verdict::TimedOut] {
+        let mut lane = lane(&unmerged());
+        let began = Instant::now();
+        let (now, aside) = make_suspect(&mut lane, 1000, &Answer::new(verdict, "reset"));
+        let aside = aside.expect("it is set aside");
+        assert!(aside.history.suspicion >= 20 && now - began >= Duration::from_secs(600));
+        assert!(now - began < Duration::from_secs(1200), "{:?}", now - began);
+        let reason = aside.history.refused.unwrap();
+        assert!(
+            reason.starts_with("reset") && reason.contains("others were taken"),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn failures_in_quick_succession_do_not_set_a_request_aside_before_ten_minutes_have_passed() {
+    let mut options = unmerged();
+    options.retry_on_failure.max_interval = Duration::from_secs(1);
+    let mut lane = lane(&options);
+    let began = Instant::now();
+    let (now, aside) = make_suspect(&mut lane, 250, &Answer::new(Verdict::Transient, "reset"));
+    assert!(now - began < Duration::from_secs(600), "{:?}", now - began);
+    assert!(aside.is_none());
+}
+
+#[test]
+fn what_the_operator_can_cure_and_what_blames_no_content_is_never_set_aside() {
+    for failure in [
+        Answer::new(Verdict::Curable, "403"),
+        Answer::new(Verdict::OverQuota, "429"),
+        Answer::unreachable("cannot connect"),
+    ] {
+        let (_, aside) = make_suspect(&mut lane(&unmerged()), 200, &failure);
+        assert!(aside.is_none(), "{failure:?}");
+    }
+}
+
+#[test]
+fn of_a_small_request_that_fails_for_ten_minutes_only_the_span_at_fault_is_set_aside() {
+    let mut now = Instant::now();
+    let mut lane = lane(&unmerged());
+    lane.push(Load::uncompressed(
+        0,
+        Encoding::Identity,
+        request(["a", "bad", "c", "d"]),
+    ));
+    let mut taken = BTreeSet::new();
+    let aside = 'aside: loop {
+        push(&mut lane, 1, "good");
+        now = lane.wake_at(now).unwrap_or(now).max(now);
+        while let Some(sent) = lane.next(now) {
+            let names = names(&sent.0.joined());
+            if sent.0.history.refused.is_some() {
+                break 'aside names;
+            }
+            let verdict = match names.contains(&"bad".to_owned()) {
+                true => Verdict::Transient,
+                false => Verdict::Delivered,
+            };
+            taken.extend((verdict == Verdict::Delivered).then_some(names).into_iter().flatten());
+            answered(&mut lane, now, sent, verdict);
+        }
+        now += Duration::from_secs(1);
+    };
+    assert_eq!(aside, ["bad"]);
+    assert!(["a", "c", "d"].iter().all(|name| taken.contains(*name)), "{taken:?}");
 }
 
 #[test]
@@ -342,11 +416,9 @@ fn simulate(seed: u64) {
     };
     let backend_limit = random.usize(150..3000);
     let flakiness = random.f64() * 0.6;
-    let poison_verdict = if random.bool() {
-        Verdict::Refused
-    } else {
-        Verdict::Unclear
-    };
+    let poison_verdict = random
+        .choice([Verdict::Refused, Verdict::Unclear, Verdict::Transient])
+        .unwrap();
     let mut lane = lane(&options);
     let mut window = Window::new(0);
     let mut now = Instant::now();
@@ -432,11 +504,11 @@ fn simulate(seed: u64) {
             Outcome::Waits => {}
             Outcome::GaveUp(_) => panic!("seed {seed}: given up without a limit"),
         }
-        // The unclear poison is only found out while others are taken.
+        // Poison that is not refused is only found out while others are taken.
         if window.position() < records && next_record == records && lane.is_empty() && under_way.is_empty() {
             panic!("seed {seed}: something was lost");
         }
-        if next_record == records && under_way.is_empty() && poison_verdict == Verdict::Unclear {
+        if next_record == records && under_way.is_empty() && poison_verdict != Verdict::Refused {
             // Later traffic goes on for ever; here a request that the test does not count.
             lane.push(Load::uncompressed(u64::MAX, Encoding::Identity, request(["later"])));
         }
