@@ -33,6 +33,10 @@ pub(super) async fn retry(directory: &Path, exporters: &Exporters) -> anyhow::Re
         for kept in kept_of(directory, name)? {
             match resender.resend(&kept).await {
                 Ok(Resent::Delivered) => delivered += 1,
+                Ok(Resent::Partly(answer)) => {
+                    delivered += 1;
+                    say(&format!("{}\n  delivered, but {}", line(&kept), answer.reason));
+                }
                 Ok(Resent::Dropped) => {
                     dropped += 1;
                     say(&format!(

@@ -155,7 +155,7 @@ fn describe() {
         );
         metrics::describe_counter!(
             "spanledger_exporter_refused_evicted_total",
-            "Refused requests that were deleted to keep refused/ within its limits."
+            "Refused requests that were deleted, or not kept at all, so that refused/ stays within its limits."
         );
         metrics::describe_counter!(
             "spanledger_exporter_given_up_requests_total",

@@ -10,7 +10,8 @@
 //!
 //! * The directory stays within [`RefusedLimits`]; the oldest go first and are counted.
 //! * A request is kept durably before the exporter's position passes it.
-//! * The command line may list, send again and remove files while the exporter runs: a file that has gone is no error.
+//! * The command line may list, send again and remove files while the exporter runs: a file that has gone is no error, and
+//!   nothing is deleted to make room that is there already.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -94,6 +95,18 @@ pub struct Kept {
     pub refusal: Refusal,
 }
 
+/// What came of keeping a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeping {
+    /// It is on disk. So many others were deleted to make room.
+    Kept {
+        /// Also those of attempts that failed.
+        evicted: u64,
+    },
+    /// It would take more room than there may be for all. It is not on disk.
+    NoRoom,
+}
+
 /// The refused requests of one exporter, for the exporter itself.
 #[derive(Debug)]
 pub(super) struct RefusedStore {
@@ -112,28 +125,36 @@ impl RefusedStore {
     /// Opens the directory, which is made when the first request is kept.
     pub(super) fn open(directory: PathBuf, exporter: &str, limits: RefusedLimits) -> io::Result<RefusedStore> {
         remove_unfinished(&directory)?;
+        let mut store = RefusedStore {
+            directory,
+            exporter: exporter.to_owned(),
+            limits,
+            files: VecDeque::new(),
+            size: 0,
+            counter: 0,
+            evicted: 0,
+        };
+        store.look()?;
+        Ok(store)
+    }
+
+    /// Takes in what is in the directory.
+    fn look(&mut self) -> io::Result<()> {
         let mut files = VecDeque::new();
-        for path in finished_files(&directory)? {
+        for path in finished_files(&self.directory)? {
             match fs::metadata(&path) {
                 Ok(metadata) => files.push_back((path, metadata.len())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
-        let size = files.iter().map(|(_, size)| size).sum();
-        Ok(RefusedStore {
-            directory,
-            exporter: exporter.to_owned(),
-            limits,
-            files,
-            size,
-            counter: 0,
-            evicted: 0,
-        })
+        self.size = files.iter().map(|(_, size)| size).sum();
+        self.files = files;
+        Ok(())
     }
 
-    /// Keeps a request durably; returns how many were deleted to make room, this one counted if it does not fit at all.
-    pub(super) fn keep(&mut self, refused: &Refused<'_>) -> io::Result<u64> {
+    /// Keeps a request durably, if it has room at all.
+    pub(super) fn keep(&mut self, refused: &Refused<'_>) -> io::Result<Keeping> {
         let refusal = Refusal {
             exporter: self.exporter.clone(),
             signal: refused.signal.name().to_owned(),
@@ -151,7 +172,7 @@ impl RefusedStore {
         line.push(b'\n');
         let size = (line.len() + refused.body.len()) as u64;
         if size > self.limits.max_size || self.limits.max_count == 0 {
-            return Ok(1);
+            return Ok(Keeping::NoRoom);
         }
         self.make_room(size)?;
         create_directory(&self.directory)?;
@@ -167,7 +188,9 @@ impl RefusedStore {
         }
         self.files.push_back((path, size));
         self.size += size;
-        Ok(std::mem::take(&mut self.evicted))
+        Ok(Keeping::Kept {
+            evicted: std::mem::take(&mut self.evicted),
+        })
     }
 
     /// When this returns, the file survives a power failure.
@@ -186,12 +209,20 @@ impl RefusedStore {
         File::open(&self.directory)?.sync_all()
     }
 
+    fn has_room(&self, size: u64) -> bool {
+        self.size + size <= self.limits.max_size && self.files.len() < self.limits.max_count
+    }
+
     fn make_room(&mut self, size: u64) -> io::Result<()> {
-        while self.size + size > self.limits.max_size || self.files.len() >= self.limits.max_count {
+        if !self.has_room(size) {
+            // The command line may have made some.
+            self.look()?;
+        }
+        while !self.has_room(size) {
             let Some((path, freed)) = self.files.front() else { break };
             match fs::remove_file(path) {
                 Ok(()) => self.evicted += 1,
-                // Removed by the command line.
+                // Removed by the command line just now.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -296,6 +327,14 @@ mod tests {
         }
     }
 
+    /// Keeps it; how many had to go.
+    fn evicted(store: &mut RefusedStore, refused: &Refused<'_>) -> u64 {
+        match store.keep(refused).unwrap() {
+            Keeping::Kept { evicted } => evicted,
+            Keeping::NoRoom => panic!("not kept"),
+        }
+    }
+
     fn sequences(directory: &Path) -> Vec<u64> {
         list_refused(directory)
             .unwrap()
@@ -311,7 +350,7 @@ mod tests {
         assert_eq!(list_refused(&directory).unwrap(), []);
         let mut store = RefusedStore::open(directory.clone(), "otlp/eu", RefusedLimits::default()).unwrap();
         for (sequence, body) in [(1, &b"one\ntwo"[..]), (2, b"")] {
-            assert_eq!(store.keep(&refused(sequence, body)).unwrap(), 0);
+            assert_eq!(evicted(&mut store, &refused(sequence, body)), 0);
         }
         let kept = list_refused(&directory).unwrap();
         assert_eq!(read_refused(&kept[0]).unwrap(), &b"one\ntwo"[..]);
@@ -336,25 +375,57 @@ mod tests {
             max_size: 1 << 20,
             max_count: 2,
         });
-        let evicted: u64 = (0..3)
-            .map(|sequence| store.keep(&refused(sequence, b"body")).unwrap())
+        let gone: u64 = (0..3)
+            .map(|sequence| evicted(&mut store, &refused(sequence, b"body")))
             .sum();
-        assert_eq!((evicted, sequences(root.path())), (1, vec![1, 2]));
+        assert_eq!((gone, sequences(root.path())), (1, vec![1, 2]));
 
         let one = fs::metadata(&list_refused(root.path()).unwrap()[0].path).unwrap().len();
         let mut store = open(RefusedLimits {
             max_size: 2 * one,
             max_count: 100,
         });
-        assert_eq!(store.keep(&refused(3, b"body")).unwrap(), 1);
+        assert_eq!(evicted(&mut store, &refused(3, b"body")), 1);
         assert_eq!(sequences(root.path()), [2, 3]);
         // What the command line removed in the meantime is not counted as evicted.
         remove_refused(&list_refused(root.path()).unwrap()[0]).unwrap();
-        assert_eq!(store.keep(&refused(4, b"body")).unwrap(), 0);
+        assert_eq!(evicted(&mut store, &refused(4, b"body")), 0);
         assert_eq!(sequences(root.path()), [3, 4]);
+    }
+
+    #[test]
+    fn what_the_command_line_removed_makes_room_whichever_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let limits = RefusedLimits {
+            max_size: 1 << 20,
+            max_count: 3,
+        };
+        let mut store = RefusedStore::open(root.path().to_owned(), "otlp", limits).unwrap();
+        for sequence in 1..=3 {
+            assert_eq!(evicted(&mut store, &refused(sequence, b"body")), 0);
+        }
+        remove_refused(&list_refused(root.path()).unwrap()[2]).unwrap();
+        assert_eq!(evicted(&mut store, &refused(4, b"body")), 0);
+        assert_eq!(sequences(root.path()), [1, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_larger_than_all_that_may_be_kept_costs_no_other_and_is_not_called_kept() {
         static HUGE: [u8; 4096] = [0; 4096];
-        assert_eq!(store.keep(&refused(5, &HUGE)).unwrap(), 1);
-        assert_eq!(sequences(root.path()), [3, 4]);
+        let root = tempfile::tempdir().unwrap();
+        let open = |limits| RefusedStore::open(root.path().to_owned(), "otlp", limits).unwrap();
+        let mut store = open(RefusedLimits {
+            max_size: 4096,
+            max_count: 10,
+        });
+        assert_eq!(evicted(&mut store, &refused(1, b"body")), 0);
+        assert_eq!(store.keep(&refused(2, &HUGE)).unwrap(), Keeping::NoRoom);
+        let mut store = open(RefusedLimits {
+            max_size: 4096,
+            max_count: 0,
+        });
+        assert_eq!(store.keep(&refused(3, b"body")).unwrap(), Keeping::NoRoom);
+        assert_eq!(sequences(root.path()), [1]);
     }
 
     #[test]
@@ -365,7 +436,7 @@ mod tests {
             max_count: 1,
         };
         let mut store = RefusedStore::open(root.path().to_owned(), "otlp", limits).unwrap();
-        assert_eq!(store.keep(&refused(1, b"body")).unwrap(), 0);
+        assert_eq!(evicted(&mut store, &refused(1, b"body")), 0);
         // A directory is where the file shall be.
         let second = refused(2, b"body");
         let place = root.path().join(format!("{:020}-{:06}{SUFFIX}", second.refused_at, 2));
@@ -373,7 +444,7 @@ mod tests {
         assert!(store.keep(&second).is_err());
         fs::remove_dir(place).unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
-        assert_eq!(store.keep(&second).unwrap(), 1);
+        assert_eq!(evicted(&mut store, &second), 1);
         assert_eq!(sequences(root.path()), [2]);
     }
 

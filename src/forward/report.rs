@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::gate::Notice;
 use super::lane::Lane;
 use super::parcel::Parcel;
+use super::refused::Keeping;
 use crate::egress::{Policy, Workspace};
 use crate::journal::ReadError;
 use crate::otlp::Signal;
@@ -176,16 +177,28 @@ impl Report {
         }
     }
 
-    /// A refused request is kept; so many others had to be deleted for it.
-    pub(super) fn kept(&self, parcel: &Parcel, evicted: u64) {
+    /// A refused request was set aside.
+    pub(super) fn kept(&self, parcel: &Parcel, keeping: Keeping) {
         let (exporter, signal, items) = (&self.exporter, parcel.signal, parcel.items());
         let reason = parcel.history.refused.as_deref().unwrap_or_default();
         let sequence = parcel.parts.first().map(|part| part.sequence);
-        self.counters.refused(signal, items, evicted);
-        tracing::warn!(
-            exporter, %signal, items, sequence, evicted, reason,
-            "the backend does not take a request; it is kept under refused/ (`spanledger refused list`)"
-        );
+        match keeping {
+            Keeping::Kept { evicted } => {
+                self.counters.refused(signal, items, evicted);
+                tracing::warn!(
+                    exporter, %signal, items, sequence, evicted, reason,
+                    "the backend does not take a request; it is kept under refused/ (`spanledger refused list`)"
+                );
+            }
+            Keeping::NoRoom => {
+                self.counters.refused(signal, items, 1);
+                let bytes = parcel.held();
+                tracing::error!(
+                    exporter, %signal, items, sequence, bytes, reason,
+                    "the backend does not take a request, and it is lost: exporters.{exporter}.refused has no room for it"
+                );
+            }
+        }
     }
 
     /// A refused request could not be kept.

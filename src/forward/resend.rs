@@ -27,11 +27,22 @@ pub struct Resender {
     options: ExporterOptions,
 }
 
+/// What is sent of a kept request.
+struct Outgoing {
+    /// Of the body.
+    encoding: Encoding,
+    body: Bytes,
+    items: u64,
+}
+
 /// What became of a kept request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resent {
     /// The backend has it, and its file is removed.
     Delivered,
+    /// The backend has it but for items that it rejected, as this answer says. Its file is removed: the others would be there
+    /// twice.
+    Partly(Answer),
     /// The rules for what leaves drop all of it today. Nothing was sent, and its file is removed.
     Dropped,
     /// It stays, because of this answer.
@@ -54,24 +65,32 @@ impl Resender {
     ///
     /// The file cannot be read or is damaged, or the rules cannot be applied to what it holds. It stays.
     pub async fn resend(&self, kept: &Kept) -> io::Result<Resent> {
-        let (encoding, body) = match self.body(kept)? {
-            Some(body) => body,
-            None => {
-                remove_refused(kept)?;
-                return Ok(Resent::Dropped);
-            }
+        let Some(Outgoing { encoding, body, items }) = self.outgoing(kept)? else {
+            remove_refused(kept)?;
+            return Ok(Resent::Dropped);
         };
         let signal = kept.refusal.signal().ok_or_else(|| damaged(&kept.path))?;
-        let answer = self.client.send(signal, encoding, vec![body]).await;
+        let mut answer = self.client.send(signal, encoding, vec![body]).await;
         if answer.verdict != Verdict::Delivered {
             return Ok(Resent::Refused(answer));
         }
+        if answer.rejected == 0 {
+            remove_refused(kept)?;
+            return Ok(Resent::Delivered);
+        }
+        answer.reason = format!(
+            "the backend took the request and rejected {} of its {items} items: {}",
+            answer.rejected, answer.reason
+        );
+        if answer.rejected >= items {
+            return Ok(Resent::Refused(answer));
+        }
         remove_refused(kept)?;
-        Ok(Resent::Delivered)
+        Ok(Resent::Partly(answer))
     }
 
-    /// What may leave of a request, in the encoding in which it is sent; `None` if nothing may.
-    fn body(&self, kept: &Kept) -> io::Result<Option<(Encoding, Bytes)>> {
+    /// What may leave of a request; `None` if nothing may.
+    fn outgoing(&self, kept: &Kept) -> io::Result<Option<Outgoing>> {
         let damaged = || damaged(&kept.path);
         let signal = kept.refusal.signal().ok_or_else(damaged)?;
         let held = kept.refusal.encoding().ok_or_else(damaged)?;
@@ -102,7 +121,13 @@ impl Resender {
                 .map_err(unreadable)?
             {
                 Outcome::Nothing => return Ok(None),
-                Outcome::Changed { body, .. } => return Ok(Some((encoding, encode(body)))),
+                Outcome::Changed { body, dropped } => {
+                    return Ok(Some(Outgoing {
+                        encoding,
+                        body: encode(body),
+                        items: kept.refusal.items.saturating_sub(dropped.into()),
+                    }));
+                }
                 Outcome::Unchanged => {}
             }
         }
@@ -110,7 +135,11 @@ impl Resender {
             true => body.clone(),
             false => encode(decode()?),
         };
-        Ok(Some((encoding, body)))
+        Ok(Some(Outgoing {
+            encoding,
+            body,
+            items: kept.refusal.items,
+        }))
     }
 }
 

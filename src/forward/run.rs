@@ -285,8 +285,8 @@ impl Run {
         let now = Instant::now();
         match event {
             Event::Answered(answer, length) => self.answered(now, parcel, ticket, &answer, length),
-            Event::Kept(Ok(evicted)) => {
-                self.report.kept(&parcel, evicted);
+            Event::Kept(Ok(keeping)) => {
+                self.report.kept(&parcel, keeping);
                 self.done(&parcel);
             }
             Event::Kept(Err(error)) => {

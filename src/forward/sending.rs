@@ -11,7 +11,7 @@ use super::client::Client;
 use super::counters::Counters;
 use super::lane::Ticket;
 use super::parcel::Parcel;
-use super::refused::{Refused, RefusedStore};
+use super::refused::{Keeping, Refused, RefusedStore};
 use super::{MAX_BYTES_IN_FLIGHT, rethrow};
 use crate::clock::unix_nanos;
 use crate::egress::Fingerprint;
@@ -27,8 +27,8 @@ pub(super) struct Returned {
 pub(super) enum Event {
     /// An answer to so many bytes.
     Answered(Answer, usize),
-    /// Set aside; so many had to be deleted for it.
-    Kept(std::io::Result<u64>),
+    /// Set aside.
+    Kept(std::io::Result<Keeping>),
 }
 
 /// What is under way.
@@ -146,7 +146,7 @@ impl Sending {
     }
 }
 
-fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Fingerprint>) -> std::io::Result<u64> {
+fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Fingerprint>) -> std::io::Result<Keeping> {
     let first = parcel.parts.first();
     let refused = Refused {
         signal: parcel.signal,

@@ -86,6 +86,38 @@ async fn it_goes_as_it_came_when_the_backend_takes_it() {
     assert_eq!(backend.sink.next().await.body, body);
 }
 
+/// `ExportTraceServiceResponse` with so many rejected spans.
+fn partial_success(rejected: u8) -> Reply {
+    Reply::Http {
+        status: 200,
+        headers: vec![("content-type", "application/x-protobuf")],
+        body: vec![0x0a, 0x08, 0x08, rejected, 0x12, 0x04, b'l', b'a', b't', b'e'].into(),
+    }
+}
+
+#[tokio::test]
+async fn a_success_that_rejects_every_span_delivers_nothing_and_the_file_stays() {
+    for (rejected, stays) in [(2, true), (1, false)] {
+        let answers = move |index: usize, _: &Received| match index {
+            0 => Reply::status(400),
+            _ => partial_success(rejected),
+        };
+        let sink = Sink::start(answers).await;
+        let rig = Rig::new(&sink.url());
+        rig.spans(["a", "b"]).await;
+        rig.start().stop().await;
+        let kept = list_refused(&rig.refused()).unwrap().remove(0);
+        let answer = match resend(&rig, EgressOptions::default(), &kept).await.unwrap() {
+            Resent::Refused(answer) if stays => answer,
+            Resent::Partly(answer) if !stays => answer,
+            other => panic!("{rejected}: {other:?}"),
+        };
+        let reason = format!("the backend took the request and rejected {rejected} of its 2 items: late");
+        assert_eq!(answer.reason, reason);
+        assert_eq!(list_refused(&rig.refused()).unwrap().len(), usize::from(stays));
+    }
+}
+
 #[tokio::test]
 async fn rules_that_came_since_are_applied_in_every_encoding() {
     for encoding in [Encoding::Identity, Encoding::Gzip] {
