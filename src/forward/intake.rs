@@ -3,17 +3,21 @@
 //! # Invariant
 //!
 //! Memory is bounded, whatever the requests were compressed to: of what was read at once so much is taken in as decodes to
-//! about [`ExporterOptions::max_request_size`]; the rest waits as it was received. One request is always taken whole.
+//! about [`ExporterOptions::max_request_size`]; the rest waits, and holds what it decoded to only as far as it may be taken
+//! in soon. One request is always taken whole.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::leaving::{Leaving, Loaded, Sent};
 use super::parcel::{Load, LoadError};
-use super::{ExporterOptions, rethrow};
+use super::{ExporterOptions, READ_AHEAD, rethrow};
 use crate::clock::unix_nanos;
 use crate::egress::{Policy, Workspace};
 use crate::journal::{Position, ReadError, Reader, Record};
+use crate::otlp::Encoding;
 
 /// Records read at once.
 const BATCH: usize = 1024;
@@ -79,15 +83,34 @@ impl Intake {
     /// Waits for records and reads some. Dropping the future loses nothing.
     pub(super) async fn read(&mut self) -> Result<(), ReadError> {
         let records = self.reader.next_batch(self.options.max_request_size, BATCH).await?;
-        self.waiting.extend(records);
+        self.wait(records);
         Ok(())
     }
 
     /// Reads some if there are any.
     pub(super) fn try_read(&mut self) -> Result<(), ReadError> {
         let records = self.reader.try_next_batch(self.options.max_request_size, BATCH)?;
-        self.waiting.extend(records);
+        self.wait(records);
         Ok(())
+    }
+
+    /// The receiver's copies of decoded bodies are not this exporter's to hold: more than there is room for among what may be
+    /// sent would be there for nothing.
+    fn wait(&mut self, records: Vec<Record>) {
+        let most = READ_AHEAD * self.options.max_request_size;
+        let mut held = 0;
+        self.waiting.extend(records.into_iter().map(|mut record| {
+            let decoded = match record.encoding {
+                Encoding::Identity => 0,
+                _ => record.decoded().map_or(0, Bytes::len),
+            };
+            if held > 0 && held + decoded > most {
+                record.forget_decoded();
+            } else {
+                held += decoded;
+            }
+            record
+        }));
     }
 
     /// Takes in some of what waits. Requests over `limit` before compression are cut.

@@ -70,6 +70,15 @@ pub(super) enum Outcome {
     GaveUp(Parcel),
 }
 
+/// Where a parcel waits.
+enum Place {
+    Waiting(usize),
+    /// It was not tried yet.
+    Loader {
+        may_be_partial: bool,
+    },
+}
+
 /// The parcels of one signal.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -79,7 +88,7 @@ pub(super) struct Lane {
     /// Failed, or divided, or to be set aside.
     waiting: VecDeque<Parcel>,
     partials_under_way: usize,
-    /// Sent so far.
+    /// Probes sent so far.
     probes: u32,
     /// Requests that the backend took.
     delivered: u64,
@@ -141,53 +150,67 @@ impl Lane {
             .for_each(|parcel| parcel.history.not_before = None);
     }
 
+    /// The parcel that [`Lane::next`] would give out.
+    pub(super) fn peek(&self, now: Instant) -> Option<&Parcel> {
+        match self.choose(now)?.0 {
+            Place::Waiting(index) => self.waiting.get(index),
+            Place::Loader { may_be_partial } => self.loader.peek(may_be_partial),
+        }
+    }
+
     /// The next parcel that may be sent, or set aside, now.
     pub(super) fn next(&mut self, now: Instant) -> Option<(Parcel, Ticket)> {
-        if let Some(refused) = self.take_waiting(|parcel| parcel.history.refused.is_some() && is_due(parcel, now)) {
-            return Some((
-                refused,
-                Ticket {
-                    is_probe: false,
-                    is_partial: false,
-                },
-            ));
-        }
-        let (parcel, is_probe) = match self.gate.passage(now) {
-            Passage::Until(_) | Passage::Probing => return None,
-            Passage::Open => {
-                let may_be_partial = self.partials_under_way == 0;
-                let waiting = self.take_waiting(|parcel| is_due(parcel, now));
-                (waiting.or_else(|| self.loader.take(may_be_partial))?, false)
-            }
-            Passage::Probe => (self.take_probe(now)?, true),
+        let (place, is_probe) = self.choose(now)?;
+        let parcel = match place {
+            Place::Waiting(index) => self.waiting.remove(index)?,
+            Place::Loader { may_be_partial } => self.loader.take(may_be_partial)?,
         };
         if is_probe {
             self.gate.probing();
+            self.probes = self.probes.wrapping_add(1);
         }
-        self.partials_under_way += usize::from(parcel.is_partial);
-        let is_partial = parcel.is_partial;
+        let is_partial = parcel.is_partial && parcel.history.refused.is_none();
+        self.partials_under_way += usize::from(is_partial);
         Some((parcel, Ticket { is_probe, is_partial }))
+    }
+
+    /// Where the next parcel is, and whether it goes as a probe.
+    fn choose(&self, now: Instant) -> Option<(Place, bool)> {
+        let refused = self.waiting(|parcel| parcel.history.refused.is_some() && is_due(parcel, now));
+        if let Some(refused) = refused {
+            return Some((refused, false));
+        }
+        match self.gate.passage(now) {
+            Passage::Until(_) | Passage::Probing => None,
+            Passage::Open => {
+                let fresh = || self.fresh(self.partials_under_way == 0);
+                let next = self.waiting(|parcel| is_due(parcel, now)).or_else(fresh);
+                next.map(|place| (place, false))
+            }
+            Passage::Probe => self.choose_probe(now).map(|place| (place, true)),
+        }
     }
 
     /// Probes take turns, and every so often one goes that was never tried: requests which fail by their own fault must
     /// not keep the gate closed for ever. Suspect ones go when there is no other.
-    fn take_probe(&mut self, now: Instant) -> Option<Parcel> {
-        self.probes = self.probes.wrapping_add(1);
-        let fresh = if self.probes.is_multiple_of(FRESH_PROBE) {
-            self.loader.take(true)
-        } else {
-            None
-        };
+    fn choose_probe(&self, now: Instant) -> Option<Place> {
+        let is_turn_of_fresh = self.probes.wrapping_add(1).is_multiple_of(FRESH_PROBE);
         let may_be_sent = |parcel: &Parcel| parcel.history.refused.is_none();
-        fresh
-            .or_else(|| self.take_waiting(|parcel| may_be_sent(parcel) && parcel.history.suspicion == 0))
-            .or_else(|| self.loader.take(true))
-            .or_else(|| self.take_waiting(|parcel| may_be_sent(parcel) && is_due(parcel, now)))
+        let fresh = || self.fresh(true);
+        fresh()
+            .filter(|_| is_turn_of_fresh)
+            .or_else(|| self.waiting(|parcel| may_be_sent(parcel) && parcel.history.suspicion == 0))
+            .or_else(fresh)
+            .or_else(|| self.waiting(|parcel| may_be_sent(parcel) && is_due(parcel, now)))
     }
 
-    fn take_waiting(&mut self, wanted: impl Fn(&Parcel) -> bool) -> Option<Parcel> {
-        let index = self.waiting.iter().position(wanted)?;
-        self.waiting.remove(index)
+    fn waiting(&self, wanted: impl Fn(&Parcel) -> bool) -> Option<Place> {
+        self.waiting.iter().position(wanted).map(Place::Waiting)
+    }
+
+    fn fresh(&self, may_be_partial: bool) -> Option<Place> {
+        self.loader.peek(may_be_partial)?;
+        Some(Place::Loader { may_be_partial })
     }
 
     /// When [`Lane::next`] may have something that it has not now. `None`: not without an answer or a new record.

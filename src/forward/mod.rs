@@ -11,8 +11,8 @@
 //! * The bytes of a message arrive whole and in order: alone, joined with others (`parcel`), or cut between spans
 //!   (`split`). Nothing is decoded into structures and encoded again. If the exporter has rules for what leaves
 //!   ([`crate::egress`]), this holds for what they leave of a message.
-//! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`], and as much for copies of it that are joined or
-//!   encoded), and what waits for it. See [`ExporterOptions::memory_bound`].
+//! * Memory is bounded: what is under way ([`MAX_BYTES_IN_FLIGHT`], and as much again for copies that are joined and for such
+//!   that are encoded), and what waits for it. See [`ExporterOptions::memory_bound`].
 //! * A calm run sends nothing twice. After a crash what was delivered in the last [`SAVE_EVERY`] is sent again.
 //!
 //! # How it is built

@@ -278,8 +278,12 @@ impl ExporterOptions {
 
     /// The most memory the exporter takes for bodies, while no single request is larger than all of it.
     pub fn memory_bound(&self) -> usize {
-        let under_way = 2 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
-        // What waits, what was taken in when there was still room, and the rest of the batch it was of.
+        // As it waited, joined, and encoded.
+        let under_way = 3 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
+        // What waits to be sent, and what was taken in when there was still room.
+        let ready = (super::READ_AHEAD + 1) * self.max_request_size;
+        // The rest of the batch it was of, as received and decoded.
+        let batch = (1 + super::READ_AHEAD) * self.max_request_size;
         let waiting = if self.egress.keep.is_empty() {
             0
         } else {
@@ -289,7 +293,7 @@ impl ExporterOptions {
             Protocol::Grpc => super::gather::LIMIT,
             Protocol::HttpProtobuf => 0,
         };
-        under_way + (super::READ_AHEAD + 2) * self.max_request_size + waiting + written
+        under_way + ready + batch + waiting + written
     }
 
     /// What to do with a body that came in `received`: the encoding it is sent in.

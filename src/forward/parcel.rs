@@ -575,6 +575,11 @@ impl Loader {
         }
     }
 
+    /// What [`Loader::take`] would give out.
+    pub(super) fn peek(&self, partial: bool) -> Option<&Parcel> {
+        self.ready.front().or_else(|| self.open.first().filter(|_| partial))
+    }
+
     /// The next parcel; one that others could still be joined to only if `partial`.
     pub(super) fn take(&mut self, partial: bool) -> Option<Parcel> {
         let parcel = match self.ready.pop_front() {

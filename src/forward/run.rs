@@ -267,13 +267,20 @@ impl Run {
 
     /// Starts everything that may start, oldest record first.
     fn launch(&mut self, now: Instant) {
-        while self.sending.has_room(self.options.max_concurrent_requests) {
+        let (now, most) = (now.into_std(), self.options.max_concurrent_requests);
+        loop {
             let mut order = [0, 1, 2];
             order.sort_by_key(|&index: &usize| self.lanes[index].first_sequence().unwrap_or(u64::MAX));
             let next = order
                 .into_iter()
-                .find_map(|index| self.lanes[index].next(now.into_std()));
-            let Some((parcel, ticket)) = next else { break };
+                .find_map(|index| Some((index, self.lanes[index].peek(now)?.held())));
+            // Where it has no room, smaller ones do not overtake it: there would never be room.
+            let Some((index, _)) = next.filter(|(_, bytes)| self.sending.has_room(*bytes, most)) else {
+                break;
+            };
+            let Some((parcel, ticket)) = self.lanes[index].next(now) else {
+                break;
+            };
             self.sending.start(parcel, ticket);
         }
         let (requests, bytes) = self.sending.under_way();

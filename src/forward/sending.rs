@@ -68,9 +68,10 @@ impl Sending {
         self.under_way.is_empty()
     }
 
-    /// Whether one more may start, of at most so many at once.
-    pub(super) fn has_room(&self, most: usize) -> bool {
-        self.under_way.len() < most.max(1) && (self.bytes < MAX_BYTES_IN_FLIGHT || self.is_empty())
+    /// Whether one more of so many bytes may start, of at most so many at once.
+    pub(super) fn has_room(&self, bytes: usize, most: usize) -> bool {
+        let fits = self.bytes + bytes <= MAX_BYTES_IN_FLIGHT;
+        self.is_empty() || (fits && self.under_way.len() < most)
     }
 
     /// Requests and bytes under way.
@@ -160,4 +161,39 @@ fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Finge
         body: &parcel.joined(),
     };
     store.lock().unwrap_or_else(PoisonError::into_inner).keep(&refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::lane::Lane;
+    use crate::forward::parcel::Load;
+    use crate::forward::{ExporterOptions, RefusedLimits};
+    use crate::otlp::Encoding;
+    use crate::telemetry::Health;
+
+    #[tokio::test]
+    async fn what_is_under_way_is_never_more_than_its_limit_unless_it_is_a_single_request() {
+        let options = ExporterOptions {
+            endpoint: "http://127.0.0.1:1".into(),
+            ..ExporterOptions::default()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let mut sending = Sending::new(
+            Arc::new(Client::new(&options, "hop").unwrap()),
+            Arc::new(Counters::new("otlp")),
+            RefusedStore::open(directory.path().to_owned(), "otlp", RefusedLimits::default()).unwrap(),
+            options.egress.fingerprint(),
+            Health::default().stage("otlp").status(),
+        );
+        assert!(sending.has_room(2 * MAX_BYTES_IN_FLIGHT, 1));
+        let mut lane = Lane::new(&options);
+        let body = Bytes::from(vec![0; MAX_BYTES_IN_FLIGHT - 100]);
+        lane.push(Load::uncompressed(0, Encoding::Identity, body));
+        let (parcel, ticket) = lane.next(std::time::Instant::now()).unwrap();
+        sending.start(parcel, ticket);
+        assert!(sending.has_room(100, 2));
+        assert!(!sending.has_room(100, 1));
+        assert!(!sending.has_room(101, 2));
+    }
 }

@@ -82,6 +82,25 @@ async fn of_a_batch_so_much_is_decoded_at_once_as_fits_into_a_request_however_we
 }
 
 #[tokio::test]
+async fn of_a_batch_so_many_decoded_bodies_are_held_as_may_be_taken_in_and_the_rest_waits_compressed() {
+    let rig = filled().await;
+    let options = ExporterOptions {
+        max_request_size: 3 * long(0).1.len(),
+        compression: Compression::Always(Encoding::Identity),
+        ..ExporterOptions::default()
+    };
+    let mut intake = intake(&rig, options);
+    intake.try_read().unwrap();
+    let mut decoded = Vec::new();
+    while intake.has_waiting() {
+        let taken = intake.take(usize::MAX).await;
+        decoded.extend(taken.iter().map(|taken| taken.record.decoded().is_some()));
+    }
+    let expected: Vec<bool> = (0..RECORDS).map(|index| index < 6).collect();
+    assert_eq!(decoded, expected);
+}
+
+#[tokio::test]
 async fn a_batch_that_is_taken_in_by_slices_arrives_whole_once_and_in_order() {
     let mut sink = Sink::start(|_, _| Reply::status(200)).await;
     let mut rig = Rig::new(&sink.url());

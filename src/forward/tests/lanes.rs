@@ -454,10 +454,16 @@ fn simulate(seed: u64) {
             next_record += 1;
         }
         while under_way.len() < 4
-            && let Some(sent) = lane.next(now)
+            && let Some(expected) = lane.peek(now).map(sequences)
         {
+            let sent = lane.next(now).unwrap();
+            assert_eq!(sequences(&sent.0), expected, "seed {seed}");
             under_way.push(sent);
         }
+        assert!(
+            under_way.len() == 4 || lane.next(now).is_none(),
+            "seed {seed}: nothing is where nothing is seen"
+        );
         if under_way.is_empty() || random.u8(..4) == 0 {
             // Traffic goes on, so time never stands still for ever.
             let soon = now + Duration::from_millis(random.u64(1..500));
