@@ -44,7 +44,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// All verdicts.
+    /// All verdicts, in the order in which they are declared.
     pub const ALL: [Verdict; 8] = [
         Verdict::Delivered,
         Verdict::Transient,
@@ -360,6 +360,11 @@ mod tests {
             details: None,
             body: b"",
         })
+    }
+
+    #[test]
+    fn every_verdict_stands_where_its_number_says() {
+        assert_eq!(Verdict::ALL.map(|verdict| verdict as usize), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, GrpcAnswer, HttpAnswer, Verdict, classify_grpc, classify_http, classify_http_for_grpc};
 use super::gather::{self, Gather, Lent};
+use super::per_signal::PerSignal;
 use super::{Endpoint, ExporterOptions, ForwardError, HOP_HEADER, Protocol, tls};
 use crate::otlp::{Encoding, Signal};
 
@@ -44,8 +45,7 @@ const GRPC_STATUS: &str = "grpc-status";
 pub(super) struct Client {
     endpoint: Endpoint,
     protocol: Protocol,
-    /// In the order of [`Signal::ALL`].
-    uris: [Uri; Signal::ALL.len()],
+    uris: PerSignal<Uri>,
     headers: HeaderMap,
     timeout: Duration,
     tls: super::TlsOptions,
@@ -72,12 +72,7 @@ impl Client {
             endpoint: endpoint.to_string(),
             what: error.to_string(),
         };
-        let [traces, metrics, logs] = Signal::ALL.map(|signal| endpoint.uri(signal));
-        let uris = [
-            traces.map_err(|error| mistake(&error))?,
-            metrics.map_err(|error| mistake(&error))?,
-            logs.map_err(|error| mistake(&error))?,
-        ];
+        let uris = PerSignal::new(|signal| endpoint.uri(signal).map_err(|error| mistake(&error))).transpose()?;
         let mut headers = HeaderMap::new();
         headers.insert(
             USER_AGENT,
@@ -125,22 +120,34 @@ impl Client {
         Ok(())
     }
 
-    /// Sends `body`, which is encoded in `encoding` and given in pieces, and says what came of it.
-    pub(super) async fn send(&self, signal: Signal, encoding: Encoding, body: Vec<Bytes>) -> Answer {
-        let deadline = Instant::now() + self.timeout;
+    /// Sends `body`, which is encoded in `encoding` and given in pieces, and says what came of it. `attempted` is told of
+    /// each attempt, and how long it took.
+    pub(super) async fn send(
+        &self,
+        signal: Signal,
+        encoding: Encoding,
+        body: Vec<Bytes>,
+        attempted: impl Fn(Verdict, Duration),
+    ) -> Answer {
+        let mut began = Instant::now();
+        let deadline = began + self.timeout;
         // Over HTTP/1.1 a request is one write anyway.
         let _loan = (self.protocol == Protocol::Grpc).then(|| self.lent.lend(&body));
         let mut outcome = self.exchange(signal, encoding, body.clone(), deadline).await;
-        if matches!(outcome, Err(Failure::Disconnected(_))) {
+        if let Err(Failure::Disconnected(reason)) = outcome {
+            attempted(Answer::disconnected(reason).verdict, began.elapsed());
+            began = Instant::now();
             outcome = self.exchange(signal, encoding, body, deadline).await;
         }
-        match outcome {
+        let answer = match outcome {
             Ok(answer) => answer,
             Err(Failure::TimedOut) => Answer::timed_out(self.timeout),
             Err(Failure::Unreachable(reason)) => Answer::unreachable(reason),
             Err(Failure::Untrusted(reason)) => Answer::untrusted(reason),
             Err(Failure::Disconnected(reason)) => Answer::disconnected(reason),
-        }
+        };
+        attempted(answer.verdict, began.elapsed());
+        answer
     }
 
     async fn exchange(
@@ -175,7 +182,7 @@ impl Client {
             is_sized: self.protocol == Protocol::HttpProtobuf,
         });
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uris[Signal::ALL.iter().position(|other| *other == signal).unwrap_or(0)].clone();
+        *request.uri_mut() = self.uris[signal].clone();
         *request.headers_mut() = self.headers.clone();
         if encoding != Encoding::Identity {
             let name = if self.protocol == Protocol::Grpc {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use super::answer::Verdict;
+use super::per_signal::PerSignal;
 use crate::otlp::Signal;
 
 /// The metrics of one exporter for one signal.
@@ -23,13 +24,14 @@ pub(super) struct SignalCounters {
 
 /// The metrics of one exporter.
 pub(super) struct Counters {
+    /// In the order of [`Verdict::ALL`].
     attempts: [Counter; Verdict::ALL.len()],
     attempt_seconds: Histogram,
     pub(super) in_flight_requests: Gauge,
     pub(super) in_flight_bytes: Gauge,
     pub(super) skipped: Counter,
     evicted: Counter,
-    signals: [SignalCounters; Signal::ALL.len()],
+    signals: PerSignal<SignalCounters>,
 }
 
 impl Counters {
@@ -41,7 +43,7 @@ impl Counters {
                 "exporter" => exporter.clone(), "result" => verdict.label())
         });
         let of_signal = |name: &'static str, signal: Signal| metrics::counter!(name, "exporter" => exporter.clone(), "signal" => signal.name());
-        let signals = Signal::ALL.map(|signal| SignalCounters {
+        let signals = PerSignal::new(|signal| SignalCounters {
             requests: of_signal("spanledger_exporter_sent_requests_total", signal),
             items: of_signal("spanledger_exporter_sent_items_total", signal),
             bytes: of_signal("spanledger_exporter_sent_bytes_total", signal),
@@ -74,16 +76,11 @@ impl Counters {
     }
 
     fn of(&self, signal: Signal) -> &SignalCounters {
-        &self.signals[Signal::ALL
-            .iter()
-            .position(|other| *other == signal)
-            .unwrap_or_default()]
+        &self.signals[signal]
     }
 
     pub(super) fn attempted(&self, verdict: Verdict, took: Duration) {
-        if let Some(index) = Verdict::ALL.iter().position(|other| *other == verdict) {
-            self.attempts[index].increment(1);
-        }
+        self.attempts[verdict as usize].increment(1);
         self.attempt_seconds.record(took);
     }
 

@@ -35,6 +35,7 @@ mod lane;
 mod leaving;
 mod options;
 mod parcel;
+mod per_signal;
 mod refused;
 mod reply;
 mod report;

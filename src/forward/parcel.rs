@@ -23,7 +23,7 @@ use crate::otlp::wire::Broken;
 use crate::otlp::{DecodeError, Encoding, Signal, compress, decompress};
 
 /// No record decodes to more: the receiver refused anything over its own, smaller limit.
-const DECODED_LIMIT: usize = 1 << 30;
+pub(super) const DECODED_LIMIT: usize = 1 << 30;
 
 /// Parts from this size on are sent as they are; smaller ones are copied together.
 const LARGE_PART: usize = 32 << 10;

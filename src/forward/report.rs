@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::gate::Notice;
 use super::lane::Lane;
 use super::parcel::Parcel;
+use super::per_signal::PerSignal;
 use super::refused::Keeping;
 use crate::egress::{Policy, Workspace};
 use crate::journal::ReadError;
@@ -228,9 +229,9 @@ impl Report {
     }
 
     /// Brings the stage's status and the gauges up to date.
-    pub(super) fn lanes(&mut self, lanes: &[Lane; Signal::ALL.len()]) {
+    pub(super) fn lanes(&mut self, lanes: &PerSignal<Lane>) {
         let mut first = None;
-        for (signal, lane) in Signal::ALL.into_iter().zip(lanes) {
+        for (signal, lane) in lanes.iter() {
             let trouble = lane.trouble();
             self.counters
                 .holding(signal, trouble.is_some_and(|answer| answer.verdict == Verdict::Curable));

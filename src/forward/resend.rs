@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::answer::{Answer, Verdict};
 use super::client::Client;
+use super::parcel::DECODED_LIMIT;
 use super::refused::{Kept, read_refused, remove_refused};
 use super::{ExporterOptions, ForwardError};
 use crate::egress::{Outcome, Policy, Workspace};
@@ -17,9 +18,6 @@ use crate::otlp::{Encoding, compress, decompress};
 
 /// Stands for no journal in [`super::HOP_HEADER`]: the journal may be in use by the running program.
 const NO_JOURNAL: &str = "00000000000000000000000000000000";
-
-/// No body decodes to more: its receiver accepted it.
-const DECODED_LIMIT: usize = 1 << 30;
 
 /// Sends kept requests to the backend of one exporter.
 pub struct Resender {
@@ -70,7 +68,7 @@ impl Resender {
             return Ok(Resent::Dropped);
         };
         let signal = kept.refusal.signal().ok_or_else(|| damaged(&kept.path))?;
-        let mut answer = self.client.send(signal, encoding, vec![body]).await;
+        let mut answer = self.client.send(signal, encoding, vec![body], |_, _| {}).await;
         if answer.verdict != Verdict::Delivered {
             return Ok(Resent::Refused(answer));
         }

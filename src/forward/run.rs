@@ -20,6 +20,7 @@ use super::intake::{Intake, Taken};
 use super::lane::{Lane, Outcome, Ticket};
 use super::leaving::{Loaded, Sent};
 use super::parcel::Parcel;
+use super::per_signal::PerSignal;
 use super::refused::RefusedStore;
 use super::report::Report;
 use super::saving::{Saved, Saver};
@@ -52,8 +53,7 @@ pub(super) struct Run {
     policy: Arc<Policy>,
     shutdown_timeout: Duration,
     intake: Intake,
-    /// In the order of [`Signal::ALL`].
-    lanes: [Lane; Signal::ALL.len()],
+    lanes: PerSignal<Lane>,
     sending: Sending,
     window: Window,
     saver: Saver,
@@ -84,7 +84,7 @@ impl Run {
         let now = Instant::now();
         let options = Arc::new(setup.options);
         Run {
-            lanes: Signal::ALL.map(|_| Lane::new(&options)),
+            lanes: PerSignal::new(|_| Lane::new(&options)),
             window: Window::new(next),
             sending: Sending::new(
                 client,
@@ -150,7 +150,7 @@ impl Run {
         let lanes = self
             .lanes
             .iter()
-            .filter_map(|lane| lane.wake_at(now.into_std()))
+            .filter_map(|(_, lane)| lane.wake_at(now.into_std()))
             .map(Instant::from_std);
         let saving = self.saver.wake_at(self.window.position());
         // What is due already waits for something else: for room among what is under way, or for what is being saved.
@@ -167,7 +167,7 @@ impl Run {
     /// Whether more may be taken in: enough to fill the next request while one is under way. A signal that is stuck lets
     /// the others go on until what it holds takes all the room.
     fn has_room(&self) -> bool {
-        let held: usize = self.lanes.iter().map(Lane::held).sum();
+        let held: usize = self.lanes.iter().map(|(_, lane)| lane.held()).sum();
         self.window.len() < self.most_ahead() && held < READ_AHEAD * self.options.max_request_size
     }
 
@@ -205,7 +205,7 @@ impl Run {
             return;
         }
         if self.has_room() {
-            let limits = self.lanes.iter().map(|lane| lane.loader.limit());
+            let limits = self.lanes.iter().map(|(_, lane)| lane.loader.limit());
             let limit = limits.min().unwrap_or(usize::MAX);
             for Taken { record, loaded } in self.intake.take(limit).await {
                 let lane = self.lane(record.signal);
@@ -260,7 +260,7 @@ impl Run {
     }
 
     fn lane(&mut self, signal: Signal) -> &mut Lane {
-        &mut self.lanes[signal_index(signal)]
+        &mut self.lanes[signal]
     }
 
     // ----- to the backend
@@ -269,16 +269,16 @@ impl Run {
     fn launch(&mut self, now: Instant) {
         let (now, most) = (now.into_std(), self.options.max_concurrent_requests);
         loop {
-            let mut order = [0, 1, 2];
-            order.sort_by_key(|&index: &usize| self.lanes[index].first_sequence().unwrap_or(u64::MAX));
+            let mut order = Signal::ALL;
+            order.sort_by_key(|signal| self.lanes[*signal].first_sequence().unwrap_or(u64::MAX));
             let next = order
                 .into_iter()
-                .find_map(|index| Some((index, self.lanes[index].peek(now)?.held())));
+                .find_map(|signal| Some((signal, self.lanes[signal].peek(now)?.held())));
             // Where it has no room, smaller ones do not overtake it: there would never be room.
-            let Some((index, _)) = next.filter(|(_, bytes)| self.sending.has_room(*bytes, most)) else {
+            let Some((signal, _)) = next.filter(|(_, bytes)| self.sending.has_room(*bytes, most)) else {
                 break;
             };
-            let Some((parcel, ticket)) = self.lanes[index].next(now) else {
+            let Some((parcel, ticket)) = self.lanes[signal].next(now) else {
                 break;
             };
             self.sending.start(parcel, ticket);
@@ -371,7 +371,7 @@ impl Run {
     fn begin_shutdown(&mut self) {
         let now = Instant::now();
         self.deadline = Some(now + self.shutdown_timeout);
-        self.lanes.iter_mut().for_each(|lane| lane.hurry(now.into_std()));
+        self.lanes.values_mut().for_each(|lane| lane.hurry(now.into_std()));
     }
 
     /// Saves the position a last time. What is still under way is left: the journal has it.
@@ -386,16 +386,10 @@ impl Run {
         if let Some(saved) = self.saver.next().await {
             self.after_saving(saved);
         }
-        let is_complete = self.lanes.iter().all(Lane::is_empty) && self.window.len() == 0 && self.intake.is_caught_up();
+        let is_complete =
+            self.lanes.iter().all(|(_, lane)| lane.is_empty()) && self.window.len() == 0 && self.intake.is_caught_up();
         self.report.stopped(self.saver.saved(), is_complete);
     }
-}
-
-fn signal_index(signal: Signal) -> usize {
-    Signal::ALL
-        .iter()
-        .position(|other| *other == signal)
-        .unwrap_or_default()
 }
 
 async fn sleep_until(moment: Option<Instant>) {

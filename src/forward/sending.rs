@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::client::Client;
@@ -106,9 +105,9 @@ impl Sending {
                 let body = parcel.wire_body();
                 (parcel, body)
             };
-            let (began, length) = (Instant::now(), body.iter().map(Bytes::len).sum());
-            let answer = client.send(parcel.signal, parcel.encoding, body).await;
-            counters.attempted(answer.verdict, began.elapsed());
+            let length = body.iter().map(Bytes::len).sum();
+            let attempted = |verdict, took| counters.attempted(verdict, took);
+            let answer = client.send(parcel.signal, parcel.encoding, body, attempted).await;
             Returned {
                 parcel,
                 ticket,

@@ -402,6 +402,29 @@ async fn a_keep_alive_connection_that_the_backend_closes_is_no_failure() {
 }
 
 #[tokio::test]
+async fn a_second_try_at_once_is_an_attempt_of_its_own_in_the_metrics() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let exposition = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let mut sink = Sink::start(first(1, Reply::Reset)).await;
+    let rig = Rig::new(&sink.url());
+    rig.spans(["a"]).await;
+    let running = rig.start();
+    for _ in 0..2 {
+        sink.next().await;
+    }
+    running.stop().await;
+    let text = exposition.render();
+    for line in [
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="transient"} 1"#,
+        r#"spanledger_exporter_attempts_total{exporter="otlp",result="delivered"} 1"#,
+        r#"spanledger_exporter_attempt_seconds_count{exporter="otlp"} 2"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn its_metrics_tell_what_became_of_every_request() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let exposition = recorder.handle();
