@@ -185,6 +185,15 @@ pub struct Fingerprint {
 }
 
 impl EgressOptions {
+    /// The most memory that waiting for traces takes: those that wait, one more copy of those that are decided, until they are
+    /// sent, and those that are remembered.
+    pub fn memory_bound(&self) -> usize {
+        match self.keep.is_empty() {
+            true => 0,
+            false => 2 * self.memory + super::tail::REMEMBERED,
+        }
+    }
+
     /// What stands for these rules beside a body that went through them.
     pub fn fingerprint(&self) -> Fingerprint {
         // With the key, where there is one, so that it changes with the key and tells no more of it than a hashed value.

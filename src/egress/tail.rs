@@ -10,7 +10,8 @@
 //!   nothing up.
 //! * A trace is decided when every record that was received within the wait after its first one has been seen; how late
 //!   they are read does not matter. Time is the time of receipt.
-//! * Memory is bounded. Over the bound the oldest traces are decided early, on what is known, and counted.
+//! * Memory is bounded, see [`EgressOptions::memory_bound`](super::EgressOptions::memory_bound). Over the bound the oldest
+//!   traces are decided early, on what is known, and counted.
 //! * A trace that was kept by a rule is remembered for a while: what comes late goes too. All others are decided anew, by
 //!   the same trace id, so that they are decided alike; unless a late span is itself one to be kept.
 
@@ -41,6 +42,12 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Traces that were kept by a rule and are remembered, for spans that come late.
 const MOST_REMEMBERED: usize = 65_536;
+
+/// What they take: a table and a queue, both of which double when they are full.
+pub(super) const REMEMBERED: usize = 2 * MOST_REMEMBERED * (size_of::<(TraceId, usize)>() + 1 + size_of::<TraceId>());
+
+/// About so many bytes longer is a span that is told the threshold of its share.
+const THRESHOLD: usize = 24;
 
 /// What a trace, and a piece of one, takes besides the bytes of its spans.
 const TRACE_OVERHEAD: usize = 192;
@@ -343,34 +350,41 @@ impl Tail {
             }
             for piece in trace.pieces {
                 if trace.kept_by.is_some() {
-                    kept.add(&piece.envelope, &piece.spans, piece.count());
+                    let count = piece.count();
+                    kept.add(&piece.envelope, piece.spans, count);
                     continue;
                 }
+                let (mut going, mut count) = (Vec::new(), 0);
                 for span in piece.each() {
                     match self.policy.sampled(span, workspace) {
                         Ok(None) => {}
-                        Ok(Some(span)) => kept.add(&piece.envelope, &span, 1),
+                        Ok(Some(span)) => {
+                            if count == 0 {
+                                going.reserve(piece.spans.len() + piece.ends.len() * THRESHOLD);
+                            }
+                            going.extend_from_slice(&span);
+                            count += 1;
+                        }
                         Err(error) => {
                             broken = broken.or(Some(error));
-                            unreadable.add(&piece.envelope, span, 1);
+                            unreadable.add(&piece.envelope, span.to_vec(), 1);
                         }
                     }
                 }
+                kept.add(&piece.envelope, going, count);
             }
         }
         let decided = Decided {
             sequence: cohort.sequence,
             received_at: cohort.received_at,
-            body: kept.write(),
             spans: kept.spans(),
+            body: kept.write(),
             unreadable: broken.map(|broken| Unreadable {
-                body: unreadable.write(),
                 spans: unreadable.spans(),
+                body: unreadable.write(),
                 broken,
             }),
         };
-        // They hold on to envelopes.
-        drop((kept, unreadable));
         self.purge();
         Some(decided)
     }

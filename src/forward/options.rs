@@ -284,16 +284,11 @@ impl ExporterOptions {
         let ready = (super::READ_AHEAD + 1) * self.max_request_size;
         // The rest of the batch it was of, as received and decoded.
         let batch = (1 + super::READ_AHEAD) * self.max_request_size;
-        let waiting = if self.egress.keep.is_empty() {
-            0
-        } else {
-            self.egress.memory
-        };
         let written = match self.protocol {
             Protocol::Grpc => super::gather::LIMIT,
             Protocol::HttpProtobuf => 0,
         };
-        under_way + ready + batch + waiting + written
+        under_way + ready + batch + self.egress.memory_bound() + written
     }
 
     /// What to do with a body that came in `received`: the encoding it is sent in.

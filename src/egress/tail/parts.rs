@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::envelope::Envelope;
-use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_header};
+use crate::otlp::wire::{Broken, Cursor, MAX_DEPTH, delimited, put_header, varint_len};
 
 const RESOURCES: u32 = 1;
 const SCOPES: u32 = 2;
@@ -72,19 +72,50 @@ pub(super) fn take_apart(message: &[u8], number: u32) -> Result<Parts<'_>, Broke
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     /// In the order in which they came up.
-    scopes: Vec<(Arc<Envelope>, Vec<u8>)>,
+    scopes: Vec<Scope>,
     places: HashMap<*const Envelope, usize>,
     spans: u32,
 }
 
+#[derive(Debug)]
+struct Scope {
+    envelope: Arc<Envelope>,
+    /// With their keys and lengths, as they came together.
+    spans: Vec<Vec<u8>>,
+    /// Bytes of all of them.
+    size: usize,
+}
+
+impl Scope {
+    fn length(&self) -> usize {
+        self.envelope.scope.len() + self.size
+    }
+}
+
+/// A resource with its scopes.
+struct Resource {
+    envelope: Arc<[u8]>,
+    scopes: Vec<Scope>,
+    length: usize,
+}
+
 impl Gathered {
     /// Takes in so many spans, with their keys and lengths.
-    pub(super) fn add(&mut self, envelope: &Arc<Envelope>, spans: &[u8], count: u32) {
+    pub(super) fn add(&mut self, envelope: &Arc<Envelope>, spans: Vec<u8>, count: u32) {
+        if count == 0 {
+            return;
+        }
         let place = *self.places.entry(Arc::as_ptr(envelope)).or_insert_with(|| {
-            self.scopes.push((Arc::clone(envelope), Vec::new()));
+            self.scopes.push(Scope {
+                envelope: Arc::clone(envelope),
+                spans: Vec::new(),
+                size: 0,
+            });
             self.scopes.len() - 1
         });
-        self.scopes[place].1.extend_from_slice(spans);
+        let scope = &mut self.scopes[place];
+        scope.size += spans.len();
+        scope.spans.push(spans);
         self.spans += count;
     }
 
@@ -93,26 +124,47 @@ impl Gathered {
         self.spans
     }
 
-    /// A trace request with them: each resource once, with its scopes.
-    pub(super) fn write(&self) -> Bytes {
-        let mut resources: Vec<(&[u8], Vec<u8>)> = Vec::new();
-        let mut places: HashMap<*const u8, usize> = HashMap::new();
-        for (envelope, spans) in &self.scopes {
-            let place = *places.entry(Arc::as_ptr(&envelope.resource).cast()).or_insert_with(|| {
-                resources.push((&*envelope.resource, Vec::new()));
-                resources.len() - 1
-            });
-            let out = &mut resources[place].1;
-            put_header(out, SCOPES, envelope.scope.len() + spans.len());
-            out.extend_from_slice(&envelope.scope);
-            out.extend_from_slice(spans);
+    /// A trace request with them: each resource once, with its scopes. It is written once, into as much memory as it
+    /// takes, and what was written is let go.
+    pub(super) fn write(self) -> Bytes {
+        let resources = self.resources();
+        let length = resources.iter().map(|resource| field(resource.length)).sum();
+        let mut out = Vec::with_capacity(length);
+        for resource in resources {
+            put_header(&mut out, RESOURCES, resource.length);
+            out.extend_from_slice(&resource.envelope);
+            for scope in resource.scopes {
+                put_header(&mut out, SCOPES, scope.length());
+                out.extend_from_slice(&scope.envelope.scope);
+                scope.spans.into_iter().for_each(|spans| out.extend_from_slice(&spans));
+            }
         }
-        let mut out = Vec::new();
-        for (resource, scopes) in resources {
-            put_header(&mut out, RESOURCES, resource.len() + scopes.len());
-            out.extend_from_slice(resource);
-            out.extend_from_slice(&scopes);
-        }
+        debug_assert_eq!(out.len(), length, "lengths are known before");
         Bytes::from(out)
     }
+
+    fn resources(self) -> Vec<Resource> {
+        let mut resources: Vec<Resource> = Vec::new();
+        let mut places: HashMap<*const u8, usize> = HashMap::new();
+        for scope in self.scopes {
+            let envelope = &scope.envelope.resource;
+            let place = *places.entry(Arc::as_ptr(envelope).cast()).or_insert_with(|| {
+                resources.push(Resource {
+                    envelope: Arc::clone(envelope),
+                    scopes: Vec::new(),
+                    length: envelope.len(),
+                });
+                resources.len() - 1
+            });
+            let resource = &mut resources[place];
+            resource.length += field(scope.length());
+            resource.scopes.push(scope);
+        }
+        resources
+    }
+}
+
+/// What a resource or scope takes with its key and length.
+const fn field(length: usize) -> usize {
+    1 + varint_len(length as u64) + length
 }
