@@ -4,7 +4,8 @@
 //!
 //! Memory is bounded, whatever the requests were compressed to: of what was read at once so much is taken in as decodes to
 //! about [`ExporterOptions::max_request_size`]; the rest waits, and holds what it decoded to only as far as it may be taken
-//! in soon. One request is always taken whole.
+//! in soon. One request is always taken whole. Bodies that were read from a file share memory with those beside them, and
+//! where most of these are not sent, those that are do without it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::leaving::{Leaving, Loaded, Sent};
-use super::parcel::{Load, LoadError};
+use super::load::{Load, LoadError};
 use super::{ExporterOptions, READ_AHEAD, rethrow};
 use crate::clock::unix_nanos;
 use crate::egress::{Policy, Workspace};
@@ -21,6 +22,12 @@ use crate::otlp::Encoding;
 
 /// Records read at once.
 const BATCH: usize = 1024;
+
+/// How little of what was read is little.
+const LITTLE: usize = 4;
+
+/// Bytes over which that is looked at: what came before them counts for half.
+const SHARE_OF: usize = 16 << 20;
 
 /// A record that was taken in.
 pub(super) struct Taken {
@@ -37,6 +44,27 @@ pub(super) struct Intake {
     waiting: VecDeque<Record>,
     /// Lent to a thread while it works.
     leaving: Leaving,
+    share: Share,
+}
+
+/// How much of what was read of late is sent.
+#[derive(Debug, Default)]
+struct Share {
+    read: usize,
+    sent: usize,
+}
+
+impl Share {
+    /// Notes a body of `read` bytes of which `sent` are held to be sent. Whether that is little of what is read.
+    fn is_little(&mut self, read: usize, sent: usize) -> bool {
+        self.read += read;
+        self.sent += sent;
+        if self.read > SHARE_OF {
+            self.read /= 2;
+            self.sent /= 2;
+        }
+        self.sent < self.read / LITTLE
+    }
 }
 
 impl Intake {
@@ -48,6 +76,7 @@ impl Intake {
             policy,
             reader,
             waiting: VecDeque::new(),
+            share: Share::default(),
         }
     }
 
@@ -120,7 +149,7 @@ impl Intake {
             .iter()
             .any(|record| Load::is_costly(record, &self.options, &self.policy, limit));
         let waiting = std::mem::take(&mut self.waiting);
-        let (waiting, taken) = self
+        let (waiting, mut taken) = self
             .lend(is_costly, move |leaving, options| {
                 let mut waiting = waiting;
                 let taken = take(leaving, options, &mut waiting, limit);
@@ -128,6 +157,20 @@ impl Intake {
             })
             .await;
         self.waiting = waiting;
+        for Taken { record, loaded } in &mut taken {
+            let mut load = match loaded {
+                Ok(Loaded::Now(load)) => Some(load),
+                Ok(Loaded::NotSent) => None,
+                // They hold pieces of it, or a copy.
+                Ok(Loaded::Later { .. }) | Err(_) => continue,
+            };
+            let sent = load.as_ref().map_or(0, |load| load.held());
+            if self.share.is_little(record.body.len(), sent)
+                && let Some(load) = &mut load
+            {
+                load.share_nothing();
+            }
+        }
         taken
     }
 

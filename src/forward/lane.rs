@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Verdict};
 use super::gate::{Gate, Notice, Passage};
-use super::parcel::{Load, Loader, Parcel};
+use super::load::Load;
+use super::parcel::{Loader, Parcel};
 use super::{ExporterOptions, RetryOptions};
 
 /// After so many suspicious failures with an unclear answer the content is taken to be refused.

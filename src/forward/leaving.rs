@@ -9,7 +9,8 @@
 use std::sync::Arc;
 
 use super::ExporterOptions;
-use super::parcel::{Load, LoadError, Parcel, decoded};
+use super::load::{Load, LoadError, decoded};
+use super::parcel::Parcel;
 use crate::egress::{Decided, Policy, Tail, Workspace};
 use crate::journal::Record;
 use crate::otlp::{Encoding, Signal};

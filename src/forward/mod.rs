@@ -18,7 +18,7 @@
 //! # How it is built
 //!
 //! `intake` takes records from the journal, and `leaving` applies the rules for what leaves. The decisions are sans-io and
-//! tested as such: `retry` (when), `answer` (what an answer means), `parcel` and `split` (what goes into a request), `gate`
+//! tested as such: `retry` (when), `answer` (what an answer means), `load`, `parcel` and `split` (what goes into a request), `gate`
 //! and `lane` (what is sent next), `window` (how far the position may move). `client` sends one request, on a connection
 //! that may `gather` what is written to it; `sending` several beside each other, `saving` saves the position; `run` connects
 //! all of them in one loop, which `forwarder` starts.
@@ -33,6 +33,7 @@ mod gather;
 mod intake;
 mod lane;
 mod leaving;
+mod load;
 mod options;
 mod parcel;
 mod per_signal;

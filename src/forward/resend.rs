@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::answer::{Answer, Verdict};
 use super::client::Client;
-use super::parcel::DECODED_LIMIT;
+use super::load::DECODED_LIMIT;
 use super::refused::{Kept, read_refused, remove_refused};
 use super::{ExporterOptions, ForwardError};
 use crate::egress::{Outcome, Policy, Workspace};

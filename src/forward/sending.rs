@@ -166,7 +166,7 @@ fn keep(store: &Mutex<RefusedStore>, parcel: &Parcel, went_through: Option<Finge
 mod tests {
     use super::*;
     use crate::forward::lane::Lane;
-    use crate::forward::parcel::Load;
+    use crate::forward::load::Load;
     use crate::forward::{ExporterOptions, RefusedLimits};
     use crate::otlp::Encoding;
     use crate::telemetry::Health;

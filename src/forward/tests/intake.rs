@@ -181,3 +181,36 @@ async fn a_span_that_cannot_be_sampled_is_kept_as_refused_and_the_others_of_its_
     assert_eq!(read_refused(&kept[0]).unwrap(), damaged);
     assert_eq!(rig.saved(), Some(rig.end()));
 }
+
+#[tokio::test]
+async fn what_is_sent_of_a_journal_of_other_signals_does_not_hold_what_lies_beside_it() {
+    let rig = Rig::new("http://127.0.0.1:1");
+    for index in 0..60 {
+        let signal = if index % 10 == 9 {
+            Signal::Metrics
+        } else {
+            Signal::Traces
+        };
+        rig.append(signal, Encoding::Identity, long(index).1).await;
+    }
+    for (signals, are_shared) in [(vec![Signal::Metrics], false), (Signal::ALL.to_vec(), true)] {
+        let options = ExporterOptions {
+            signals,
+            ..ExporterOptions::default()
+        };
+        let mut intake = intake(&rig, options);
+        let mut sent = 0;
+        while let Ok(()) = intake.try_read()
+            && intake.has_waiting()
+        {
+            for Taken { record, loaded } in intake.take(usize::MAX).await {
+                if let Ok(Loaded::Now(load)) = loaded {
+                    assert_eq!(load.part.body, record.body);
+                    assert_eq!(load.part.body.as_ptr() == record.body.as_ptr(), are_shared);
+                    sent += 1;
+                }
+            }
+        }
+        assert_eq!(sent, if are_shared { 60 } else { 6 });
+    }
+}

@@ -9,7 +9,8 @@ use super::rig::{names, request};
 use crate::forward::ExporterOptions;
 use crate::forward::answer::{Answer, Verdict};
 use crate::forward::lane::{Lane, Outcome, Ticket};
-use crate::forward::parcel::{Load, Parcel};
+use crate::forward::load::Load;
+use crate::forward::parcel::Parcel;
 use crate::forward::window::Window;
 use crate::otlp::Encoding;
 

@@ -6,7 +6,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 
 use super::rig::{names, request};
 use crate::forward::ExporterOptions;
-use crate::forward::parcel::{Load, Loader, Parcel};
+use crate::forward::load::Load;
+use crate::forward::parcel::{Loader, Parcel};
 use crate::otlp::Encoding;
 
 fn load(sequence: u64, encoding: Encoding, name: &str) -> Load {
