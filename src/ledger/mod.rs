@@ -320,8 +320,8 @@ impl Ledger {
     pub async fn pack(&self) -> Result<(), LedgerError> {
         with_store!(self, S => {
             let mut store = S::connect(&self.settings).await?;
-            let mut packing = packing::Packing::default();
-            while packing.turn(&mut store, self.limits.oldest(unix_nanos()), unix_nanos()).await? {}
+            let (mut packing, meters) = (packing::Packing::default(), meters::Meters::new());
+            while packing.turn(&mut store, self.limits.oldest(unix_nanos()), unix_nanos(), &meters).await? {}
         });
         Ok(())
     }

@@ -9,9 +9,12 @@
 //! What others change in the table cannot be seen. So each hour is looked at again within a day, and packed anew if it
 //! is other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use chrono::DateTime;
+
+use super::meters::Meters;
 use super::plan::Plan;
 use super::store::{HourRow, Store, StoreError, begin_of, hour_at};
 use super::table::{Details, NewRow, nanos};
@@ -33,6 +36,9 @@ const BUDGET: Duration = Duration::from_millis(300);
 /// Turns between two looks at an hour that is packed already: a quarter of a year comes round within a day.
 const TURNS_BETWEEN_LOOKS: u64 = 4;
 
+/// The same for one that could not be packed: a quarter of an hour.
+const TURNS_UNTIL_RETRY: u64 = 90;
+
 /// An execution cannot have lasted longer, in hours, than the rows that it took over are looked for.
 const LONGEST: i64 = 48;
 
@@ -42,12 +48,21 @@ pub(super) struct Packing {
     turns: u64,
     /// The next hour to look at again.
     again: i64,
+    /// Hours that cannot be packed, because of a row in them: the turn in which to try again, and why. Their rows are read
+    /// instead.
+    unpackable: BTreeMap<i64, (u64, String)>,
 }
 
 impl Packing {
     /// Packs what is over, latest first, and whether there may be more; rows from before `oldest` are about to be
-    /// deleted.
-    pub(super) async fn turn<S: Store>(&mut self, store: &mut S, oldest: u64, now: u64) -> Result<bool, StoreError> {
+    /// deleted. An hour that cannot be packed keeps no other from it.
+    pub(super) async fn turn<S: Store>(
+        &mut self,
+        store: &mut S,
+        oldest: u64,
+        now: u64,
+        meters: &Meters,
+    ) -> Result<bool, StoreError> {
         let began = Instant::now();
         self.turns += 1;
         store.begin().await?;
@@ -59,9 +74,12 @@ impl Packing {
         let hours = first..hour_at(now) - SETTLE;
         let packed = store.packed_hours(hours.clone()).await?;
         store.commit().await?;
-        let missing: Vec<i64> = hours.clone().rev().filter(|hour| !packed.contains(hour)).collect();
+        self.unpackable
+            .retain(|hour, _| hours.contains(hour) && !packed.contains(hour));
+        let missing = hours.clone().rev().filter(|hour| !packed.contains(hour));
+        let missing: Vec<i64> = missing.filter(|hour| self.may_try(*hour)).collect();
         for hours in missing.chunks(TOGETHER) {
-            pack(store, hours, now).await?;
+            self.pack(store, hours, now, meters).await?;
             if began.elapsed() > BUDGET {
                 return Ok(true);
             }
@@ -70,10 +88,50 @@ impl Packing {
             if !hours.contains(&self.again) {
                 self.again = hours.start;
             }
-            pack(store, &[self.again], now).await?;
+            if self.may_try(self.again) {
+                self.pack(store, &[self.again], now, meters).await?;
+            }
             self.again += 1;
         }
         Ok(false)
+    }
+
+    /// Why hours are not packed, if some cannot be.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.unpackable.values().next().map(|(_, reason)| reason.as_str())
+    }
+
+    fn may_try(&self, hour: i64) -> bool {
+        self.unpackable.get(&hour).is_none_or(|(again, _)| self.turns >= *again)
+    }
+
+    /// Packs hours together, or, if that fails, those that can be packed.
+    async fn pack<S: Store>(
+        &mut self,
+        store: &mut S,
+        hours: &[i64],
+        now: u64,
+        meters: &Meters,
+    ) -> Result<(), StoreError> {
+        match pack(store, hours, now).await {
+            Err(error) if !error.is_of_connection() => store.rollback().await?,
+            done => return done,
+        }
+        for hour in hours {
+            match pack(store, &[*hour], now).await {
+                Ok(()) => {}
+                Err(error) if error.is_of_connection() => return Err(error),
+                Err(error) => {
+                    store.rollback().await?;
+                    meters.failed();
+                    let at = text_of(*hour);
+                    tracing::warn!(%error, hour = at, "an hour is not packed for statistics, which are slower for it: put its row right");
+                    let reason = format!("the hour {at} is not packed for statistics: {error}");
+                    self.unpackable.insert(*hour, (self.turns + TURNS_UNTIL_RETRY, reason));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +148,12 @@ async fn pack<S: Store>(store: &mut S, hours: &[i64], now: u64) -> Result<(), St
         }
     }
     store.commit().await
+}
+
+/// When an hour begins, as people write it.
+fn text_of(hour: i64) -> String {
+    let begin = DateTime::from_timestamp_nanos(begin_of(hour).cast_signed());
+    begin.format("%Y-%m-%d %H:%M UTC").to_string()
 }
 
 /// The rows of an hour, packed.

@@ -29,9 +29,8 @@ use super::extract::Extractor;
 use super::facts::Facts;
 use super::meters::Meters;
 use super::pace::{Pace, TURN_OF_OTHERS};
-use super::packing::Packing;
 use super::store::{Store, StoreError};
-use super::upkeep;
+use super::upkeep::{Upkeep, Work};
 use super::{Ledger, LedgerError, Rebuilt};
 use crate::clock::unix_nanos;
 use crate::journal::{JournalId, Position, ReadError, Reader, Record};
@@ -72,6 +71,7 @@ pub(super) async fn run<S: Store>(
         was_connected: false,
         unsaved_since: None,
         pace: Pace::new(),
+        upkeep: Upkeep::new(),
     };
     let mut wait = FIRST_WAIT;
     let mut tell = Some(tell);
@@ -122,8 +122,9 @@ struct Stage<'a> {
     /// Since when there are records behind the saved position. Those without anything for the ledger, which are most,
     /// are worth no transaction of their own.
     unsaved_since: Option<Instant>,
-    /// Of all connections: what was learned of the database holds for the next one.
+    /// Of all connections, as is upkeep: what was learned of the database holds for the next one.
     pace: Pace,
+    upkeep: Upkeep,
 }
 
 impl Stage<'_> {
@@ -142,38 +143,26 @@ impl Stage<'_> {
         let resume = self.reader.resume(saved);
         tracing::info!(?resume, "writing rows");
         let mut committed = self.reader.position();
-        self.status.clear();
-        let mut upkeep = upkeep::Schedule::new();
-        let mut packing = Packing::default();
-        let mut packing_due = Instant::now();
+        self.tell_status();
         let mut ahead = Ahead::new(Limit::of::<S>());
         loop {
             let deferring = S::DEFERRING_BYTES.filter(|_| self.pace.may_have_many(committed.next));
             ahead.limit = deferring.map_or_else(Limit::of::<S>, Limit::of_many);
-            if Instant::now() >= upkeep.due() {
-                let limits = &self.ledger.limits;
-                let done = heartbeat
-                    .while_waiting(upkeep::turn(
-                        &mut store,
-                        limits,
-                        &self.ledger.settings.destinations,
-                        self.ledger.standalone.then_some(&*self.ledger.prices),
-                        unix_nanos(),
-                        &self.meters,
-                    ))
-                    .await?;
-                upkeep.done(&done);
-                // Not with each turn when many spans wait.
-                if Instant::now() >= packing_due {
-                    let (oldest, at) = (limits.oldest(unix_nanos()), unix_nanos());
-                    heartbeat.while_waiting(packing.turn(&mut store, oldest, at)).await?;
-                    packing_due = Instant::now() + upkeep::EVERY;
-                }
+            if Instant::now() >= self.upkeep.due() {
+                let work = Work {
+                    limits: &self.ledger.limits,
+                    destinations: &self.ledger.settings.destinations,
+                    standalone: self.ledger.standalone.then_some(&*self.ledger.prices),
+                };
+                let turn = self.upkeep.turn(&mut store, &work, unix_nanos(), &self.meters);
+                heartbeat.while_waiting(turn).await?;
+                self.tell_status();
             }
             let save_due = self.unsaved_since.map(|since| since + SAVE_EVERY);
             let mut is_over = false;
             if ahead.is_empty() {
-                let due = save_due.map_or(upkeep.due(), |due| due.min(upkeep.due()));
+                let upkeep_due = self.upkeep.due();
+                let due = save_due.map_or(upkeep_due, |due| due.min(upkeep_due));
                 match self.records(due).await {
                     Ok(Some(records)) => {
                         is_over = records.is_empty();
@@ -204,7 +193,8 @@ impl Stage<'_> {
                 self.pace.begin(began);
             }
             let (position, applied) = if deferring.is_some() && is_full {
-                match self.write_many(&mut store, &mut ahead, committed, upkeep.due()).await? {
+                let latest = self.upkeep.due();
+                match self.write_many(&mut store, &mut ahead, committed, latest).await? {
                     Some(written) => written,
                     None => {
                         // What was told of these batches is told again.
@@ -219,7 +209,7 @@ impl Stage<'_> {
             };
             self.reader.passed(position);
             committed = position;
-            upkeep.add(applied.context, &self.ledger.limits);
+            self.upkeep.add(applied.context, &self.ledger.limits);
             // What was read meanwhile waits from now on.
             self.unsaved_since = (ahead.position(&self.reader) != position).then(Instant::now);
             self.meters.transaction(&applied, began.elapsed().as_secs_f64());
@@ -230,6 +220,14 @@ impl Stage<'_> {
             if is_turn_of_others && S::DEFERRING_BYTES.is_some() && !self.shutdown.is_cancelled() {
                 heartbeat.while_waiting(tokio::time::sleep(TURN_OF_OTHERS)).await;
             }
+        }
+    }
+
+    /// The connection is there; what beside the rows does not work is said.
+    fn tell_status(&self) {
+        match self.upkeep.trouble() {
+            Some(trouble) => self.status.set_degraded(trouble),
+            None => self.status.clear(),
         }
     }
 

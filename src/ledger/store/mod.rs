@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! * A store is one connection. Everything of a batch, the reader's position included, is one transaction.
-//! * After any error the connection is given up: nothing is assumed of a session that failed.
+//! * After an error of the connection it is given up: nothing is assumed of a session that failed. After any other the
+//!   transaction is given up.
 //! * Every answer is waited for in bounded time: a machine that has vanished does not even refuse. What a batch takes in
 //!   all is bounded by nothing, so that a slow database is slow and not cut off again and again.
 //! * No session state: with PostgreSQL everything holds for one transaction only, so that a pooler between the two may
@@ -42,6 +43,9 @@ pub enum StoreError {
     /// The tables are not what is needed, or may not be used.
     #[error("the database does not fit (database.table, database.schema, database.migrate): {0}")]
     Misfit(String),
+    /// What is stored is not what belongs there: somebody else wrote it.
+    #[error("the database holds what cannot be read: {0}")]
+    Unreadable(String),
     /// The configuration cannot be used.
     #[error("{0}")]
     Configuration(String),
@@ -50,6 +54,11 @@ pub enum StoreError {
 impl StoreError {
     /// Whether doing the same again can succeed without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_))
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn is_of_connection(&self) -> bool {
         matches!(self, StoreError::Unavailable(_))
     }
 }
@@ -99,7 +108,7 @@ pub(super) trait Store: Sized + Hours + Waiting {
     }
     /// Makes it lasting, with what is kept. After an error, unless it is a refusal, nobody knows whether it is.
     async fn commit(&mut self) -> Result<(), StoreError>;
-    /// Forgets the transaction.
+    /// Forgets the transaction, if there is one.
     async fn rollback(&mut self) -> Result<(), StoreError>;
     /// A point to return to, in a transaction.
     async fn savepoint(&mut self) -> Result<(), StoreError>;

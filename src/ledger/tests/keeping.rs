@@ -2,11 +2,12 @@
 
 use super::databases::{Database, on_both, with};
 use super::support::{EPOCH, HOUR, MS, S, V, at, execution, facts, failure, node, span, success};
+use crate::ledger::Limits;
 use crate::ledger::commit::Applied;
 use crate::ledger::meters::Meters;
 use crate::ledger::standalone::stand_alone;
 use crate::ledger::table::EXECUTIONS;
-use crate::ledger::{Limits, upkeep};
+use crate::ledger::upkeep::{Upkeep, Work};
 
 on_both! {
     context_is_forgotten_when_nothing_can_need_it_any_more
@@ -28,8 +29,13 @@ async fn turn(database: &Database, limits: Limits, now: u64) {
 async fn turn_with(database: &Database, limits: Limits, standalone: bool, now: u64) {
     let standalone = standalone.then_some(&*super::databases::PRICES);
     let (mut session, meters) = (database.connect().await.unwrap(), Meters::new());
-    with!(session, store => upkeep::turn(store, &limits, &[EXECUTIONS], standalone, EPOCH + now, &meters).await)
-        .unwrap();
+    let work = Work {
+        limits: &limits,
+        destinations: &[EXECUTIONS],
+        standalone,
+    };
+    let mut upkeep = Upkeep::new();
+    with!(session, store => upkeep.turn(store, &work, EPOCH + now, &meters).await).unwrap();
 }
 
 const LIMITS: Limits = Limits {

@@ -21,4 +21,5 @@ pub(in crate::ledger) mod support;
 mod surprises;
 mod tables;
 mod upgrade;
+mod upkeep;
 mod waiting;

@@ -73,7 +73,7 @@ impl Drop for Pooler {
     }
 }
 
-fn options(url: String) -> LedgerOptions {
+pub(super) fn options(url: String) -> LedgerOptions {
     LedgerOptions {
         url,
         retention: Some(Duration::ZERO),
@@ -84,13 +84,13 @@ fn options(url: String) -> LedgerOptions {
 }
 
 /// A running ledger.
-struct Running {
+pub(super) struct Running {
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
     health: Health,
 }
 
-fn run(options: LedgerOptions, journal: &Journal) -> Running {
+pub(super) fn run(options: LedgerOptions, journal: &Journal) -> Running {
     let health = Health::default();
     let heartbeat = health.stage("ledger");
     let status = heartbeat.status();
@@ -102,11 +102,11 @@ fn run(options: LedgerOptions, journal: &Journal) -> Running {
 }
 
 impl Running {
-    fn degraded(&self) -> Option<String> {
+    pub(super) fn degraded(&self) -> Option<String> {
         self.health.report(std::time::Instant::now())[0].degraded.clone()
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap();
     }

@@ -6,6 +6,7 @@ use super::databases::{Database, PRICES, batch, on_both, with};
 use super::support::{EPOCH, HOUR, MS, S, V, at, execution, failure, node, span, success};
 use crate::columns::{Packed, hour_of};
 use crate::ledger::commit::Batch;
+use crate::ledger::meters::Meters;
 use crate::ledger::packing::{Packing, parts_of};
 use crate::ledger::standalone::stand_alone;
 use crate::ledger::store::{Hours, Store};
@@ -38,7 +39,7 @@ async fn write(database: &Database, spans: &[S], received_at: u64) {
 async fn pack(database: &Database, now: u64) {
     let mut session = database.connect().await.unwrap();
     for _ in 0..20 {
-        with!(session, store => Packing::default().turn(store, 0, EPOCH + now).await).unwrap();
+        with!(session, store => Packing::default().turn(store, 0, EPOCH + now, &Meters::new()).await).unwrap();
     }
 }
 
@@ -176,7 +177,7 @@ async fn rows_that_are_deleted_take_their_packed_hours_away(database: Database) 
     );
     assert_eq!(packed(&database).await, [2, 3]);
     // The hour that is being deleted is not packed again and again.
-    with!(session, store => Packing::default().turn(store, before, EPOCH + 6 * HOUR).await).unwrap();
+    with!(session, store => Packing::default().turn(store, before, EPOCH + 6 * HOUR, &Meters::new()).await).unwrap();
     assert_eq!(packed(&database).await, [2, 3]);
 }
 
@@ -189,7 +190,7 @@ async fn what_others_change_is_found_within_a_day(database: Database) {
     let before = with!(session, store => store.hour(FIRST.cast_signed()).await).unwrap();
     // A turn takes place every ten seconds; 90 days have 2,160 hours.
     for _ in 0..28 * 8640 / 2160 {
-        with!(session, store => packing.turn(store, 0, EPOCH + 30 * HOUR).await).unwrap();
+        with!(session, store => packing.turn(store, 0, EPOCH + 30 * HOUR, &Meters::new()).await).unwrap();
     }
     assert_ne!(
         with!(session, store => store.hour(FIRST.cast_signed()).await).unwrap(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::databases::{Database, Session, batch, on_both};
+use super::databases::{Database, Session, batch, on_both, with};
 use super::following::{append, journal};
 use super::support::{EPOCH, MS, S, V, node, permutations, request, span, success};
 use crate::ledger::commit::{Batch, retry_quarantined};
@@ -10,7 +10,8 @@ use crate::ledger::extract::Extractor;
 use crate::ledger::facts::Facts;
 use crate::ledger::meters::Meters;
 use crate::ledger::table::{DESTINATIONS, Destination};
-use crate::ledger::{Ledger, LedgerOptions, Limits, upkeep};
+use crate::ledger::upkeep::{Upkeep, Work};
+use crate::ledger::{Ledger, LedgerOptions, Limits};
 
 on_both! {
     each_span_becomes_the_row_of_its_table_in_its_units
@@ -416,11 +417,13 @@ async fn old_rows_of_ours_are_deleted_from_every_table(database: Database) {
         max_pending: 1_000,
     };
     let (now, wanted, meters) = (EPOCH + 3_630_000 * MS, &database.settings.destinations, Meters::new());
-    match database.connect().await.unwrap() {
-        Session::Sqlite(mut store) => upkeep::turn(&mut store, &limits, wanted, None, now, &meters).await,
-        Session::Postgres(mut store) => upkeep::turn(&mut store, &limits, wanted, None, now, &meters).await,
-    }
-    .unwrap();
+    let work = Work {
+        limits: &limits,
+        destinations: wanted,
+        standalone: None,
+    };
+    let (mut session, mut upkeep) = (database.connect().await.unwrap(), Upkeep::new());
+    with!(session, store => upkeep.turn(store, &work, now, &meters).await).unwrap();
     assert_eq!(database.number("SELECT count(*) FROM model_cost_logs").await, 1);
     assert_eq!(database.number("SELECT count(*) FROM agent_trace_history").await, 0);
     // The one of the backend's own stays.

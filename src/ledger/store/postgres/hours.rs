@@ -61,7 +61,15 @@ impl Hours for PostgresStore {
             .bind(timestamp(to))
             .bind(limit);
         let rows = self.fetch(query).await?;
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
+        // Whoever is to put it right has to know which row it is.
+        let table = self.names.rows();
+        let unreadable = |row: &PgRow, error: sqlx::Error| {
+            let id: String = row.try_get(0).unwrap_or_default();
+            StoreError::Unreadable(format!("{table}, id {id}: {error}"))
+        };
+        let rows = rows.iter();
+        rows.map(|row| read(row).map_err(|error| unreadable(row, error)))
+            .collect()
     }
 
     async fn hour(&mut self, hour: i64) -> Result<Vec<Vec<u8>>, StoreError> {

@@ -46,7 +46,14 @@ impl Hours for SqliteStore {
         let (from, id, to) = bounds(hour, after);
         let mut values = texts(&[&timestamp(from), id, &timestamp(to)]);
         values.integer(Some(limit));
-        self.fetch(sql, values, read).await
+        // Whoever is to put it right has to know which row it is.
+        let table = self.names.rows();
+        let read = move |row: &Row<'_>| {
+            let id: String = row.get(0)?;
+            Ok(read(row).map_err(|error| StoreError::Unreadable(format!("{table}, id {id}: {error}"))))
+        };
+        let rows = self.fetch(sql, values, read).await?;
+        rows.into_iter().collect()
     }
 
     async fn hour(&mut self, hour: i64) -> Result<Vec<Vec<u8>>, StoreError> {

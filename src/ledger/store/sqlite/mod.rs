@@ -141,7 +141,13 @@ impl Store for SqliteStore {
     async fn rollback(&mut self) -> Result<(), StoreError> {
         self.deferred = None;
         self.waiting.rolled_back();
-        self.execute("ROLLBACK").await
+        let rollback = |connection: &mut Connection| {
+            if connection.is_autocommit() {
+                return Ok(());
+            }
+            connection.execute_batch("ROLLBACK")
+        };
+        self.session.run(rollback).await
     }
 
     async fn savepoint(&mut self) -> Result<(), StoreError> {

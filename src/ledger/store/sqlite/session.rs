@@ -134,8 +134,14 @@ impl Place {
 }
 
 pub(super) fn error(error: rusqlite::Error) -> StoreError {
-    let rusqlite::Error::SqliteFailure(failure, message) = &error else {
-        return StoreError::Unavailable(error.to_string());
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    let (failure, message) = match &error {
+        rusqlite::Error::SqliteFailure(failure, message) => (failure, message),
+        // A column holds values of any type.
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..) => {
+            return StoreError::Unreadable(error.to_string());
+        }
+        _ => return StoreError::Unavailable(error.to_string()),
     };
     let reason = message.clone().unwrap_or_else(|| failure.to_string());
     // The primary code is the low byte: https://www.sqlite.org/rescode.html
