@@ -12,17 +12,21 @@
 //! Foreign keys that can be asked are asked before, for the whole batch at once, and a value that does not exist
 //! becomes NULL. Whatever is refused all the same makes the batch be done again with a savepoint around each insert: a
 //! foreign key loses its one column, anything else is isolated by halving and set aside in quarantine; the rest is
-//! written.
+//! written. What is only checked when the transaction ends is checked with each insert then.
+//!
+//! A row that the user may not write (row-level security, as a rule) is told from a privilege that is missing by whether
+//! anything else of the batch can be written: if nothing can, it is no row's fault, and the batch waits.
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::facts::{Facts, Role, SpanId, ascii_json};
+use super::facts::{Facts, Role, SpanId};
 use super::packing;
 use super::plan::{Candidate, Part, Update, plan};
+use super::quarantine::set_aside;
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
 use super::store::{Keys, LOAD_LIMIT, New, RowKey, Store, StoreError, row_keys};
-use super::table::{Destination, NewRow, QUARANTINE, Quarantined};
+use super::table::{Destination, NewRow};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
 
@@ -49,7 +53,7 @@ pub(super) struct Batch<'a> {
 }
 
 /// What was done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Applied {
     /// Executions that have a row now.
     pub(super) written: u64,
@@ -68,6 +72,27 @@ pub(super) struct Applied {
     pub(super) refused: u64,
     pub(super) expired: u64,
     pub(super) context: u64,
+    /// Why the user may not write the first of what may not be written.
+    pub(super) denied: Option<String>,
+}
+
+impl Applied {
+    /// Takes note of an error that says that the user may not.
+    pub(super) fn note_denial(&mut self, error: &StoreError) {
+        if let StoreError::Denied(reason) = error {
+            self.denied.get_or_insert_with(|| reason.clone());
+        }
+    }
+
+    /// An error if the user may not write what was to be written, and nothing else was: see the module.
+    pub(super) fn unless_all_is_denied(&self) -> Result<(), StoreError> {
+        match &self.denied {
+            Some(reason) if self.written + self.taken_over + self.records + self.merged == 0 => {
+                Err(StoreError::Denied(reason.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl std::ops::AddAssign for Applied {
@@ -83,6 +108,7 @@ impl std::ops::AddAssign for Applied {
             refused,
             expired,
             context,
+            denied,
         } = other;
         self.written += written;
         self.duplicates += duplicates;
@@ -94,23 +120,32 @@ impl std::ops::AddAssign for Applied {
         self.refused += refused;
         self.expired += expired;
         self.context += context;
+        self.denied = self.denied.take().or(denied);
     }
 }
 
 /// Applies the batch. On an error nothing is known of the transaction, and the store is to be given up.
 pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<Applied, StoreError> {
-    match attempt(store, batch, false).await {
-        Err(StoreError::Refused { reason, .. }) => {
-            tracing::debug!(reason, "the database refused a row: looking for it");
-            store.rollback().await?;
-            attempt(store, batch, true).await
-        }
-        other => other,
+    let error = match attempt(store, batch, false).await {
+        Err(error @ (StoreError::Refused { .. } | StoreError::Denied(_))) => error,
+        other => return other,
+    };
+    store.rollback().await?;
+    if matches!(error, StoreError::Denied(_)) {
+        // It may be that somebody took a privilege away.
+        store.begin().await?;
+        store.check(batch.destinations).await?;
+        store.rollback().await?;
     }
+    tracing::debug!(%error, "the database refused a row: looking for it");
+    attempt(store, batch, true).await
 }
 
 async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> Result<Applied, StoreError> {
     let mut known = begin_with_known(store, batch.facts).await?;
+    if careful {
+        store.check_at_once().await?;
+    }
     let mut waiting: Vec<Facts> = Vec::new();
     if batch.anew {
         known = forget_rows(store, batch, known).await?;
@@ -219,6 +254,7 @@ async fn write<S: Store>(
         }
         applied.expired += expired;
     }
+    applied.unless_all_is_denied()?;
     context.retain(|facts| !waiting.contains(&facts.id));
     applied.context = store.wait(&context).await?;
     if !touched.is_empty() {
@@ -334,12 +370,15 @@ pub(super) async fn insert_carefully<S: Store>(
                 inserted.extend(ids.filter(|id| new.contains(id)).cloned());
                 continue;
             }
-            Err(StoreError::Refused { reason, column }) => (reason, column),
-            Err(error) => return Err(error),
+            Err(error) => error,
         };
+        let is_alone = part.len() == 1;
+        if is_alone {
+            applied.note_denial(&refusal);
+        }
+        let (reason, column) = refusal.refusal()?;
         store.back_to_savepoint().await?;
-        let (reason, column) = refusal;
-        if part.len() > 1 {
+        if !is_alone {
             let middle = part.start + part.len() / 2;
             parts.extend([middle..part.end, part.start..middle]);
             continue;
@@ -353,28 +392,6 @@ pub(super) async fn insert_carefully<S: Store>(
         set_aside(store, row, facts, reason, now, applied).await?;
     }
     Ok(New::only(inserted))
-}
-
-/// Puts a row that the database refuses into quarantine.
-async fn set_aside<S: Store>(
-    store: &mut S,
-    row: &NewRow,
-    facts: &[&Facts],
-    reason: String,
-    now: u64,
-    applied: &mut Applied,
-) -> Result<(), StoreError> {
-    tracing::warn!(
-        table = row.destination.name,
-        id = row.row.id,
-        reason,
-        "the database refuses this row: it is set aside in quarantine"
-    );
-    if let Some(facts) = facts.iter().find(|facts| facts.id == row.id) {
-        let set_aside = quarantined(row, facts, reason, now);
-        applied.quarantined += store.insert(&QUARANTINE, &[&set_aside]).await?;
-    }
-    Ok(())
 }
 
 /// Completes row by row. A foreign key loses its one column; of what is refused for another reason, only those columns
@@ -393,8 +410,10 @@ async fn merge_carefully<S: Store>(
                 applied.merged += 1;
                 continue;
             }
-            Err(StoreError::Refused { reason, column }) => (reason, column),
-            Err(error) => return Err(error),
+            Err(error) => {
+                applied.note_denial(&error);
+                error.refusal()?
+            }
         };
         store.back_to_savepoint().await?;
         if column.is_some_and(|column| null_update(&mut update, &column)) {
@@ -408,8 +427,10 @@ async fn merge_carefully<S: Store>(
             store.savepoint().await?;
             match store.update(destination, &[&update.only(column.bit())]).await {
                 Ok(()) => taken |= column.bit(),
-                Err(StoreError::Refused { .. }) => applied.refused += 1,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    error.refusal()?;
+                    applied.refused += 1;
+                }
             }
             store.back_to_savepoint().await?;
         }
@@ -456,11 +477,11 @@ async fn null_missing<S: Store>(
                     store.release().await?;
                     missing
                 }
-                Err(StoreError::Refused { .. }) => {
+                Err(error) => {
+                    error.refusal()?;
                     store.back_to_savepoint().await?;
                     continue;
                 }
-                Err(error) => return Err(error),
             }
         } else {
             store.missing(&key, &values).await?
@@ -521,64 +542,4 @@ pub(super) fn null(row: &mut NewRow, column: &str) -> bool {
         row.sources.set(column, Source::Refused);
     }
     true
-}
-
-fn quarantined(row: &NewRow, facts: &Facts, reason: String, now: u64) -> Quarantined {
-    Quarantined {
-        table: row.destination.name.to_owned(),
-        id: row.row.id.clone(),
-        reason,
-        row: ascii_json(&row.row),
-        facts: facts.told.to_json(),
-        span: facts.id,
-        start: facts.start,
-        end: facts.end,
-        received_at: facts.received_at,
-        at: now,
-    }
-}
-
-/// Tries the quarantined rows again, at most `limit`; how many are rows now, and how many are still refused.
-pub(super) async fn retry_quarantined<S: Store>(
-    store: &mut S,
-    destinations: &[&'static Destination],
-    window: u64,
-    limit: i64,
-    now: u64,
-    prices: &Prices,
-) -> Result<(u64, u64), StoreError> {
-    store.begin().await?;
-    let set_aside = store.quarantined(limit).await?;
-    store.commit().await?;
-    // One for a table that is no longer wanted stays, and so does one that another version wrote.
-    let wanted = |row: &Quarantined| {
-        let is_wanted = destinations.iter().any(|wanted| wanted.name == row.table);
-        let told = serde_json::from_str(&row.facts).ok().filter(|_| is_wanted)?;
-        Some(Facts {
-            id: row.span,
-            start: row.start,
-            end: row.end,
-            received_at: row.received_at,
-            told,
-        })
-    };
-    let wanted = set_aside.iter().filter_map(|row| Some((row, wanted(row)?)));
-    let (set_aside, facts): (Vec<&Quarantined>, Vec<Facts>) = wanted.unzip();
-    let release: Vec<_> = set_aside
-        .iter()
-        .map(|row| (row.table.as_str(), row.id.as_str()))
-        .collect();
-    let batch = Batch {
-        destinations,
-        facts: &facts,
-        position: None,
-        release: &release,
-        anew: false,
-        window,
-        oldest: 0,
-        now,
-        prices,
-    };
-    let applied = apply(store, &batch).await?;
-    Ok((release.len() as u64 - applied.quarantined, applied.quarantined))
 }

@@ -8,6 +8,7 @@
 //!   cheaply; [`ahead`] does so for as many as one transaction may have, while the one before is written.
 //! * [`world`], [`assemble`]: which facts belong together, and the row they make. Pure functions.
 //! * [`plan`], [`commit`]: what a batch changes, and the transaction that does it, the reader's position included.
+//! * [`quarantine`]: rows that the database refuses.
 //! * [`records`]: spans that become rows of further tables, where they are wanted.
 //! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both,
 //!   and the mapping from spans to them.
@@ -36,6 +37,7 @@ mod meters;
 mod pace;
 mod packing;
 mod plan;
+mod quarantine;
 pub mod records;
 pub mod row;
 mod seen;
@@ -343,7 +345,7 @@ impl Ledger {
             let mut store = S::connect(&self.settings).await?;
             let (window, limit) = (self.limits.window_nanos(), i64::from(limit));
             let destinations = &self.settings.destinations;
-            commit::retry_quarantined(&mut store, destinations, window, limit, unix_nanos(), &self.prices).await?
+            quarantine::retry_quarantined(&mut store, destinations, window, limit, unix_nanos(), &self.prices).await?
         }))
     }
 }

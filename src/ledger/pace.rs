@@ -1,9 +1,39 @@
-//! Whether a backlog is written many batches in one transaction, how long one takes more of them, and when others have a turn.
+//! How long to wait after a failure ([`Backoff`]); whether a backlog is written many batches in one transaction, how long one takes more of them, and when others have a turn.
 //!
 //! Nobody else can write to the file of an SQLite database meanwhile: other processes try for five seconds, as a rule, every
 //! tenth of one.
 
 use std::time::{Duration, Instant};
+
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// How long to wait before the next connection: longer and longer, until something was achieved on one.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    wait: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new() -> Backoff {
+        Backoff { wait: FIRST_WAIT }
+    }
+
+    /// After a failure; `achieved`: something was committed before it.
+    pub(super) fn after(&mut self, achieved: bool) -> Duration {
+        self.wait = if achieved {
+            FIRST_WAIT
+        } else {
+            (self.wait * 2).min(LONGEST_WAIT)
+        };
+        self.wait
+    }
+}
+
+/// Whether somebody is told of a failure after which is waited for so long; all of them would be too many.
+pub(super) fn is_worth_telling(wait: Duration) -> bool {
+    wait <= FIRST_WAIT * 2
+}
 
 /// How long such a transaction is to take in all.
 const WHOLE: Duration = Duration::from_millis(1_500);
@@ -90,6 +120,15 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_wait_after_a_failure_grows_until_something_is_committed() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<u128> = (0..8).map(|_| backoff.after(false).as_millis()).collect();
+        assert_eq!(waits, [400, 800, 1_600, 3_200, 6_400, 12_800, 15_000, 15_000]);
+        assert_eq!(backoff.after(true), FIRST_WAIT);
+        assert_eq!(backoff.after(false), FIRST_WAIT * 2);
+    }
 
     #[test]
     fn a_transaction_takes_batches_for_as_long_as_leaves_time_to_write_their_rows() {

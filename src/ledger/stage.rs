@@ -28,7 +28,7 @@ use super::commit::{Applied, Batch, apply, apply_among_others, end};
 use super::extract::Extractor;
 use super::facts::Facts;
 use super::meters::Meters;
-use super::pace::{Pace, TURN_OF_OTHERS};
+use super::pace::{Backoff, LONGEST_WAIT, Pace, TURN_OF_OTHERS, is_worth_telling};
 use super::store::{Store, StoreError};
 use super::upkeep::{Upkeep, Work};
 use super::{Ledger, LedgerError, Rebuilt};
@@ -46,9 +46,6 @@ const SAVE_EVERY: Duration = Duration::from_millis(250);
 
 /// How long facts are taken out before the batch that is being written may go on.
 const TURN: Duration = Duration::from_micros(200);
-
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run<S: Store>(
     ledger: &Ledger,
@@ -68,20 +65,21 @@ pub(super) async fn run<S: Store>(
         status,
         extractor,
         meters: Meters::new(),
-        was_connected: false,
+        has_committed: false,
         unsaved_since: None,
         pace: Pace::new(),
         upkeep: Upkeep::new(),
     };
-    let mut wait = FIRST_WAIT;
+    let mut backoff = Backoff::new();
     let mut tell = Some(tell);
     loop {
-        stage.was_connected = false;
+        stage.has_committed = false;
         stage.unsaved_since = None;
         let connected = stage.connect::<S>().await;
         if let Some(tell) = tell.take() {
             tell(connected.as_ref().map(|_| ()).map_err(|error| error.clone().into()));
         }
+        let began = Instant::now();
         let outcome = match connected {
             Ok(store) => stage.follow(store).await,
             Err(error) => Err(error),
@@ -89,14 +87,10 @@ pub(super) async fn run<S: Store>(
         let Err(error) = outcome else { return };
         stage.meters.failed();
         status.set_degraded(error.to_string());
-        // Waiting longer and longer is for a database that is away.
-        wait = if stage.was_connected {
-            FIRST_WAIT
-        } else {
-            (wait * 2).min(LONGEST_WAIT)
-        };
+        // A connection that was there for long was of use, too, when there was nothing to commit.
+        let wait = backoff.after(stage.has_committed || began.elapsed() >= LONGEST_WAIT);
         let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
-        if wait <= FIRST_WAIT * 2 || !error.is_retryable() {
+        if is_worth_telling(wait) || !error.is_retryable() {
             tracing::warn!(%error, "no rows are written for now; they wait in the journal");
         } else {
             tracing::debug!(%error, ?jittered, "the database is still not usable");
@@ -117,8 +111,8 @@ struct Stage<'a> {
     status: &'a StageStatus,
     extractor: Extractor,
     meters: Meters,
-    /// Whether the database was there, whatever went wrong then.
-    was_connected: bool,
+    /// Whether a batch was committed on this connection, whatever went wrong then.
+    has_committed: bool,
     /// Since when there are records behind the saved position. Those without anything for the ledger, which are most,
     /// are worth no transaction of their own.
     unsaved_since: Option<Instant>,
@@ -139,7 +133,6 @@ impl Stage<'_> {
         let saved = heartbeat
             .while_waiting(saved_position(&mut store, self.reader.name(), journal))
             .await?;
-        self.was_connected = true;
         let resume = self.reader.resume(saved);
         tracing::info!(?resume, "writing rows");
         let mut committed = self.reader.position();
@@ -208,6 +201,7 @@ impl Stage<'_> {
                 self.write(&mut store, &mut ahead, true).await?
             };
             self.reader.passed(position);
+            self.has_committed = true;
             committed = position;
             self.upkeep.add(applied.context, &self.ledger.limits);
             // What was read meanwhile waits from now on.

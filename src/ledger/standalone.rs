@@ -60,6 +60,7 @@ pub(super) async fn stand_alone<S: Store>(
         return Ok((0, Applied::default()));
     }
     let known = begin_with_known(store, &due).await?;
+    store.check_at_once().await?;
     // In a trace of more spans than are loaded, one may wait twice.
     let mut seen = HashSet::new();
     let due: Vec<Facts> = due.into_iter().filter(|span| seen.insert(span.id)).collect();
@@ -91,6 +92,7 @@ pub(super) async fn stand_alone<S: Store>(
     let touched = packing::touched_by(&rows, now);
     let written = insert_carefully(store, EXECUTIONS, rows, &facts, now, &mut applied).await?;
     applied.written = written.count as u64;
+    applied.unless_all_is_denied()?;
     store.settle(&due).await?;
     if !touched.is_empty() {
         store.unpack(&touched).await?;
@@ -136,7 +138,9 @@ pub(super) async fn take_over<S: Store>(
                     }
                     break;
                 }
-                Err(StoreError::Refused { reason, column }) => {
+                Err(error) => {
+                    applied.note_denial(&error);
+                    let (reason, column) = error.refusal()?;
                     store.back_to_savepoint().await?;
                     if column.is_some_and(|column| null(&mut row, &column)) {
                         applied.nulled += 1;
@@ -146,7 +150,6 @@ pub(super) async fn take_over<S: Store>(
                     refused.push((row, reason));
                     break;
                 }
-                Err(error) => return Err(error),
             }
         }
     }

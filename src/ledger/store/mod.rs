@@ -40,6 +40,9 @@ pub enum StoreError {
         /// The column whose foreign key refused, where it is known.
         column: Option<String>,
     },
+    /// The user may not do it: to this row, or to any.
+    #[error("the database does not allow it (database.url): {0}")]
+    Denied(String),
     /// The tables are not what is needed, or may not be used.
     #[error("the database does not fit (database.table, database.schema, database.migrate): {0}")]
     Misfit(String),
@@ -55,6 +58,15 @@ impl StoreError {
     /// Whether doing the same again can succeed without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         matches!(self, StoreError::Unavailable(_))
+    }
+
+    /// What a row was refused for, and the column whose foreign key it was; the error itself if it is no refusal.
+    pub(super) fn refusal(self) -> Result<(String, Option<String>), StoreError> {
+        match self {
+            StoreError::Refused { reason, column } => Ok((reason, column)),
+            StoreError::Denied(reason) => Ok((reason, None)),
+            error => Err(error),
+        }
     }
 
     /// Whether the connection is of no more use.
@@ -86,6 +98,8 @@ pub(super) trait Store: Sized + Hours + Waiting {
     const DEFERRING_BYTES: Option<usize> = None;
     /// Connects, makes the tables if `migrate` is set, and checks that they fit.
     async fn connect(settings: &Settings) -> Result<Self, StoreError>;
+    /// Checks again that the tables fit and that the user may write them, in a transaction.
+    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError>;
     /// The foreign keys that can be asked before a row is written there.
     fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey>;
     /// The saved position, in or outside of a transaction.
@@ -110,6 +124,10 @@ pub(super) trait Store: Sized + Hours + Waiting {
     async fn commit(&mut self) -> Result<(), StoreError>;
     /// Forgets the transaction, if there is one.
     async fn rollback(&mut self) -> Result<(), StoreError>;
+    /// From here on to the end of the transaction what is only checked at its end is checked at once, where that is possible.
+    async fn check_at_once(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
     /// A point to return to, in a transaction.
     async fn savepoint(&mut self) -> Result<(), StoreError>;
     /// Forgets the point, keeping what was done since.

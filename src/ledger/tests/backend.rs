@@ -2,7 +2,8 @@
 
 use super::databases::{Database, batch, on_both};
 use super::support::{EPOCH, S, V, facts, failure, node, success};
-use crate::ledger::commit::{Batch, retry_quarantined};
+use crate::ledger::commit::Batch;
+use crate::ledger::quarantine::retry_quarantined;
 use crate::ledger::store::postgres::PostgresStore;
 use crate::ledger::store::{Settings, Store, StoreError};
 use crate::ledger::table::EXECUTIONS;

@@ -16,6 +16,7 @@ mod packing;
 mod paths;
 #[path = "../../../tests/common/postgres.rs"]
 pub(crate) mod postgres;
+mod refusals;
 mod repeats;
 pub(in crate::ledger) mod support;
 mod surprises;

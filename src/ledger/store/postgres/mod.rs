@@ -100,13 +100,17 @@ impl Store for PostgresStore {
         if settings.migrate {
             store.migrate(&settings.destinations).await?;
         }
-        store.check(&settings.destinations).await?;
+        store.check_tables(&settings.destinations).await?;
         for destination in &settings.destinations {
             let keys = store.read_foreign_keys(destination.rows.name).await?;
             store.foreign_keys.push((destination.rows.name, keys));
         }
         store.commit().await?;
         Ok(store)
+    }
+
+    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
+        self.check_tables(destinations).await
     }
 
     fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey> {
@@ -145,6 +149,10 @@ impl Store for PostgresStore {
 
     async fn rollback(&mut self) -> Result<(), StoreError> {
         self.execute("ROLLBACK").await
+    }
+
+    async fn check_at_once(&mut self) -> Result<(), StoreError> {
+        self.execute("SET CONSTRAINTS ALL IMMEDIATE").await
     }
 
     async fn savepoint(&mut self) -> Result<(), StoreError> {
@@ -468,19 +476,25 @@ fn error(error: sqlx::Error) -> StoreError {
         Some(detail) => format!("{} ({detail}) [{code}]", database.message()),
         None => format!("{} [{code}]", database.message()),
     };
+    // The classes are those of https://www.postgresql.org/docs/current/errcodes-appendix.html
     match code {
         // Foreign key violation.
         "23503" => StoreError::Refused {
             column: refused_column(database),
             reason,
         },
-        // What a row cannot be, by its data (22), by a constraint (23), by a trigger (P0001), by its size (54).
-        _ if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") || code == "P0001" => {
-            StoreError::Refused { reason, column: None }
-        }
-        // Syntax error or access rule violation, invalid schema or catalog name.
-        _ if code.starts_with("42") || code == "3F000" || code == "3D000" => StoreError::Misfit(reason),
-        _ => StoreError::Unavailable(reason),
+        // A privilege is missing, or row-level security rejects a row.
+        "42501" => StoreError::Denied(reason),
+        _ => match code.get(..2).unwrap_or_default() {
+            // Syntax error or access rule violation, feature not supported, invalid schema or catalog name.
+            "42" | "0A" | "3D" | "3F" => StoreError::Misfit(reason),
+            // The connection, the session, the transaction, resources, the operator, the system, what a foreign table is
+            // behind: another time it will do.
+            "08" | "0B" | "0L" | "0P" | "24" | "25" | "26" | "28" | "2D" | "34" | "3B" | "40" | "53" | "55" | "57"
+            | "58" | "72" | "F0" | "HV" | "XX" => StoreError::Unavailable(reason),
+            // Data, constraints, views, sizes, and whatever code a trigger chose.
+            _ => StoreError::Refused { reason, column: None },
+        },
     }
 }
 
