@@ -70,7 +70,7 @@ pub fn assemble(world: &World<'_>, facts: &Facts, with_fresh: bool) -> Option<As
     let mut assembled = Assembled::of(own_row(facts, execution));
 
     let node = world.enclosing(facts, Kind::Node, with_fresh);
-    let hook = world.enclosing(facts, Kind::Hook, with_fresh);
+    let hook = world.hook_of(facts, with_fresh);
     let runtime_span = world.enclosed(facts, Kind::Runtime, with_fresh);
 
     let own = Answer::of(execution.runtime.clone());

@@ -45,6 +45,24 @@ impl Facts {
         self.start.saturating_add(TOLERANCE) >= outer.start && self.end <= outer.end.saturating_add(TOLERANCE)
     }
 
+    /// Whether this execution may be of `hook`. A hook names no node and no execution of a workflow, so that of its trace
+    /// everything belongs to it that lies inside, and with the tolerance that is also what comes right after it.
+    fn may_be_of_hook(&self, hook: &Facts) -> bool {
+        // Nothing takes no time.
+        let end = |facts: &Facts| facts.end.max(facts.start.saturating_add(1));
+        if self.start >= end(hook) || end(self) <= hook.start {
+            return false;
+        }
+        let Some(node_id) = &self.told.node_id else {
+            return true;
+        };
+        // The execution of a hook is named after the hook's agent; any other name is that of another node.
+        match (agent_of_hook(node_id), &hook.told.role) {
+            (Some(agent), Role::Hook { agent_id, .. }) => agent_id.as_ref().is_none_or(|id| id == agent),
+            _ => false,
+        }
+    }
+
     fn belongs_to(&self, other: &Facts, window: u64) -> bool {
         if self.received_at.abs_diff(other.received_at) > window {
             return false;
@@ -58,6 +76,12 @@ impl Facts {
         };
         self.id.trace == other.id.trace && !contradicts
     }
+}
+
+/// The agent in the `node.id` of an execution that a hook runs.
+fn agent_of_hook(node_id: &str) -> Option<&str> {
+    let id = node_id.strip_prefix("pre-ingest-hook-");
+    id.or_else(|| node_id.strip_prefix("post-answer-hook-"))
 }
 
 /// FNV-1a over the parts, each closed by a byte that no UTF-8 text contains.
@@ -216,6 +240,12 @@ impl<'a> World<'a> {
     pub fn enclosing(&self, inner: &Facts, kind: Kind, with_fresh: bool) -> Match<&'a Facts> {
         let encloses = |outer: &&'a Facts| inner.lies_inside(outer);
         Match::of(self.partners(inner, kind, with_fresh, Look::Around).filter(encloses))
+    }
+
+    /// The hook that `execution` is of.
+    pub fn hook_of(&self, execution: &Facts, with_fresh: bool) -> Match<&'a Facts> {
+        let around = self.partners(execution, Kind::Hook, with_fresh, Look::Around);
+        Match::of(around.filter(|hook| execution.lies_inside(hook) && execution.may_be_of_hook(hook)))
     }
 
     /// All spans of `kind` inside `outer`.

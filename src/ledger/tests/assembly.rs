@@ -252,6 +252,26 @@ fn callers(cases: &mut Vec<Case>) {
         };
         check(cases, hook, &[run, around], &expected);
     }
+    // Within the tolerance of a hook that failed, or at the same time, but not of it.
+    for (path, node_id, from, to) in [
+        ("the node after a hook", "n-2", 40, 100),
+        ("a node during a hook", "n-2", 90, 160),
+        ("what has no ids after a hook", "", 40, 100),
+        ("what has no ids before a hook", "", 150, 200),
+        ("what another hook runs", "pre-ingest-hook-ca-8", 90, 160),
+    ] {
+        let run = failure(1, 1, 100, 150).ids("wf-1", "", node_id);
+        let hook = span("etlHook.preIngest", 1, 2, from, to)
+            .with("hook.agent_id", V::S("ca-7"))
+            .status(2, "x is not defined");
+        let expected = Row {
+            code_agent_id: node_id.strip_prefix("pre-ingest-hook-").and_then(text),
+            node_id: text(node_id).filter(|id| !id.is_empty()),
+            success: false,
+            ..base()
+        };
+        check(cases, path, &[run, hook], &expected);
+    }
     let hooked = success(1, 1, 100, 150).ids("wf-1", "", "");
     let around = span("etlHook.preIngest", 1, 2, 95, 155).with("hook.agent_id", V::S("ca-8"));
     check(

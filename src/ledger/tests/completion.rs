@@ -142,10 +142,8 @@ async fn what_was_taken_when_one_match_was_known_is_given_back_when_there_are_tw
 }
 
 async fn a_row_never_becomes_worse_when_its_context_has_fallen_out(database: Database) {
-    let run = failure(1, 1, 100, 150).ids("wf-1", "we-1", "n-1");
-    let around = node(2, 2, 90, 160)
-        .ids("wf-1", "we-1", "n-1")
-        .with("node.error", V::S("boom"));
+    let run = failure(1, 1, 100, 150);
+    let around = node(1, 2, 90, 160).with("node.error", V::S("boom"));
     database.write(&facts(&[run, around.clone()])).await;
     let before = database.rows().await;
     let mut session = database.connect().await.unwrap();
