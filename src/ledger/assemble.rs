@@ -220,27 +220,16 @@ fn error_of_node(world: &World<'_>, facts: &Facts, node: Match<&Facts>, with_fre
         return Answer::Silent;
     };
     // A tool or a hook that runs inside another node shares its tenant, but the error is that node's.
-    let same_node = |execution: &Facts| match (&execution.told.node_id, &span.told.node_id) {
-        (Some(one), Some(two)) => one == two,
-        _ => true,
-    };
-    if !same_node(facts) {
+    if !facts.names_no_other_node(span) {
         return Answer::Silent;
     }
-    // Of two that started together nobody can know which was the last.
-    let mut known = 0;
-    for attempt in world.all_enclosed(span, Kind::Execution, with_fresh) {
-        if !same_node(attempt) {
-            continue;
-        }
-        known += 1;
-        if attempt.id != facts.id && attempt.start >= facts.start {
-            return Answer::Denied;
-        }
+    let known = world.attempts(span, with_fresh);
+    if !known.is_last(facts) {
+        return Answer::Denied;
     }
     // The last of those that are known is the last of all if all are known, or if the node ended with it: after a
     // failed attempt that is not the last the node waits and tries again.
-    let all_known = node.attempts.is_none_or(|attempts| known >= attempts);
+    let all_known = node.attempts.is_none_or(|attempts| known.count >= attempts);
     let ended_with_node = span.end <= facts.end.saturating_add(TOLERANCE);
     if all_known || ended_with_node {
         Answer::Says(error.clone())

@@ -5,6 +5,7 @@
 //! received within the assembly window of each other, whatever the order. Both are symmetric and depend on the two spans
 //! alone, so what is found does not depend on the order of arrival.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::ops::Range;
@@ -60,6 +61,14 @@ impl Facts {
         match (agent_of_hook(node_id), &hook.told.role) {
             (Some(agent), Role::Hook { agent_id, .. }) => agent_id.as_ref().is_none_or(|id| id == agent),
             _ => false,
+        }
+    }
+
+    /// Whether both name the same node, as far as they name one.
+    pub(super) fn names_no_other_node(&self, node: &Facts) -> bool {
+        match (&self.told.node_id, &node.told.node_id) {
+            (Some(one), Some(two)) => one == two,
+            _ => true,
         }
     }
 
@@ -178,6 +187,39 @@ pub struct World<'a> {
     kinds: u32,
     by_trace: Index<[u8; 16]>,
     by_node: Index<i64>,
+    /// What was found out of nodes, with and without the batch at hand: each attempt asks for all of them.
+    attempts: RefCell<HashMap<(SpanId, bool), Attempts, RandomState>>,
+}
+
+/// The executions that are known inside one node, each of which was an attempt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attempts {
+    /// How many.
+    pub count: i64,
+    /// When the last one started.
+    last_start: u64,
+    /// How many started then, and one of them.
+    last: (usize, Option<SpanId>),
+}
+
+impl Attempts {
+    fn add(mut self, attempt: &Facts) -> Attempts {
+        self.count += 1;
+        if self.last.0 == 0 || attempt.start > self.last_start {
+            (self.last_start, self.last) = (attempt.start, (1, Some(attempt.id)));
+        } else if attempt.start == self.last_start {
+            self.last.0 += 1;
+        }
+        self
+    }
+
+    /// Whether no other started when `attempt` did, or later. Of two that started together nobody can know which was the
+    /// last.
+    pub fn is_last(&self, attempt: &Facts) -> bool {
+        let (count, id) = self.last;
+        let is_alone = count == 1 && id == Some(attempt.id);
+        count == 0 || self.last_start < attempt.start || self.last_start == attempt.start && is_alone
+    }
 }
 
 /// Spans by a key that they may share.
@@ -223,6 +265,7 @@ impl<'a> World<'a> {
             kinds,
             by_trace,
             by_node,
+            attempts: RefCell::default(),
         }
     }
 
@@ -252,6 +295,20 @@ impl<'a> World<'a> {
     pub fn all_enclosed(&self, outer: &Facts, kind: Kind, with_fresh: bool) -> impl Iterator<Item = &'a Facts> {
         self.partners(outer, kind, with_fresh, Look::Inside)
             .filter(move |inner| inner.lies_inside(outer))
+    }
+
+    /// The executions inside `node` that do not name another node: a tool or a hook that runs inside a node is no attempt.
+    pub fn attempts(&self, node: &Facts, with_fresh: bool) -> Attempts {
+        let find = || {
+            self.all_enclosed(node, Kind::Execution, with_fresh)
+                .filter(|execution| execution.names_no_other_node(node))
+                .fold(Attempts::default(), Attempts::add)
+        };
+        *self
+            .attempts
+            .borrow_mut()
+            .entry((node.id, with_fresh))
+            .or_insert_with(find)
     }
 
     /// The span of `kind` that `execution` encloses and that no other execution encloses.

@@ -10,6 +10,7 @@ mod databases;
 mod faults;
 mod following;
 mod keeping;
+mod measure;
 mod noted;
 mod operating;
 mod packing;
