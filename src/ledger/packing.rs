@@ -6,10 +6,14 @@
 //!   it, in the same transaction ([`touched`]); it is packed again later.
 //! * Writing rows costs nothing for it: rows are of the hour that is now, of which nothing is packed.
 //!
+//! Hours without rows are packed too, so that statistics read many hours in one go; but not where more than a week of them
+//! follow each other, as after a row of long ago: to ask the table about these costs nothing.
+//!
 //! What others change in the table cannot be seen. So each hour is looked at again within a day, and packed anew if it
 //! is other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
@@ -29,6 +33,12 @@ const PART: i64 = 10_000;
 
 /// Hours in one transaction.
 const TOGETHER: usize = 24;
+
+/// As many hours without rows in a row are packed at most.
+const EMPTY: i64 = 7 * 24;
+
+/// Hours of which a turn hears, and a little more: more than it can pack.
+const MOST: usize = 1_000;
 
 /// How long one turn may take, but for one transaction.
 const BUDGET: Duration = Duration::from_millis(300);
@@ -66,34 +76,49 @@ impl Packing {
         let began = Instant::now();
         self.turns += 1;
         store.begin().await?;
-        let first = store.first_hour().await?;
-        let Some(first) = first.map(|hour| hour.max(hour_at(oldest) + 1)) else {
+        let first = store.first_hour().await?.unwrap_or(i64::MAX);
+        let hours = first.max(hour_at(oldest) + 1)..hour_at(now) - SETTLE;
+        if hours.is_empty() {
             store.commit().await?;
             return Ok(false);
+        }
+        let missing = self.missing(store, hours.clone()).await?;
+        let again = match store.first_packed(self.again.max(hours.start)..hours.end).await? {
+            None => store.first_packed(hours).await?,
+            next => next,
         };
-        let hours = first..hour_at(now) - SETTLE;
-        let packed = store.packed_hours(hours.clone()).await?;
         store.commit().await?;
-        self.unpackable
-            .retain(|hour, _| hours.contains(hour) && !packed.contains(hour));
-        let missing = hours.clone().rev().filter(|hour| !packed.contains(hour));
-        let missing: Vec<i64> = missing.filter(|hour| self.may_try(*hour)).collect();
         for hours in missing.chunks(TOGETHER) {
             self.pack(store, hours, now, meters).await?;
             if began.elapsed() > BUDGET {
                 return Ok(true);
             }
         }
-        if missing.is_empty() && !hours.is_empty() && self.turns.is_multiple_of(TURNS_BETWEEN_LOOKS) {
-            if !hours.contains(&self.again) {
-                self.again = hours.start;
-            }
-            if self.may_try(self.again) {
-                self.pack(store, &[self.again], now, meters).await?;
-            }
-            self.again += 1;
+        if let Some(again) = again.filter(|_| missing.is_empty() && self.turns.is_multiple_of(TURNS_BETWEEN_LOOKS)) {
+            self.pack(store, &[again], now, meters).await?;
+            self.again = again + 1;
         }
-        Ok(false)
+        Ok(missing.len() >= MOST)
+    }
+
+    /// Hours to pack, latest first: those with rows that are not packed, and those without between them.
+    async fn missing<S: Store>(&mut self, store: &mut S, hours: Range<i64>) -> Result<Vec<i64>, StoreError> {
+        let unpacked = store.unpacked(hours).await?;
+        self.unpackable
+            .retain(|hour, _| unpacked.iter().any(|hours| hours.contains(hour)));
+        let mut missing = Vec::new();
+        for Range { start, mut end } in unpacked {
+            while start < end && missing.len() < MOST {
+                let last = store.last_hour(start..end).await?;
+                let empty = last.map_or(start, |hour| hour + 1)..end;
+                if empty.end - empty.start <= EMPTY {
+                    missing.extend(empty.rev());
+                }
+                missing.extend(last.filter(|hour| self.may_try(*hour)));
+                end = last.unwrap_or(start);
+            }
+        }
+        Ok(missing)
     }
 
     /// Why hours are not packed, if some cannot be.

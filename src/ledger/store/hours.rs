@@ -1,6 +1,5 @@
 //! Packed hours ([`crate::columns`]) in a database: what both have in common.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use super::{Names, StoreError};
@@ -13,8 +12,12 @@ use crate::ledger::table::{EXECUTIONS, nanos};
 pub(in crate::ledger) trait Hours {
     /// The hour of the oldest row of this program.
     async fn first_hour(&mut self) -> Result<Option<i64>, StoreError>;
-    /// Which of these hours are packed.
-    async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError>;
+    /// The hour of the latest row of this program in these hours.
+    async fn last_hour(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError>;
+    /// Which of these hours are not packed, those that follow each other together, latest first.
+    async fn unpacked(&mut self, hours: Range<i64>) -> Result<Vec<Range<i64>>, StoreError>;
+    /// The first of these hours that is packed.
+    async fn first_packed(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError>;
     /// Keeps rows of the hour from being committed until the end of the transaction; false if somebody else has it.
     async fn lock_hour(&mut self, hour: i64) -> Result<bool, StoreError>;
     /// The rows of this program of an hour, in the order of time and id, behind `after`; at most `limit`.
@@ -54,6 +57,19 @@ pub(super) fn rows_of_hour_sql(names: &Names, mark: char, is_beside: &str, whole
          ORDER BY t.created_at, t.id LIMIT {mark}4",
         numbers = numbers.join(", "),
         is_own = columns::IS_OWN,
+    )
+}
+
+/// Selects what [`Hours::unpacked`] gives, first and end of each. Asked with the first of the hours and their end, as the
+/// values number 1 and 2 behind `mark`; `whole` makes a number wide. Not all that are packed are fetched for it: they may be
+/// hundreds of thousands.
+pub(super) fn unpacked_sql(names: &Names, mark: char, whole: impl Fn(&str) -> String) -> String {
+    let (first, end) = (whole(&format!("{mark}1")), whole(&format!("{mark}2")));
+    format!(
+        "SELECT hour + 1, next FROM (SELECT hour, lead(hour) OVER (ORDER BY hour) AS next FROM \
+         (SELECT hour FROM {packed} WHERE part = 0 AND hour >= {first} AND hour < {end} \
+         UNION ALL SELECT {first} - 1 UNION ALL SELECT {end}) AS known) AS pairs WHERE next > hour + 1 ORDER BY hour DESC",
+        packed = names.own("hours"),
     )
 }
 

@@ -154,6 +154,13 @@ impl Database {
         self.number(&format!("SELECT {count} FROM spanledger_context")).await
     }
 
+    /// The hours that are packed, in order.
+    pub(super) async fn hours(&self) -> Vec<i64> {
+        let sql = "SELECT CAST(hour AS text) FROM spanledger_hours WHERE part = 0 ORDER BY spanledger_hours.hour";
+        let hours = self.texts(sql).await;
+        hours.iter().map(|hour| hour.parse().unwrap()).collect()
+    }
+
     /// Runs SQL that answers one text a row; NULL is `-`.
     pub(super) async fn texts(&self, sql: &str) -> Vec<String> {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());

@@ -21,6 +21,7 @@ on_both! {
     what_others_change_is_found_within_a_day
     an_hour_that_somebody_is_about_to_change_is_packed_later
     more_rows_than_one_part_holds_are_all_there
+    a_row_of_long_ago_does_not_have_every_hour_since_then_packed
 }
 
 const FIRST: u64 = EPOCH / HOUR;
@@ -47,15 +48,14 @@ async fn pack(database: &Database, now: u64) {
 async fn packed(database: &Database) -> Vec<u64> {
     let mut session = database.connect().await.unwrap();
     with!(session, store => {
+        let hours = database.hours().await;
         store.begin().await.unwrap();
-        let hours = store.packed_hours(0..i64::MAX).await.unwrap();
         let mut found = Vec::new();
         for hour in hours {
             assert_eq!(store.hour(hour).await.unwrap(), parts_of(store, hour).await.unwrap(), "hour {hour}");
             found.push(hour.cast_unsigned() - FIRST);
         }
         store.commit().await.unwrap();
-        found.sort_unstable();
         found
     })
 }
@@ -102,6 +102,10 @@ async fn hours_that_are_over_are_packed_and_hold_their_rows(database: Database) 
 
 async fn a_row_that_comes_late_takes_its_packed_hour_away(database: Database) {
     write(&database, &[success(1, 1, 0, 5)], 0).await;
+    for early in 0..3 {
+        pack(&database, early * HOUR).await;
+        assert!(packed(&database).await.is_empty(), "it is not over");
+    }
     pack(&database, 6 * HOUR).await;
     assert_eq!(packed(&database).await, [0, 1, 2, 3]);
     write(&database, &[success(2, 2, IN_HOUR, IN_HOUR + 5)], 6 * HOUR).await;
@@ -225,4 +229,56 @@ async fn more_rows_than_one_part_holds_are_all_there(database: Database) {
     assert_eq!(rows(&database).await, BTreeMap::from([(0, 10_500)]));
     let parts = database.number("SELECT count(*) FROM spanledger_hours").await;
     assert_eq!(parts, 2);
+}
+
+async fn a_row_of_long_ago_does_not_have_every_hour_since_then_packed(database: Database) {
+    let days = |days: u64| days * 24;
+    write(&database, &[success(1, 1, 0, 5)], 0).await;
+    for (id, day) in [(2, 60), (3, 66)] {
+        let at = days(day) * IN_HOUR;
+        write(&database, &[success(1, id, at, at + 5)], days(day) * HOUR).await;
+    }
+    pack(&database, days(67) * HOUR).await;
+    let recent = days(60)..days(67) - 2;
+    assert_eq!(
+        packed(&database).await,
+        Vec::from_iter(std::iter::once(0).chain(recent))
+    );
+    // A row in between is found, and the hours around it are left.
+    let at = days(30) * IN_HOUR;
+    write(&database, &[success(1, 4, at, at + 5)], days(67) * HOUR).await;
+    let mut packing = Packing::default();
+    let mut session = database.connect().await.unwrap();
+    let mut turn = async || {
+        let now = EPOCH + days(67) * HOUR;
+        with!(session, store => packing.turn(store, 0, now, &Meters::new()).await).unwrap()
+    };
+    assert!(!turn().await);
+    let others = [0, days(30)].into_iter().chain(days(60)..days(67) - 2);
+    assert_eq!(packed(&database).await, Vec::from_iter(others));
+    // And what others change is found there, too: hours that are not packed are not looked at again.
+    database.execute("UPDATE code_exec_logs SET duration_ms = 77").await;
+    let hours = packed_other_than_its_rows(&database).await;
+    assert_eq!(hours, [0, days(30), days(60), days(66)]);
+    for _ in 0..4 * (2 + 7 * 24) {
+        turn().await;
+    }
+    assert!(packed_other_than_its_rows(&database).await.is_empty());
+}
+
+/// The packed hours, after the first, that do not hold what their rows hold.
+async fn packed_other_than_its_rows(database: &Database) -> Vec<u64> {
+    let mut session = database.connect().await.unwrap();
+    let mut found = Vec::new();
+    with!(session, store => {
+        let hours = database.hours().await;
+        store.begin().await.unwrap();
+        for hour in hours {
+            if store.hour(hour).await.unwrap() != parts_of(store, hour).await.unwrap() {
+                found.push(hour.cast_unsigned() - FIRST);
+            }
+        }
+        store.commit().await.unwrap();
+    });
+    found
 }

@@ -10,7 +10,6 @@ use crate::clock::unix_nanos;
 use crate::ledger::LedgerOptions;
 use crate::ledger::meters::Meters;
 use crate::ledger::packing::Packing;
-use crate::ledger::store::{Hours, Store};
 
 on_both! {
     rows_that_cannot_be_deleted_keep_no_other_from_being_written
@@ -79,13 +78,8 @@ async fn an_hour_that_cannot_be_packed_keeps_no_other_from_it_and_is_packed_when
     let mut session = database.connect().await.unwrap();
     let (mut packing, meters) = (Packing::default(), Meters::new());
     let mut turn = async || {
-        with!(session, store => {
-            packing.turn(store, 0, EPOCH + 6 * HOUR, &meters).await.unwrap();
-            store.begin().await.unwrap();
-            let hours = store.packed_hours(0..i64::MAX).await.unwrap();
-            store.commit().await.unwrap();
-            (hours.len(), packing.trouble().map(str::to_owned))
-        })
+        with!(session, store => packing.turn(store, 0, EPOCH + 6 * HOUR, &meters).await).unwrap();
+        (database.hours().await.len(), packing.trouble().map(str::to_owned))
     };
     let (packed, trouble) = turn().await;
     assert_eq!(packed, 3);

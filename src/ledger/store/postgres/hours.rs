@@ -6,37 +6,45 @@
 //! its kind, from the end of its transaction to the commit. So a packed hour has either been made after the change was
 //! committed, or is taken away by it. Who packs holds no other lock and does not wait, so nobody waits in a circle.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use chrono::NaiveDateTime;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::{PostgresStore, error, query, timestamp};
+use super::{PgQuery, PostgresStore, error, query, timestamp};
 use crate::columns::{IS_BESIDE, Row, TEXTS, hour_of};
 use crate::ledger::store::StoreError;
-use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
+use crate::ledger::store::hours::{HourRow, Hours, begin_of, bounds, rows_of_hour_sql, unpacked_sql};
 use crate::ledger::table::EXECUTIONS;
 
 impl Hours for PostgresStore {
     async fn first_hour(&mut self) -> Result<Option<i64>, StoreError> {
         let sql = format!("SELECT min(created_at) FROM {}", self.names.of(EXECUTIONS.beside.name));
-        let rows = self.fetch(query(sql)).await?;
-        let first: Option<NaiveDateTime> = rows.first().and_then(|row| row.try_get(0).ok());
-        Ok(first.map(|at| hour_of(at.and_utc().timestamp_micros())))
+        self.hour_of(query(sql)).await
     }
 
-    async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError> {
-        let sql = format!(
-            "SELECT hour FROM {} WHERE part = 0 AND hour >= $1 AND hour < $2",
-            self.names.own("hours")
-        );
+    async fn last_hour(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError> {
+        let beside = self.names.of(EXECUTIONS.beside.name);
+        let sql = format!("SELECT max(created_at) FROM {beside} WHERE created_at >= $1 AND created_at < $2");
+        let [from, to] = [hours.start, hours.end].map(|hour| timestamp(begin_of(hour)));
+        self.hour_of(query(sql).bind(from).bind(to)).await
+    }
+
+    async fn unpacked(&mut self, hours: Range<i64>) -> Result<Vec<Range<i64>>, StoreError> {
+        let sql = unpacked_sql(&self.names, '$', |number| format!("{number}::bigint"));
         let rows = self.fetch(query(sql).bind(hours.start).bind(hours.end)).await?;
         rows.iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()
+            .map(|row| Ok(row.try_get(0)?..row.try_get(1)?))
+            .collect::<Result<_, sqlx::Error>>()
             .map_err(error)
+    }
+
+    async fn first_packed(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError> {
+        let packed = self.names.own("hours");
+        let sql = format!("SELECT min(hour) FROM {packed} WHERE hour >= $1 AND hour < $2");
+        let rows = self.fetch(query(sql).bind(hours.start).bind(hours.end)).await?;
+        Ok(rows.first().and_then(|row| row.try_get(0).ok()))
     }
 
     async fn lock_hour(&mut self, hour: i64) -> Result<bool, StoreError> {
@@ -107,6 +115,13 @@ impl Hours for PostgresStore {
 }
 
 impl PostgresStore {
+    /// The hour of the one time that is asked for.
+    async fn hour_of(&mut self, query: PgQuery<'_>) -> Result<Option<i64>, StoreError> {
+        let rows = self.fetch(query).await?;
+        let at: Option<NaiveDateTime> = rows.first().and_then(|row| row.try_get(0).ok());
+        Ok(at.map(|at| hour_of(at.and_utc().timestamp_micros())))
+    }
+
     /// The locks of hours are others than those of keys.
     fn hours_class(&self) -> i32 {
         self.lock_class.wrapping_add(1)

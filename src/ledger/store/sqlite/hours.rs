@@ -1,6 +1,5 @@
 //! Packed hours in SQLite.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use chrono::NaiveDateTime;
@@ -9,7 +8,7 @@ use rusqlite::{Connection, Row};
 use super::{SqliteStore, Values, integers, texts, timestamp};
 use crate::columns::{IS_BESIDE_BY_TIME, Row as Packable, TEXTS, hour_of};
 use crate::ledger::store::StoreError;
-use crate::ledger::store::hours::{HourRow, Hours, bounds, rows_of_hour_sql};
+use crate::ledger::store::hours::{HourRow, Hours, begin_of, bounds, rows_of_hour_sql, unpacked_sql};
 use crate::ledger::table::EXECUTIONS;
 
 impl Hours for SqliteStore {
@@ -20,15 +19,33 @@ impl Hours for SqliteStore {
         Ok(first.as_deref().and_then(micros).map(hour_of))
     }
 
-    async fn packed_hours(&mut self, hours: Range<i64>) -> Result<HashSet<i64>, StoreError> {
-        let sql = format!(
-            "SELECT hour FROM {} WHERE part = 0 AND hour >= ? AND hour < ?",
-            self.names.own("hours")
-        );
-        let found = self
+    async fn last_hour(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError> {
+        let beside = self.names.of(EXECUTIONS.beside.name);
+        let sql = format!("SELECT max(created_at) FROM {beside} WHERE created_at >= ? AND created_at < ?");
+        let [from, to] = [hours.start, hours.end].map(|hour| timestamp(begin_of(hour)));
+        let last: Vec<Option<String>> = self.fetch(sql, texts(&[&from, &to]), |row| row.get(0)).await?;
+        Ok(last
+            .into_iter()
+            .flatten()
+            .next()
+            .as_deref()
+            .and_then(micros)
+            .map(hour_of))
+    }
+
+    async fn unpacked(&mut self, hours: Range<i64>) -> Result<Vec<Range<i64>>, StoreError> {
+        let sql = unpacked_sql(&self.names, '?', str::to_owned);
+        let read = |row: &Row<'_>| Ok(row.get(0)?..row.get(1)?);
+        self.fetch(sql, integers(&[hours.start, hours.end]), read).await
+    }
+
+    async fn first_packed(&mut self, hours: Range<i64>) -> Result<Option<i64>, StoreError> {
+        let packed = self.names.own("hours");
+        let sql = format!("SELECT min(hour) FROM {packed} WHERE hour >= ? AND hour < ?");
+        let first: Vec<Option<i64>> = self
             .fetch(sql, integers(&[hours.start, hours.end]), |row| row.get(0))
             .await?;
-        Ok(found.into_iter().collect())
+        Ok(first.into_iter().flatten().next())
     }
 
     async fn lock_hour(&mut self, _hour: i64) -> Result<bool, StoreError> {
