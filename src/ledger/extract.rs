@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::facts::{Execution, Facts, Node, Role, Runtime, SpanId, Tenant, Told};
+use super::facts::{Execution, Facts, Node, Role, Runtime, SpanId, Tenant, Told, agent_of_hook};
 use super::row::{Oddities, Source};
 use super::seen::{Kind, Seen};
 use super::semantics;
@@ -433,7 +433,5 @@ fn agent_in_ids<'a>(node_id: &'a str, workflow_id: &'a str) -> Option<&'a str> {
     if node_id == "code-agent" {
         return workflow_id.strip_prefix("agent-");
     }
-    node_id
-        .strip_prefix("pre-ingest-hook-")
-        .or_else(|| node_id.strip_prefix("post-answer-hook-"))
+    agent_of_hook(node_id)
 }

@@ -282,3 +282,9 @@ pub struct Runtime {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alone: Option<Execution>,
 }
+
+/// The agent in the `node.id` of an execution that a hook runs.
+pub(super) fn agent_of_hook(node_id: &str) -> Option<&str> {
+    let id = node_id.strip_prefix("pre-ingest-hook-");
+    id.or_else(|| node_id.strip_prefix("post-answer-hook-"))
+}

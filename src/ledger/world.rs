@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use foldhash::fast::RandomState;
 
-use super::facts::{Facts, Role, SpanId};
+use super::facts::{Facts, Role, SpanId, agent_of_hook};
 
 /// Clocks and rounding differ this much between a span and the one that encloses it: the JavaScript SDK takes the
 /// start from the millisecond clock and the end from a finer one.
@@ -85,12 +85,6 @@ impl Facts {
         };
         self.id.trace == other.id.trace && !contradicts
     }
-}
-
-/// The agent in the `node.id` of an execution that a hook runs.
-fn agent_of_hook(node_id: &str) -> Option<&str> {
-    let id = node_id.strip_prefix("pre-ingest-hook-");
-    id.or_else(|| node_id.strip_prefix("post-answer-hook-"))
 }
 
 /// FNV-1a over the parts, each closed by a byte that no UTF-8 text contains.
