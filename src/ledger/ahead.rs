@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::extract::{Extractor, Room, Taking};
 use super::facts::Facts;
-use super::meters::Meters;
+use super::row::Oddities;
 use super::store::Store;
 use crate::journal::{Position, Reader, Record};
 use crate::otlp::{NotedSpans, Signal, TraceRequest, decompress};
@@ -31,6 +31,35 @@ pub(super) struct Ahead {
     spare: Vec<Facts>,
     /// Bytes of the decoded requests that the facts are from.
     decoded: usize,
+    noticed: Noticed,
+}
+
+/// What was noticed while facts were taken out of records. It is counted when they are committed: what is given up is read
+/// again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Noticed {
+    /// What had to be bent.
+    pub(super) oddities: Oddities,
+    /// Records that could not be decoded.
+    pub(super) unreadable: u64,
+}
+
+impl std::ops::AddAssign for Noticed {
+    fn add_assign(&mut self, other: Noticed) {
+        let Oddities {
+            clamped,
+            cut,
+            end_times,
+            nul,
+            impossible,
+        } = other.oddities;
+        self.oddities.clamped += clamped;
+        self.oddities.cut += cut;
+        self.oddities.end_times += end_times;
+        self.oddities.nul += nul;
+        self.oddities.impossible += impossible;
+        self.unreadable += other.unreadable;
+    }
 }
 
 /// What one batch may have.
@@ -80,7 +109,7 @@ struct Begun {
 
 impl Begun {
     /// Decodes a record; `None` if it tells nothing.
-    fn of(mut record: Record, extractor: &Extractor, meters: &Meters) -> Option<Begun> {
+    fn of(mut record: Record, extractor: &Extractor, noticed: &mut Noticed) -> Option<Begun> {
         if record.signal != Signal::Traces {
             return None;
         }
@@ -93,7 +122,7 @@ impl Begun {
             None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
                 Ok(body) => body,
                 Err(error) => {
-                    meters.unreadable();
+                    noticed.unreadable += 1;
                     tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
                     return None;
                 }
@@ -118,6 +147,7 @@ impl Ahead {
             facts: Vec::new(),
             spare: Vec::new(),
             decoded: 0,
+            noticed: Noticed::default(),
         }
     }
 
@@ -144,16 +174,16 @@ impl Ahead {
     }
 
     /// Takes the facts out of one more record, or of a part of it, if there is one and room for it.
-    pub(super) fn take_in(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
-        self.take_in_within(self.limit, extractor, meters)
+    pub(super) fn take_in(&mut self, extractor: &mut Extractor) -> bool {
+        self.take_in_within(self.limit, extractor)
     }
 
     /// The same while the batch before is being written.
-    pub(super) fn begin(&mut self, extractor: &mut Extractor, meters: &Meters) -> bool {
-        self.take_in_within(self.limit.to_begin_with(), extractor, meters)
+    pub(super) fn begin(&mut self, extractor: &mut Extractor) -> bool {
+        self.take_in_within(self.limit.to_begin_with(), extractor)
     }
 
-    fn take_in_within(&mut self, limit: Limit, extractor: &mut Extractor, meters: &Meters) -> bool {
+    fn take_in_within(&mut self, limit: Limit, extractor: &mut Extractor) -> bool {
         if self.has(limit) {
             return false;
         }
@@ -163,7 +193,7 @@ impl Ahead {
                 let Some(record) = self.waiting.pop_front() else {
                     return false;
                 };
-                match Begun::of(record, extractor, meters) {
+                match Begun::of(record, extractor, &mut self.noticed) {
                     Some(begun) => begun,
                     None => return true,
                 }
@@ -181,6 +211,10 @@ impl Ahead {
             bytes: limit.bytes - self.decoded,
         };
         let taken = extractor.take(&taking, room, &mut self.facts);
+        self.noticed += Noticed {
+            oddities: std::mem::take(&mut extractor.oddities),
+            unreadable: 0,
+        };
         // Of a request that tells nothing there is nothing in memory. Counted, such requests would make a batch full that has no
         // facts, which is not written and so would stay full.
         if self.facts.len() > before {
@@ -205,11 +239,11 @@ impl Ahead {
         position
     }
 
-    /// The facts for a transaction. What had to be bent for them is counted now, not with each record.
-    pub(super) fn take_facts(&mut self, extractor: &mut Extractor, meters: &Meters) -> Vec<Facts> {
+    /// The facts for a transaction, and what was noticed of them.
+    pub(super) fn take_facts(&mut self) -> (Vec<Facts>, Noticed) {
         self.decoded = 0;
-        meters.bent(std::mem::take(&mut extractor.oddities));
-        std::mem::replace(&mut self.facts, std::mem::take(&mut self.spare))
+        let facts = std::mem::replace(&mut self.facts, std::mem::take(&mut self.spare));
+        (facts, std::mem::take(&mut self.noticed))
     }
 
     /// Facts that are written. While there is more to do their memory is used again.

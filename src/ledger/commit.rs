@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::ahead::Noticed;
 use super::facts::{Facts, Role, SpanId};
 use super::packing;
 use super::plan::{Candidate, Part, Update, plan};
@@ -72,6 +73,8 @@ pub(super) struct Applied {
     pub(super) refused: u64,
     pub(super) expired: u64,
     pub(super) context: u64,
+    /// What was noticed of the records behind it.
+    pub(super) noticed: Noticed,
     /// Why the user may not write the first of what may not be written.
     pub(super) denied: Option<String>,
 }
@@ -108,6 +111,7 @@ impl std::ops::AddAssign for Applied {
             refused,
             expired,
             context,
+            noticed,
             denied,
         } = other;
         self.written += written;
@@ -120,6 +124,7 @@ impl std::ops::AddAssign for Applied {
         self.refused += refused;
         self.expired += expired;
         self.context += context;
+        self.noticed += noticed;
         self.denied = self.denied.take().or(denied);
     }
 }

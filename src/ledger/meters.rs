@@ -2,8 +2,8 @@
 
 use metrics::{Counter, Gauge, Histogram};
 
+use super::ahead::Noticed;
 use super::commit::Applied;
-use super::row::Oddities;
 
 /// The handles.
 pub(super) struct Meters {
@@ -119,18 +119,13 @@ impl Meters {
         self.refused.increment(applied.refused);
         self.expired.increment(applied.expired);
         self.nulled.increment(applied.nulled);
-    }
-
-    pub(super) fn bent(&self, oddities: Oddities) {
+        let Noticed { oddities, unreadable } = applied.noticed;
+        self.unreadable.increment(unreadable);
         self.clamped.increment(oddities.clamped);
         self.cut.increment(oddities.cut);
         self.end_times.increment(oddities.end_times);
         self.nul.increment(oddities.nul);
         self.impossible.increment(oddities.impossible);
-    }
-
-    pub(super) fn unreadable(&self) {
-        self.unreadable.increment(1);
     }
 
     pub(super) fn failed(&self) {

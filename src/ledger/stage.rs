@@ -190,9 +190,7 @@ impl Stage<'_> {
                 match self.write_many(&mut store, &mut ahead, committed, latest).await? {
                     Some(written) => written,
                     None => {
-                        // What was told of these batches is told again.
                         ahead = Ahead::new(Limit::of::<S>());
-                        self.extractor.oddities = Default::default();
                         self.reader.rewind(committed);
                         continue;
                     }
@@ -234,7 +232,7 @@ impl Stage<'_> {
         alone: bool,
     ) -> Result<(Position, Applied), StoreError> {
         let position = ahead.position(&self.reader);
-        let facts = ahead.take_facts(&mut self.extractor, &self.meters);
+        let (facts, noticed) = ahead.take_facts();
         let heartbeat = self.heartbeat;
         let journal = position.journal.to_string();
         let reader = self.reader.name().to_owned();
@@ -249,7 +247,7 @@ impl Stage<'_> {
                 apply_among_others(store, &batch).await
             }
         };
-        let applied = {
+        let mut applied = {
             let mut applying = pin!(heartbeat.while_waiting(apply));
             tokio::select! {
                 biased;
@@ -257,6 +255,7 @@ impl Stage<'_> {
                 () = self.read_ahead(ahead) => applying.await,
             }?
         };
+        applied.noticed += noticed;
         ahead.reuse(facts);
         Ok((position, applied))
     }
@@ -328,7 +327,7 @@ impl Stage<'_> {
     async fn fill(&mut self, ahead: &mut Ahead) -> bool {
         let until = Instant::now() + SAVE_EVERY;
         loop {
-            while ahead.take_in(&mut self.extractor, &self.meters) {}
+            while ahead.take_in(&mut self.extractor) {}
             if ahead.is_full() || self.reader.is_caught_up() || Instant::now() >= until {
                 return true;
             }
@@ -356,7 +355,7 @@ impl Stage<'_> {
                     Err(_) => return,
                 }
             }
-            if !ahead.begin(&mut self.extractor, &self.meters) {
+            if !ahead.begin(&mut self.extractor) {
                 return;
             }
             if turn.elapsed() >= TURN {
@@ -402,14 +401,13 @@ fn batch_of<'a>(ledger: &'a Ledger, facts: &'a [Facts]) -> Batch<'a> {
 pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Result<Rebuilt, LedgerError> {
     let mut store = S::connect(&ledger.settings).await?;
     let mut extractor = ledger.extractor();
-    let meters = Meters::new();
     reader.resume(None);
     let mut rebuilt = Rebuilt::default();
     let mut ahead = Ahead::new(Limit::of::<S>());
     loop {
         let before = ahead.position(&reader);
         loop {
-            while ahead.take_in(&mut extractor, &meters) {}
+            while ahead.take_in(&mut extractor) {}
             if ahead.is_full() {
                 break;
             }
@@ -422,7 +420,7 @@ pub(super) async fn rebuild<S: Store>(ledger: &Ledger, mut reader: Reader) -> Re
         if position == before && ahead.has_no_facts() {
             return Ok(rebuilt);
         }
-        let facts = ahead.take_facts(&mut extractor, &meters);
+        let (facts, _) = ahead.take_facts();
         let journal = position.journal.to_string();
         let batch = Batch {
             position: Some((reader.name(), &journal, position.next)),

@@ -11,7 +11,6 @@ use crate::journal::Journal;
 use crate::ledger::ahead::{Ahead, Limit};
 use crate::ledger::commit::{apply_among_others, end};
 use crate::ledger::extract::Extractor;
-use crate::ledger::meters::Meters;
 use crate::ledger::row::TEXT_LIMIT;
 use crate::ledger::store::sqlite::SqliteStore;
 use crate::ledger::store::{RowKey, Store};
@@ -225,12 +224,12 @@ async fn what_a_batch_takes_of_a_request_does_not_depend_on_how_much_it_tells() 
             facts: 14_000,
         });
         ahead.waiting.extend(reader.try_next_batch(1 << 20, 256).unwrap());
-        let (mut extractor, meters) = (Extractor::default(), Meters::new());
+        let mut extractor = Extractor::default();
         let mut taken = Vec::new();
         while !ahead.is_empty() {
-            while ahead.take_in(&mut extractor, &meters) {}
+            while ahead.take_in(&mut extractor) {}
             let is_last = ahead.position(&reader) == reader.position();
-            taken.push((ahead.take_facts(&mut extractor, &meters).len(), is_last));
+            taken.push((ahead.take_facts().0.len(), is_last));
         }
         assert_eq!(taken.len(), parts, "{taken:?}");
         assert_eq!(taken.iter().map(|(facts, _)| facts).sum::<usize>(), usize::from(SHORT));
@@ -258,7 +257,7 @@ async fn requests_that_tell_nothing_do_not_make_a_batch_full() {
     }
     let requests = ahead.waiting.len();
     let mut taken = 0;
-    while ahead.take_in(&mut Extractor::default(), &Meters::new()) {
+    while ahead.take_in(&mut Extractor::default()) {
         taken += 1;
     }
     assert_eq!((taken, requests), (30, 30));

@@ -6,6 +6,7 @@ mod assembly;
 mod backend;
 mod backlog;
 mod completion;
+mod counting;
 mod databases;
 mod faults;
 mod following;
