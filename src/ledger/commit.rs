@@ -26,7 +26,7 @@ use super::plan::{Candidate, Part, Update, plan};
 use super::quarantine::set_aside;
 use super::row::{Column, Row, Source};
 use super::standalone::take_over;
-use super::store::{Keys, LOAD_LIMIT, New, RowKey, Store, StoreError, row_keys};
+use super::store::{Keys, New, Room, RowKey, Store, StoreError, row_keys};
 use super::table::{Destination, NewRow};
 use crate::failpoint::{self, Point};
 use crate::rules::prices::Prices;
@@ -218,8 +218,9 @@ pub(super) async fn begin_with_known<S: Store>(store: &mut S, facts: &[Facts]) -
 async fn load<S: Store>(store: &mut S, keys: &mut Keys) -> Result<Vec<Facts>, StoreError> {
     let mut known = Vec::new();
     let mut new = keys.clone();
-    while !new.is_empty() && known.len() < LOAD_LIMIT {
-        let found = store.load(&new).await?;
+    let mut room = Room::of_batch();
+    while !new.is_empty() && !room.is_used_up() {
+        let found = store.load(&new, &mut room).await?;
         new = keys.grow(&found);
         known.extend(found);
     }

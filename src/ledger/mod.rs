@@ -12,7 +12,8 @@
 //! * [`records`]: spans that become rows of further tables, where they are wanted.
 //! * [`store`]: SQLite and PostgreSQL. [`table`]: the tables, declared once for both,
 //!   and the mapping from spans to them.
-//! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`pace`]: how much of a backlog in one transaction. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
+//! * [`standalone`]: rows of runtimes that nobody executed. [`stage`]: the loop. [`pace`]: how much of a backlog in one
+//!   transaction. [`upkeep`]: what waits too long is forgotten, old rows are deleted.
 //! * [`packing`]: hours that are over are packed for statistics.
 //!
 //! # Exactly one row
@@ -24,8 +25,9 @@
 //! # Memory
 //!
 //! At most [`stage::READ_BYTES`] of request bodies or the largest body, the facts of a batch and a quarter (see
-//! [`store::Store::DECODED_BYTES`]) however much a request tells, and 20,000 waiting spans that were loaded for them: 100 MiB in the worst case, 25 MiB with the
-//! traffic that executors send. SQLite's cache of pages takes up to 16 MiB more. Where its transactions have many batches, these
+//! [`store::Store::DECODED_BYTES`]) however much a request tells, and 20,000 waiting spans that were loaded for them, of 16 MiB
+//! as they are stored: 100 MiB in the worst case, 25 MiB with the traffic that executors send. SQLite's cache of pages takes up
+//! to 16 MiB more. Where its transactions have many batches, these
 //! are a quarter as large, and their rows take 10 MiB until they are written.
 
 mod ahead;

@@ -1,4 +1,5 @@
-//! How long to wait after a failure ([`Backoff`]); whether a backlog is written many batches in one transaction, how long one takes more of them, and when others have a turn.
+//! How long to wait after a failure ([`Backoff`]); whether a backlog is written many batches in one transaction, how long one
+//! takes more of them, and when others have a turn.
 //!
 //! Nobody else can write to the file of an SQLite database meanwhile: other processes try for five seconds, as a rule, every
 //! tenth of one.

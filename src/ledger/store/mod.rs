@@ -24,7 +24,9 @@ use super::plan::{Stored, Update};
 use super::row::Row;
 use super::table::{Destination, NewRow, Quarantined, Table, TableName};
 pub(super) use hours::{HourRow, Hours, begin_of, hour_at};
-pub(super) use waiting::{Keys, LOAD_LIMIT, Waiting};
+pub(super) use waiting::{Keys, Room, Waiting};
+#[cfg(test)]
+pub(super) use waiting::{LOAD_BYTES, LOAD_LIMIT};
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -78,6 +78,45 @@ impl Keys {
 /// without bounds.
 pub(in crate::ledger) const LOAD_LIMIT: usize = 20_000;
 
+/// Nor more than this many bytes of what they tell, as it is stored: an error of 8 KiB on each would be 160 MiB.
+pub(in crate::ledger) const LOAD_BYTES: usize = 16 << 20;
+
+/// How much may still be loaded for one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ledger) struct Room {
+    pub(in crate::ledger) spans: usize,
+    pub(in crate::ledger) bytes: usize,
+}
+
+impl Room {
+    /// Of a batch.
+    pub(in crate::ledger) fn of_batch() -> Room {
+        Room {
+            spans: LOAD_LIMIT,
+            bytes: LOAD_BYTES,
+        }
+    }
+
+    /// Without bounds.
+    pub(super) fn unbounded() -> Room {
+        Room {
+            spans: usize::MAX,
+            bytes: usize::MAX,
+        }
+    }
+
+    /// One span more, which tells so many bytes.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.spans = self.spans.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// Whether there is none left.
+    pub(in crate::ledger) fn is_used_up(&self) -> bool {
+        self.spans == 0 || self.bytes == 0
+    }
+}
+
 /// Spans whose partners may still come: executions that may still be completed, and spans that may complete one. In a
 /// transaction, all of it.
 #[allow(async_fn_in_trait, reason = "used within this room, with two implementations")]
@@ -85,8 +124,8 @@ pub(in crate::ledger) trait Waiting {
     /// These wait from now on, which do not wait yet, as far as was loaded in this transaction; how many. No savepoint
     /// before it is returned to.
     async fn wait(&mut self, facts: &[&Facts]) -> Result<u64, StoreError>;
-    /// The waiting spans with any of the keys, at most [`LOAD_LIMIT`], the latest ones.
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError>;
+    /// The waiting spans with any of the keys, the latest ones, until there is no more room.
+    async fn load(&mut self, keys: &Keys, room: &mut Room) -> Result<Vec<Facts>, StoreError>;
     /// Waiting spans that are due to become rows, at most `limit`.
     async fn due(&mut self, now: i64, limit: i64) -> Result<Vec<Facts>, StoreError>;
     /// These no longer wait.

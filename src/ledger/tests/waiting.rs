@@ -1,14 +1,15 @@
 //! Spans that wait, with several sidecars at one database.
 
 use super::databases::{Database, Session, on_both, with};
-use super::support::{MS, at, success};
+use super::support::{MS, at, failure, success};
 use crate::ledger::facts::Facts;
-use crate::ledger::store::{Keys, LOAD_LIMIT, Store, Waiting};
+use crate::ledger::store::{Keys, LOAD_BYTES, LOAD_LIMIT, Room, Store, Waiting};
 
 on_both! {
     what_others_wrote_is_found_whatever_was_rolled_back_before
     what_is_forgotten_is_no_longer_found_and_what_comes_then_is
     what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice
+    of_long_texts_no_more_is_loaded_than_memory_may_hold
 }
 
 async fn begin(session: &mut Session) {
@@ -28,7 +29,7 @@ async fn wait(session: &mut Session, facts: &[Facts]) {
 /// Which of the spans wait, in a transaction of its own.
 async fn waiting(session: &mut Session, facts: &[Facts]) -> Vec<u64> {
     begin(session).await;
-    let found = with!(*session, store => store.load(&Keys::of(facts)).await).unwrap();
+    let found = with!(*session, store => store.load(&Keys::of(facts), &mut Room::of_batch()).await).unwrap();
     commit(session).await;
     let mut ends: Vec<u64> = found
         .iter()
@@ -90,7 +91,8 @@ async fn what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice(datab
     wait(&mut session, &all).await;
     commit(&mut session).await;
     begin(&mut session).await;
-    let known = with!(session, store => store.load(&Keys::of(&all[..1])).await).unwrap();
+    let (keys, mut room) = (Keys::of(&all[..1]), Room::of_batch());
+    let known = with!(session, store => store.load(&keys, &mut room).await).unwrap();
     assert_eq!(known.len(), LOAD_LIMIT);
     let again: Vec<Facts> = all.iter().cloned().chain([numbered(1 << 40)]).collect();
     let again: Vec<&Facts> = again.iter().collect();
@@ -123,4 +125,31 @@ async fn what_is_forgotten_is_no_longer_found_and_what_comes_then_is(database: D
     assert_eq!(waiting(&mut one, &first).await, [1, 51]);
     assert_eq!(waiting(&mut other, &first).await, [1, 51]);
     assert_eq!(waiting(&mut other, &second).await, [0; 0]);
+}
+
+async fn of_long_texts_no_more_is_loaded_than_memory_may_hold(database: Database) {
+    let one = at(&[failure(1, 1, 0, 1).status(2, &"x".repeat(8_000))], 0).remove(0);
+    let numbered = |number: u64| {
+        let mut facts = one.clone();
+        facts.id.span = number.to_be_bytes();
+        facts.received_at += number;
+        facts
+    };
+    let fit = (LOAD_BYTES / one.told.to_json().len()) as u64;
+    let all: Vec<Facts> = (1..=fit + 50).map(numbered).collect();
+    let mut session = database.connect().await.unwrap();
+    begin(&mut session).await;
+    wait(&mut session, &all).await;
+    commit(&mut session).await;
+    begin(&mut session).await;
+    let (keys, mut room) = (Keys::of(&all[..1]), Room::of_batch());
+    let known = with!(session, store => store.load(&keys, &mut room).await).unwrap();
+    assert_eq!(known.len() as u64, fit + 1);
+    assert!(room.is_used_up());
+    // The latest, and what was not read is in nobody's way.
+    assert!(known.iter().all(|facts| facts.received_at > one.received_at + 49));
+    let again: Vec<&Facts> = all.iter().collect();
+    assert_eq!(with!(session, store => store.wait(&again).await).unwrap(), 0);
+    commit(&mut session).await;
+    assert_eq!(database.waiting().await, all.len() as i64);
 }

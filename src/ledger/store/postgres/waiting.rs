@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use super::{PostgresStore, error, query, within};
 use crate::ledger::facts::Facts;
 use crate::ledger::store::waiting::{STORED_COLUMNS, stored_facts};
-use crate::ledger::store::{Keys, LOAD_LIMIT, Store, StoreError, Waiting};
+use crate::ledger::store::{Keys, Room, Store, StoreError, Waiting};
 use crate::ledger::table::CONTEXT;
 
 impl Waiting for PostgresStore {
@@ -14,14 +14,21 @@ impl Waiting for PostgresStore {
         self.insert(&CONTEXT, facts).await
     }
 
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
+    async fn load(&mut self, keys: &Keys, room: &mut Room) -> Result<Vec<Facts>, StoreError> {
+        // Those before which there is still room for a byte.
         let sql = format!(
-            "SELECT {STORED_COLUMNS} FROM {} \
-             WHERE trace_id = ANY ($1) OR node_hash = ANY ($2) ORDER BY received_at_ns DESC LIMIT {LOAD_LIMIT}",
-            self.names.own("context")
+            "SELECT {STORED_COLUMNS} FROM (SELECT {STORED_COLUMNS}, sum(octet_length(facts)) \
+             OVER (ORDER BY received_at_ns DESC ROWS UNBOUNDED PRECEDING) - octet_length(facts) AS before FROM {} \
+             WHERE trace_id = ANY ($1) OR node_hash = ANY ($2) ORDER BY received_at_ns DESC LIMIT {}) AS latest \
+             WHERE before < {}",
+            self.names.own("context"),
+            room.spans,
+            room.bytes
         );
         let traces: Vec<&[u8]> = keys.traces.iter().map(|trace| trace.as_slice()).collect();
         let rows = self.fetch(query(sql).bind(traces).bind(&keys.nodes)).await?;
+        let told = |row: &PgRow| row.try_get::<&str, _>(5).map_or(0, str::len);
+        rows.iter().for_each(|row| room.take(told(row)));
         Ok(rows.iter().filter_map(facts_of).collect())
     }
 

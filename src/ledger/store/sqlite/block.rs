@@ -99,6 +99,11 @@ impl Slot<'_> {
         })
     }
 
+    /// How much it tells.
+    pub(super) fn told_bytes(&self) -> usize {
+        self.told.len()
+    }
+
     fn read(span: &[u8]) -> Option<Slot<'_>> {
         fn number(bytes: &mut &[u8]) -> Option<[u8; 8]> {
             let (number, rest) = bytes.split_first_chunk()?;

@@ -28,7 +28,7 @@ use super::{SqliteStore, Values, integers};
 use crate::ledger::facts::{Facts, SpanId};
 use crate::ledger::standalone;
 use crate::ledger::store::waiting::{STORED_COLUMNS, stored_facts};
-use crate::ledger::store::{Keys, LOAD_LIMIT, StoreError, Waiting};
+use crate::ledger::store::{Keys, Room, StoreError, Waiting};
 use crate::ledger::table::{CONTEXT, nanos};
 
 impl Waiting for SqliteStore {
@@ -46,19 +46,16 @@ impl Waiting for SqliteStore {
         Ok(due.len() as u64)
     }
 
-    async fn load(&mut self, keys: &Keys) -> Result<Vec<Facts>, StoreError> {
+    async fn load(&mut self, keys: &Keys, room: &mut Room) -> Result<Vec<Facts>, StoreError> {
         let positions = self.waiting.find(keys);
         let keys = keys.clone();
         let has_key = move |slot: &Slot<'_>| {
             keys.traces.binary_search(&slot.id.trace).is_ok()
                 || slot.node.is_some_and(|node| keys.nodes.binary_search(&node).is_ok())
         };
-        let found = self
-            .look_at(positions, LOAD_LIMIT, move |_, slot| {
-                has_key(slot).then(|| slot.facts()).flatten()
-            })
-            .await?;
-        self.is_load_cut |= found.len() == LOAD_LIMIT;
+        let read = move |_, slot: &Slot<'_>| has_key(slot).then(|| slot.facts()).flatten();
+        let found = self.look_at(positions, room, read).await?;
+        self.is_load_cut |= room.is_used_up();
         Ok(found)
     }
 
@@ -80,7 +77,8 @@ impl Waiting for SqliteStore {
         let positions = self.waiting.find(&Keys::of_traces(facts));
         let of_ids = ids.clone();
         let is_one = move |row, slot: &Slot<'_>| of_ids.contains(&slot.id).then_some(row);
-        let rows: HashSet<i64> = self.look_at(positions, usize::MAX, is_one).await?.into_iter().collect();
+        let rows = self.look_at(positions, &mut Room::unbounded(), is_one).await?;
+        let rows: HashSet<i64> = rows.into_iter().collect();
         let context = self.names.own("context");
         let rewrite = move |connection: &mut Connection| {
             let mut look = connection.prepare_cached(&format!("SELECT data FROM {context} WHERE position = ?"))?;
@@ -300,11 +298,11 @@ impl SqliteStore {
     }
 
     /// What `read` makes of the position of the row, and a span in it, for the spans that wait at these positions, which are
-    /// sorted, the latest first; at most `limit`.
+    /// sorted, the latest first, until there is no more room.
     async fn look_at<T: Send + 'static>(
         &mut self,
         positions: Vec<i64>,
-        limit: usize,
+        room: &mut Room,
         read: impl Fn(i64, &Slot<'_>) -> Option<T> + Send + 'static,
     ) -> Result<Vec<T>, StoreError> {
         if positions.is_empty() {
@@ -314,11 +312,12 @@ impl SqliteStore {
             "SELECT position, data FROM {} WHERE position >= ? ORDER BY position LIMIT 1",
             self.names.own("context")
         );
+        let mut left = *room;
         let look = move |connection: &mut Connection| {
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = Vec::new();
             let mut positions = positions.into_iter().peekable();
-            while found.len() < limit
+            while !left.is_used_up()
                 && let Some(position) = positions.next()
             {
                 let mut rows = statement.query([position])?;
@@ -328,22 +327,31 @@ impl SqliteStore {
                 let slots: Vec<Option<Slot<'_>>> = block::slots(data).collect();
                 // All that are asked for of this block are next to each other.
                 let mut next = Some(position);
-                while let Some(position) = next.filter(|_| found.len() < limit) {
+                while let Some(position) = next.filter(|_| !left.is_used_up()) {
                     let place = usize::try_from(position - first).ok();
                     let slot = place.and_then(|place| slots.get(place)?.as_ref());
-                    found.extend(slot.and_then(|slot| read(last, slot)));
+                    if let Some(slot) = slot
+                        && let Some(one) = read(last, slot)
+                    {
+                        left.take(slot.told_bytes());
+                        found.push(one);
+                    }
                     next = positions.next_if(|next| *next >= first);
                 }
             }
-            Ok(found)
+            Ok((found, left))
         };
-        self.session.run(look).await
+        let found;
+        (found, *room) = self.session.run(look).await?;
+        Ok(found)
     }
 
     /// Those of the spans that do not wait.
     async fn without_waiting<'f>(&mut self, facts: &[&'f Facts]) -> Result<Vec<&'f Facts>, StoreError> {
         let positions = self.waiting.find(&Keys::of_traces(facts.iter().copied()));
-        let waiting = self.look_at(positions, usize::MAX, |_, slot| Some(slot.id)).await?;
+        let waiting = self
+            .look_at(positions, &mut Room::unbounded(), |_, slot| Some(slot.id))
+            .await?;
         let waiting: HashSet<SpanId> = waiting.into_iter().collect();
         Ok(facts
             .iter()
