@@ -1,5 +1,7 @@
 //! What one batch of journal records changes in the database: a pure function of the batch and of what is known.
 
+use std::collections::HashMap;
+
 use super::assemble::{Assembled, assemble, assemble_record};
 use super::commit::Batch;
 use super::facts::{Execution, Facts, Role};
@@ -131,6 +133,11 @@ fn part<'a>(destination: &'static Destination, world: &World<'a>, batch: &Batch<
         expired: 0,
     };
     let taken: Vec<&Facts> = world.fresh().filter(|facts| destination.takes(facts)).collect();
+    let mut replaced = if destination.is_of_executions() {
+        super::standalone::replaced(world)
+    } else {
+        HashMap::new()
+    };
     part.rows.reserve(taken.len());
     part.facts.reserve(taken.len());
     for facts in taken {
@@ -141,11 +148,7 @@ fn part<'a>(destination: &'static Destination, world: &World<'a>, batch: &Batch<
             part.expired += 1;
             continue;
         }
-        let replaces = if destination.is_of_executions() {
-            super::standalone::replaced_by(world, facts)
-        } else {
-            Vec::new()
-        };
+        let replaces = replaced.remove(&facts.id).unwrap_or_default();
         part.rows
             .extend(new_row(destination, facts, assembled, replaces, batch.prices));
         part.facts.push(facts);

@@ -4,11 +4,11 @@
 //! comes, it becomes a row itself. If one comes later all the same, it takes over that row: the row keeps its id and
 //! becomes the row of the execution; beside it is noted which execution that is, so that it is not written again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::assemble::assemble;
 use super::commit::{Applied, begin_with_known, insert, insert_carefully, null};
-use super::facts::{Facts, Role, Told};
+use super::facts::{Facts, Role, SpanId, Told};
 use super::packing;
 use super::plan::new_row;
 use super::store::{RowKey, Store, StoreError, row_keys};
@@ -31,18 +31,25 @@ pub(super) fn due(facts: &Facts) -> Option<i64> {
         .map(|_| nanos(facts.received_at.saturating_add(PATIENCE)))
 }
 
-/// The rows, if there are any, that stand for what `execution` encloses and no other execution does, by id and
+/// By execution, the rows, if there are any, that stand for what it encloses and no other execution does, by id and
 /// `created_at`.
-pub(super) fn replaced_by(world: &World<'_>, execution: &Facts) -> Vec<(String, u64)> {
-    let spans = [Kind::Runtime, Kind::Tool]
-        .into_iter()
-        .flat_map(|kind| world.all_enclosed(execution, kind, true));
-    let can_stand = spans.filter_map(|span| Some((span, span.told.role.alone()?.created_at)));
-    let only_here = |span: &Facts| matches!(world.enclosing(span, Kind::Execution, true), Match::One(_));
-    can_stand
-        .filter(|(span, _)| only_here(span))
-        .map(|(span, created_at)| (span.id.row_id(), created_at))
-        .collect()
+pub(super) fn replaced(world: &World<'_>) -> HashMap<SpanId, Vec<(String, u64)>> {
+    let spans = [Kind::Runtime, Kind::Tool].into_iter().flat_map(|kind| world.all(kind));
+    // Whatever the order of arrival, it is the same row that is taken over.
+    let mut can_stand: Vec<_> = spans
+        .filter_map(|span| Some((span, span.told.role.alone()?.created_at)))
+        .collect();
+    can_stand.sort_unstable_by_key(|(span, _)| (span.told.role.kind(), span.start, span.id));
+    let mut replaced: HashMap<SpanId, Vec<(String, u64)>> = HashMap::new();
+    for (span, created_at) in can_stand {
+        if let Match::One(execution) = world.enclosing(span, Kind::Execution, true) {
+            replaced
+                .entry(execution.id)
+                .or_default()
+                .push((span.id.row_id(), created_at));
+        }
+    }
+    replaced
 }
 
 /// Lets the spans that have waited long enough become rows; how many were looked at, and what was done.

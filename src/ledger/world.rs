@@ -273,6 +273,17 @@ impl<'a> World<'a> {
         self.spans.iter().filter(|span| span.fresh).map(|span| span.facts)
     }
 
+    /// All spans of `kind`.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &'a Facts> {
+        let there = if self.kinds & kind.bit() == 0 {
+            &[]
+        } else {
+            &self.spans[..]
+        };
+        let facts = there.iter().map(|span| span.facts);
+        facts.filter(move |facts| facts.told.role.kind() == kind)
+    }
+
     /// The span of `kind` that encloses `inner`.
     pub fn enclosing(&self, inner: &Facts, kind: Kind, with_fresh: bool) -> Match<&'a Facts> {
         let encloses = |outer: &&'a Facts| inner.lies_inside(outer);
