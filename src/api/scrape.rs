@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -24,6 +25,9 @@ const PIECE: usize = 64 << 10;
 
 /// Seconds after which a scrape that came too early may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// How long a scrape waits for its turn: half of what Prometheus waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers scrapes; cheap to clone.
 #[derive(Clone)]
@@ -56,24 +60,20 @@ impl ScrapeEndpoint {
             return response;
         }
         if !self.meter.is_caught_up() {
-            let reason = "what was in the journal at the start is still being counted\n";
-            let mut response = text(StatusCode::SERVICE_UNAVAILABLE, reason);
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-            return response;
+            return later("what was in the journal at the start is still being counted\n");
         }
         let format = ExpositionFormat::negotiate(joined(headers, header::ACCEPT).as_deref());
         let is_compressed = accepts_gzip(headers);
         let body = match *method {
             Method::HEAD => Body::empty(),
-            // The semaphore is never closed.
-            _ => match Arc::clone(&self.turns).acquire_owned().await {
-                Ok(turn) => Body::stream(Exposition {
+            _ => match tokio::time::timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned()).await {
+                Ok(Ok(turn)) => Body::ready(Exposition {
                     rendering: self.meter.rendering(format, self.own.render()),
                     // The fastest level: Prometheus sits in the same network, and scrapes shall not disturb ingest.
                     gzip: is_compressed.then(|| GzEncoder::new(Vec::new(), Compression::fast())),
                     _turn: turn,
                 }),
-                Err(_) => Body::empty(),
+                _ => return later("other scrapes are under way, and are not taken by who asked for them\n"),
             },
         };
         let mut response = Response::new(body);
@@ -141,6 +141,12 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
         let refused = parts.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
         (name.eq_ignore_ascii_case("gzip") || name == "*") && !refused
     })
+}
+
+fn later(reason: &'static str) -> Response<Body> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, reason);
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response
 }
 
 fn text(status: StatusCode, message: &'static str) -> Response<Body> {

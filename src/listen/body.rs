@@ -22,6 +22,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Default)]
 pub struct Body {
     content: Content,
+    /// It never waits for what is to be sent.
+    is_ready: bool,
     in_flight: Option<InFlight>,
 }
 
@@ -44,11 +46,23 @@ impl Body {
     pub fn with_trailers(bytes: Bytes, trailers: HeaderMap) -> Body {
         Body {
             content: Content::Bytes(bytes, Some(Box::new(trailers))),
-            in_flight: None,
+            ..Body::default()
         }
     }
 
-    /// A body that is made while it is sent.
+    /// A body that is there already, and only made while it is sent: a peer that does not take it is cut.
+    pub fn ready<B>(body: B) -> Body
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Body {
+            is_ready: true,
+            ..Body::stream(body)
+        }
+    }
+
+    /// A body that comes into being while it is sent.
     pub fn stream<B>(body: B) -> Body
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -56,7 +70,7 @@ impl Body {
     {
         Body {
             content: Content::Stream(body.map_err(Into::into).boxed_unsync()),
-            in_flight: None,
+            ..Body::default()
         }
     }
 
@@ -71,7 +85,7 @@ impl Body {
     /// Counts the request as in flight until this body is sent.
     pub(super) fn holding(mut self, mut in_flight: InFlight) -> Body {
         // A stream may wait for what is to be sent; only its stalled writes count against the peer.
-        if !matches!(self.content, Content::Stream(_)) {
+        if self.is_ready || !matches!(self.content, Content::Stream(_)) {
             in_flight.answered();
         }
         self.in_flight = Some(in_flight);
@@ -88,7 +102,7 @@ impl From<Bytes> for Body {
         };
         Body {
             content,
-            in_flight: None,
+            ..Body::default()
         }
     }
 }
@@ -139,6 +153,12 @@ impl http_body::Body for Body {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.is_ready
+            && let Some(in_flight) = &self.in_flight
+        {
+            // What came before was taken.
+            in_flight.goes_on();
+        }
         if let Content::Stream(stream) = &mut self.content {
             return Pin::new(stream).poll_frame(context);
         }

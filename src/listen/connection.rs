@@ -228,6 +228,11 @@ impl InFlight {
             activity.sent_at.store(activity.now(), Ordering::Relaxed);
         }
     }
+
+    /// A part of the answer was sent.
+    pub(super) fn goes_on(&self) {
+        self.activity.sent_at.store(self.activity.now(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for InFlight {

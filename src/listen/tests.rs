@@ -43,10 +43,11 @@ fn options() -> ListenOptions {
     ListenOptions::new("127.0.0.1:0", KEY)
 }
 
-fn serve<S, F>(options: ListenOptions, service: S) -> Served
+fn serve<S, F, B>(options: ListenOptions, service: S) -> Served
 where
     S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Into<Body> + Send + 'static,
 {
     let listener = Listener::bind("otlp_http", options).unwrap();
     let (address, reloader) = (listener.local_addr().clone(), listener.tls_reloader());
@@ -225,7 +226,7 @@ async fn a_request_that_is_never_answered_does_not_hold_the_shutdown_longer_than
         let begun = begun.clone();
         move |_| {
             begun.notify_one();
-            std::future::pending()
+            std::future::pending::<Response<Full<Bytes>>>()
         }
     });
     let answer = tokio::spawn(http1().get(served.url().parse().unwrap()));
@@ -284,7 +285,7 @@ async fn when_every_connection_is_busy_a_further_one_is_closed_at_once() {
         let begun = begun.clone();
         move |_| {
             begun.notify_one();
-            std::future::pending()
+            std::future::pending::<Response<Full<Bytes>>>()
         }
     });
     let mut busy = TcpStream::connect(served.tcp()).await.unwrap();
@@ -353,6 +354,41 @@ async fn a_peer_that_does_not_read_its_answer_is_cut() {
     while http1().get(served.url().parse().unwrap()).await.is_err() {}
     let mut rest = Vec::new();
     assert!(silent.read_to_end(&mut rest).await.is_err() || rest.len() < 64 << 20);
+    served.stop().await;
+}
+
+/// More than any window, made while it is sent.
+struct Endless;
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(&[0; 1024])))))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_over_http2_that_opens_no_window_for_an_answer_that_is_ready_is_cut() {
+    let mut impatient = options();
+    impatient.limits.write_timeout = Duration::from_millis(20);
+    impatient.limits.header_timeout = Duration::from_millis(20);
+    let served = serve(impatient, |_| async { Response::new(Body::ready(Endless)) });
+    let stream = TcpStream::connect(served.tcp()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get(served.url()).body(Empty::<Bytes>::new()).unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    // Its socket takes everything, and it reads nothing of the body.
+    drop(connection.await);
+    assert_eq!(answer.status(), 200);
     served.stop().await;
 }
 
