@@ -36,6 +36,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::checksum;
 use crate::failpoint::{self, Point};
 use crate::journal::JournalId;
@@ -89,7 +91,10 @@ impl Damage {
     /// nobody.
     pub(super) fn is_curable(&self) -> bool {
         match self {
-            Damage::Io(error) => error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error()),
+            Damage::Io(error) => {
+                let lost = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+                error.raw_os_error().is_none_or(|code| !lost.contains(&code))
+            }
             Damage::Damaged => false,
             Damage::Version(_) => true,
         }
@@ -178,13 +183,13 @@ impl Checkpoint {
         if input.take(MAGIC.len())? != MAGIC {
             return Err(Damage::Damaged);
         }
-        let version = input.u32()?;
-        if version > VERSION {
-            return Err(Damage::Version(version));
-        }
         let (content, crc) = bytes.split_last_chunk::<4>().ok_or(Damage::Damaged)?;
         if checksum::crc32c(content) != u32::from_le_bytes(*crc) {
             return Err(Damage::Damaged);
+        }
+        let version = input.u32()?;
+        if version > VERSION {
+            return Err(Damage::Version(version));
         }
         let journal = JournalId(input.array()?);
         let saved_at = input.u64()?;

@@ -341,6 +341,9 @@ fn a_checkpoint_that_is_whole_but_cannot_be_read_now_keeps_the_metrics_and_the_p
         let whole = std::fs::read(&path).unwrap();
         let mut newer = whole.clone();
         newer[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        let content = newer.len() - 4;
+        let crc = crate::checksum::crc32c(&newer[..content]);
+        newer[content..].copy_from_slice(&crc.to_le_bytes());
         // Whoever the test runs as, a directory cannot be read as a file.
         for replace in [
             (|path, newer| std::fs::write(path, newer)) as fn(&std::path::Path, &[u8]) -> std::io::Result<()>,
