@@ -13,9 +13,6 @@
 //! becomes NULL. Whatever is refused all the same makes the batch be done again with a savepoint around each insert: a
 //! foreign key loses its one column, anything else is isolated by halving and set aside in quarantine; the rest is
 //! written. What is only checked when the transaction ends is checked with each insert then.
-//!
-//! A row that the user may not write (row-level security, as a rule) is told from a privilege that is missing by whether
-//! anything else of the batch can be written: if nothing can, it is no row's fault, and the batch waits.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -54,7 +51,7 @@ pub(super) struct Batch<'a> {
 }
 
 /// What was done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Applied {
     /// Executions that have a row now.
     pub(super) written: u64,
@@ -75,27 +72,6 @@ pub(super) struct Applied {
     pub(super) context: u64,
     /// What was noticed of the records behind it.
     pub(super) noticed: Noticed,
-    /// Why the user may not write the first of what may not be written.
-    pub(super) denied: Option<String>,
-}
-
-impl Applied {
-    /// Takes note of an error that says that the user may not.
-    pub(super) fn note_denial(&mut self, error: &StoreError) {
-        if let StoreError::Denied(reason) = error {
-            self.denied.get_or_insert_with(|| reason.clone());
-        }
-    }
-
-    /// An error if the user may not write what was to be written, and nothing else was: see the module.
-    pub(super) fn unless_all_is_denied(&self) -> Result<(), StoreError> {
-        match &self.denied {
-            Some(reason) if self.written + self.taken_over + self.records + self.merged == 0 => {
-                Err(StoreError::Denied(reason.clone()))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl std::ops::AddAssign for Applied {
@@ -112,7 +88,6 @@ impl std::ops::AddAssign for Applied {
             expired,
             context,
             noticed,
-            denied,
         } = other;
         self.written += written;
         self.duplicates += duplicates;
@@ -125,25 +100,19 @@ impl std::ops::AddAssign for Applied {
         self.expired += expired;
         self.context += context;
         self.noticed += noticed;
-        self.denied = self.denied.take().or(denied);
     }
 }
 
 /// Applies the batch. On an error nothing is known of the transaction, and the store is to be given up.
 pub(super) async fn apply<S: Store>(store: &mut S, batch: &Batch<'_>) -> Result<Applied, StoreError> {
-    let error = match attempt(store, batch, false).await {
-        Err(error @ (StoreError::Refused { .. } | StoreError::Denied(_))) => error,
-        other => return other,
-    };
-    store.rollback().await?;
-    if matches!(error, StoreError::Denied(_)) {
-        // It may be that somebody took a privilege away.
-        store.begin().await?;
-        store.check(batch.destinations).await?;
-        store.rollback().await?;
+    match attempt(store, batch, false).await {
+        Err(StoreError::Refused { reason, .. }) => {
+            tracing::debug!(reason, "the database refused a row: looking for it");
+            store.rollback().await?;
+            attempt(store, batch, true).await
+        }
+        other => other,
     }
-    tracing::debug!(%error, "the database refused a row: looking for it");
-    attempt(store, batch, true).await
 }
 
 async fn attempt<S: Store>(store: &mut S, batch: &Batch<'_>, careful: bool) -> Result<Applied, StoreError> {
@@ -224,6 +193,13 @@ async fn load<S: Store>(store: &mut S, keys: &mut Keys) -> Result<Vec<Facts>, St
         new = keys.grow(&found);
         known.extend(found);
     }
+    if room.is_used_up() {
+        let spans = known.len();
+        tracing::warn!(
+            spans,
+            "more spans wait for these executions than fit into memory: some rows may stay without what the oldest of them tell"
+        );
+    }
     Ok(known)
 }
 
@@ -260,7 +236,6 @@ async fn write<S: Store>(
         }
         applied.expired += expired;
     }
-    applied.unless_all_is_denied()?;
     context.retain(|facts| !waiting.contains(&facts.id));
     applied.context = store.wait(&context).await?;
     if !touched.is_empty() {
@@ -376,15 +351,11 @@ pub(super) async fn insert_carefully<S: Store>(
                 inserted.extend(ids.filter(|id| new.contains(id)).cloned());
                 continue;
             }
-            Err(error) => error,
+            Err(error) => error.refusal()?,
         };
-        let is_alone = part.len() == 1;
-        if is_alone {
-            applied.note_denial(&refusal);
-        }
-        let (reason, column) = refusal.refusal()?;
+        let (reason, column) = refusal;
         store.back_to_savepoint().await?;
-        if !is_alone {
+        if part.len() > 1 {
             let middle = part.start + part.len() / 2;
             parts.extend([middle..part.end, part.start..middle]);
             continue;
@@ -416,10 +387,7 @@ async fn merge_carefully<S: Store>(
                 applied.merged += 1;
                 continue;
             }
-            Err(error) => {
-                applied.note_denial(&error);
-                error.refusal()?
-            }
+            Err(error) => error.refusal()?,
         };
         store.back_to_savepoint().await?;
         if column.is_some_and(|column| null_update(&mut update, &column)) {

@@ -27,21 +27,27 @@ struct Resource<'a> {
     spans: ResourceSpans<'a>,
     /// Most resources name no tenant: read only when the first execution asks.
     tenant: Option<Arc<Tenant>>,
+    /// None of its spans was looked at in an earlier part.
+    is_new: bool,
     received_at: u64,
 }
 
 impl<'a> Resource<'a> {
-    fn of(spans: ResourceSpans<'a>, received_at: u64) -> Resource<'a> {
+    fn of(spans: ResourceSpans<'a>, is_new: bool, received_at: u64) -> Resource<'a> {
         Resource {
             spans,
             tenant: None,
+            is_new,
             received_at,
         }
     }
 
-    fn tenant(&mut self) -> &Arc<Tenant> {
+    /// What had to be bent is counted with the first part.
+    fn tenant(&mut self, oddities: &mut Oddities) -> &Arc<Tenant> {
+        let mut counted_before = Oddities::default();
+        let oddities = if self.is_new { oddities } else { &mut counted_before };
         self.tenant
-            .get_or_insert_with(|| Arc::new(tenant_of(self.spans.resource())))
+            .get_or_insert_with(|| Arc::new(tenant_of(self.spans.resource(), oddities)))
     }
 
     /// How many bytes the rows of its spans have from the resource.
@@ -166,7 +172,7 @@ impl Extractor {
         if kind.is_none() && record.is_none() {
             return None;
         }
-        let tenant = resource.tenant();
+        let tenant = resource.tenant(&mut self.oddities);
         let role = kind.and_then(|kind| self.role(span, kind, seen, tenant, received_at));
         let told = match (role, record) {
             (Some(told), None) => told,
@@ -344,7 +350,7 @@ impl<'a> Part<'_, 'a> {
     /// False if there is more.
     fn resources(&mut self, taking: &Taking<'a>) -> bool {
         for resource_spans in taking.request.resource_spans() {
-            let mut resource = Resource::of(resource_spans, taking.received_at);
+            let mut resource = Resource::of(resource_spans, self.skip == 0, taking.received_at);
             let is_whole = match taking.noted {
                 Some(noted) => noted
                     .within(taking.request.bytes(), resource_spans.raw())
@@ -412,10 +418,8 @@ fn text(oddities: &mut Oddities, value: AnyValue<'_>) -> Option<String> {
     }
 }
 
-fn tenant_of(mut resource: Attributes<'_>) -> Tenant {
+fn tenant_of(mut resource: Attributes<'_>, oddities: &mut Oddities) -> Tenant {
     let mut tenant = Tenant::default();
-    // Not counted: a resource is read once for each part that is taken of its spans.
-    let mut oddities = Oddities::default();
     for (key, value) in resource.by_ref() {
         let place = match key.as_bytes() {
             b"organization.id" => &mut tenant.organization_id,
@@ -423,7 +427,7 @@ fn tenant_of(mut resource: Attributes<'_>) -> Tenant {
             b"user.id" => &mut tenant.user_id,
             _ => continue,
         };
-        *place = text(&mut oddities, value);
+        *place = text(oddities, value);
     }
     tenant
 }

@@ -37,8 +37,8 @@ const TOGETHER: usize = 24;
 /// As many hours without rows in a row are packed at most.
 const EMPTY: i64 = 7 * 24;
 
-/// Hours of which a turn hears, and a little more: more than it can pack.
-const MOST: usize = 1_000;
+/// Hours of which a turn hears, and a little more: more than it can pack mostly.
+const MOST: usize = 10 * TOGETHER;
 
 /// How long one turn may take, but for one transaction.
 const BUDGET: Duration = Duration::from_millis(300);
@@ -82,7 +82,7 @@ impl Packing {
             store.commit().await?;
             return Ok(false);
         }
-        let missing = self.missing(store, hours.clone()).await?;
+        let (missing, are_all) = self.missing(store, hours.clone(), began).await?;
         let again = match store.first_packed(self.again.max(hours.start)..hours.end).await? {
             None => store.first_packed(hours).await?,
             next => next,
@@ -98,17 +98,26 @@ impl Packing {
             self.pack(store, &[again], now, meters).await?;
             self.again = again + 1;
         }
-        Ok(missing.len() >= MOST)
+        Ok(!are_all)
     }
 
-    /// Hours to pack, latest first: those with rows that are not packed, and those without between them.
-    async fn missing<S: Store>(&mut self, store: &mut S, hours: Range<i64>) -> Result<Vec<i64>, StoreError> {
+    /// Hours to pack, latest first: those with rows that are not packed, and those without between them; no more than can be
+    /// found in a part of the time. And whether these are all.
+    async fn missing<S: Store>(
+        &mut self,
+        store: &mut S,
+        hours: Range<i64>,
+        began: Instant,
+    ) -> Result<(Vec<i64>, bool), StoreError> {
         let unpacked = store.unpacked(hours).await?;
         self.unpackable
             .retain(|hour, _| unpacked.iter().any(|hours| hours.contains(hour)));
         let mut missing = Vec::new();
         for Range { start, mut end } in unpacked {
-            while start < end && missing.len() < MOST {
+            while start < end {
+                if missing.len() >= MOST || (!missing.is_empty() && began.elapsed() >= BUDGET / 3) {
+                    return Ok((missing, false));
+                }
                 let last = store.last_hour(start..end).await?;
                 let empty = last.map_or(start, |hour| hour + 1)..end;
                 if empty.end - empty.start <= EMPTY {
@@ -118,7 +127,7 @@ impl Packing {
                 end = last.unwrap_or(start);
             }
         }
-        Ok(missing)
+        Ok((missing, true))
     }
 
     /// Why hours are not packed, if some cannot be.

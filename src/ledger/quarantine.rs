@@ -84,10 +84,6 @@ pub(super) async fn retry_quarantined<S: Store>(
         now,
         prices,
     };
-    let applied = match apply(store, &batch).await {
-        // All are still in quarantine.
-        Err(StoreError::Denied(_)) => return Ok((0, release.len() as u64)),
-        applied => applied?,
-    };
+    let applied = apply(store, &batch).await?;
     Ok((release.len() as u64 - applied.quarantined, applied.quarantined))
 }

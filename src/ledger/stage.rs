@@ -199,7 +199,8 @@ impl Stage<'_> {
                 self.write(&mut store, &mut ahead, true).await?
             };
             self.reader.passed(position);
-            self.has_committed = true;
+            // A part of a request is no way forward: the next one may be what cannot be written, again and again.
+            self.has_committed |= position != committed;
             committed = position;
             self.upkeep.add(applied.context, &self.ledger.limits);
             // What was read meanwhile waits from now on.

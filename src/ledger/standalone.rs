@@ -99,7 +99,6 @@ pub(super) async fn stand_alone<S: Store>(
     let touched = packing::touched_by(&rows, now);
     let written = insert_carefully(store, EXECUTIONS, rows, &facts, now, &mut applied).await?;
     applied.written = written.count as u64;
-    applied.unless_all_is_denied()?;
     store.settle(&due).await?;
     if !touched.is_empty() {
         store.unpack(&touched).await?;
@@ -146,7 +145,6 @@ pub(super) async fn take_over<S: Store>(
                     break;
                 }
                 Err(error) => {
-                    applied.note_denial(&error);
                     let (reason, column) = error.refusal()?;
                     store.back_to_savepoint().await?;
                     if column.is_some_and(|column| null(&mut row, &column)) {

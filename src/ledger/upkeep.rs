@@ -75,7 +75,7 @@ impl Upkeep {
     pub(super) fn add(&mut self, waiting: u64, limits: &Limits) {
         self.waiting += waiting;
         if self.waiting > limits.max_pending.saturating_add(limits.max_pending / 8) {
-            self.due = Instant::now().max(self.chores[FORGETTING].not_before);
+            self.due = self.due.min(Instant::now().max(self.chores[FORGETTING].not_before));
         }
     }
 
@@ -242,11 +242,15 @@ async fn forget_some<S: Store>(
         // What came in the same request as the oldest that is kept goes with it: to be within the limit is a promise.
         let received_before = oldest_kept.saturating_add(1);
         if let Some(prices) = standalone {
-            // A row must not be lost because it waited too long for its execution: it is written now.
+            // A row must not be lost because it waited too long for its execution: it is written now. What cannot be written now
+            // stays, as its own chore tells, and keeps nothing else.
             store.begin().await?;
             store.hurry(received_before, nanos(now)).await?;
             store.commit().await?;
-            let_stand_alone(store, limits, now, prices, meters).await?;
+            match let_stand_alone(store, limits, now, prices, meters).await {
+                Err(error) if !error.is_of_connection() => store.rollback().await?,
+                other => other?,
+            }
         }
         done.over_limit = forget(store, received_before, standalone.is_some()).await?;
         done.waiting = done.waiting.saturating_sub(done.over_limit);

@@ -42,9 +42,6 @@ pub enum StoreError {
         /// The column whose foreign key refused, where it is known.
         column: Option<String>,
     },
-    /// The user may not do it: to this row, or to any.
-    #[error("the database does not allow it (database.url): {0}")]
-    Denied(String),
     /// The tables are not what is needed, or may not be used.
     #[error("the database does not fit (database.table, database.schema, database.migrate): {0}")]
     Misfit(String),
@@ -66,7 +63,6 @@ impl StoreError {
     pub(super) fn refusal(self) -> Result<(String, Option<String>), StoreError> {
         match self {
             StoreError::Refused { reason, column } => Ok((reason, column)),
-            StoreError::Denied(reason) => Ok((reason, None)),
             error => Err(error),
         }
     }
@@ -100,8 +96,6 @@ pub(super) trait Store: Sized + Hours + Waiting {
     const DEFERRING_BYTES: Option<usize> = None;
     /// Connects, makes the tables if `migrate` is set, and checks that they fit.
     async fn connect(settings: &Settings) -> Result<Self, StoreError>;
-    /// Checks again that the tables fit and that the user may write them, in a transaction.
-    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError>;
     /// The foreign keys that can be asked before a row is written there.
     fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey>;
     /// The saved position, in or outside of a transaction.

@@ -100,17 +100,13 @@ impl Store for PostgresStore {
         if settings.migrate {
             store.migrate(&settings.destinations).await?;
         }
-        store.check_tables(&settings.destinations).await?;
+        store.check(&settings.destinations).await?;
         for destination in &settings.destinations {
             let keys = store.read_foreign_keys(destination.rows.name).await?;
             store.foreign_keys.push((destination.rows.name, keys));
         }
         store.commit().await?;
         Ok(store)
-    }
-
-    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
-        self.check_tables(destinations).await
     }
 
     fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey> {
@@ -483,8 +479,8 @@ fn error(error: sqlx::Error) -> StoreError {
             column: refused_column(database),
             reason,
         },
-        // A privilege is missing, or row-level security rejects a row.
-        "42501" => StoreError::Denied(reason),
+        // Row-level security rejects a row: of the same code as a privilege that is missing, which is no row's fault.
+        "42501" if database.routine() == Some("ExecWithCheckOptions") => StoreError::Refused { reason, column: None },
         _ => match code.get(..2).unwrap_or_default() {
             // Syntax error or access rule violation, feature not supported, invalid schema or catalog name.
             "42" | "0A" | "3D" | "3F" => StoreError::Misfit(reason),

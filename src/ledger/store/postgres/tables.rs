@@ -43,7 +43,7 @@ impl PostgresStore {
             .map_err(error)
     }
 
-    pub(super) async fn check_tables(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
+    pub(super) async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
         for (table, needed) in schema::needed(destinations) {
             let name = self.names.of(table);

@@ -90,16 +90,12 @@ impl Store for SqliteStore {
         if settings.migrate {
             store.migrate(&settings.destinations).await?;
         }
-        store.check_tables(&settings.destinations).await?;
+        store.check(&settings.destinations).await?;
         for destination in &settings.destinations {
             let keys = store.read_foreign_keys(destination.rows.name).await?;
             store.foreign_keys.push((destination.rows.name, keys));
         }
         Ok(store)
-    }
-
-    async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
-        self.check_tables(destinations).await
     }
 
     fn foreign_keys(&self, of: &'static Destination) -> Vec<ForeignKey> {

@@ -89,7 +89,7 @@ impl SqliteStore {
     }
 
     /// Whether the tables are what is needed.
-    pub(super) async fn check_tables(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
+    pub(super) async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
         for (table, mut columns) in schema::needed(destinations) {
             if table == CONTEXT.name {
