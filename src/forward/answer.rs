@@ -100,13 +100,14 @@ impl Answer {
 
     /// The backend has enough for now, or says when it wants to be asked again.
     pub(super) fn asks_for_pause(&self) -> bool {
-        self.verdict == Verdict::OverQuota || self.retry_after.is_some()
+        self.verdict == Verdict::OverQuota || self.retry_after.is_some_and(|wait| !wait.is_zero())
     }
 
-    /// It cannot be the fault of what was sent: the backend asks for a pause, or was not reached.
+    /// It cannot be the fault of what was sent: the backend has enough for now, or was not reached. A failure with the advice
+    /// to come again may well be: there are proxies that give it with every failure.
     pub(super) fn blames_no_content(&self) -> bool {
         let was_reached = self.verdict != Verdict::Transient || self.cure != "endpoint";
-        self.asks_for_pause() || !was_reached
+        self.verdict == Verdict::OverQuota || !was_reached
     }
 
     fn with_cure(self, cure: &'static str) -> Answer {
@@ -148,12 +149,18 @@ impl HttpAnswer<'_> {
         (200..300).contains(&self.status)
     }
 
-    /// A success with a page for people: it comes from a web server that took nothing.
+    /// A success with a page for people: it comes from a web server that took nothing. The content type alone says little: it
+    /// is what some frameworks give to an `ok`.
     fn is_web_page(&self) -> bool {
-        let html = b"text/html";
-        let begin = self.content_type.as_bytes().get(..html.len());
-        self.is_success() && begin.is_some_and(|begin| begin.eq_ignore_ascii_case(html))
+        let body = self.body.trim_ascii_start();
+        let is_html = starts_with(body, b"<!doctype html") || starts_with(body, b"<html");
+        self.is_success() && starts_with(self.content_type.as_bytes(), b"text/html") && is_html
     }
+}
+
+fn starts_with(text: &[u8], begin: &[u8]) -> bool {
+    text.get(..begin.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(begin))
 }
 
 fn web_page(status: u16) -> Answer {
@@ -390,6 +397,9 @@ mod tests {
                 assert_eq!((answer.verdict, answer.cure), (Verdict::Curable, "endpoint"));
                 assert!(answer.reason.contains("web page"), "{}", answer.reason);
             }
+            let accepted = HttpAnswer { body: b"ok", ..answer };
+            let accepted = classify_http(accepted, SystemTime::UNIX_EPOCH);
+            assert_eq!(accepted.verdict, Verdict::Delivered, "as some frameworks answer");
         }
     }
 

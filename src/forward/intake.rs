@@ -23,8 +23,8 @@ use crate::otlp::Encoding;
 /// Records read at once.
 const BATCH: usize = 1024;
 
-/// How little of what was read is little.
-const LITTLE: usize = 4;
+/// How little of what was read is little: so many times as much as what is sent may be held for it.
+pub(super) const LITTLE: usize = 2;
 
 /// Bytes over which that is looked at: what came before them counts for half.
 const SHARE_OF: usize = 16 << 20;

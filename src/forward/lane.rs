@@ -324,7 +324,8 @@ impl Lane {
             Verdict::Transient | Verdict::TimedOut | Verdict::Unclear
         );
         let works_otherwise = self.delivered > 0 && !self.failed_since_delivery;
-        is_passing && !answer.blames_no_content() && works_otherwise && !ticket.is_probe && self.gate.is_open()
+        let says_nothing = !answer.blames_no_content() && !answer.asks_for_pause();
+        is_passing && says_nothing && works_otherwise && !ticket.is_probe && self.gate.is_open()
     }
 
     /// The backend is in trouble, or wants to be left alone.
@@ -371,7 +372,7 @@ impl Lane {
             history.not_before = Some(now + retry.delay(failures, answer.retry_after, random));
         }
         self.failed_since_delivery = true;
-        let notice = if is_suspicious {
+        let notice = if is_suspicious && !answer.asks_for_pause() {
             if ticket.is_probe {
                 self.gate.inconclusive();
             }
@@ -387,17 +388,18 @@ impl Lane {
         }
         let is_large = parcel.size > SMALLEST_TO_DIVIDE;
         let divided = match answer.verdict {
-            _ if answer.asks_for_pause() => Err(parcel),
-            Verdict::Unclear if suspicion >= SUSPICIONS_TO_REFUSE => {
+            Verdict::Unclear if suspicion >= SUSPICIONS_TO_REFUSE && !answer.asks_for_pause() => {
                 return (self.refused(parcel, Parcel::ungroup, answer.reason.clone()), notice);
             }
-            Verdict::Transient | Verdict::TimedOut if is_suspicious && was_suspect_for_long => {
+            Verdict::Transient | Verdict::TimedOut | Verdict::Unclear if is_suspicious && was_suspect_for_long => {
                 let reason = format!(
                     "{}; it failed {failures} times, {suspicion} of them although others were taken meanwhile",
                     answer.reason
                 );
                 return (self.refused(parcel, Parcel::divide, reason), notice);
             }
+            // More and smaller requests are no pause.
+            _ if answer.asks_for_pause() => Err(parcel),
             Verdict::TimedOut if failures >= FAILURES_TO_DIVIDE && is_large => {
                 self.loader.too_slow(parcel.size);
                 self.take_apart(parcel, Parcel::divide)

@@ -280,8 +280,8 @@ impl ExporterOptions {
     pub fn memory_bound(&self) -> usize {
         // As it waited, joined, and encoded.
         let under_way = 3 * super::MAX_BYTES_IN_FLIGHT.max(self.max_request_size);
-        // What waits to be sent, and what was taken in when there was still room.
-        let ready = (super::READ_AHEAD + 1) * self.max_request_size;
+        // What waits to be sent, and what was taken in when there was still room; with what lies beside it in memory.
+        let ready = super::intake::LITTLE * (super::READ_AHEAD + 1) * self.max_request_size;
         // The rest of the batch it was of, as received and decoded.
         let batch = (1 + super::READ_AHEAD) * self.max_request_size;
         let written = match self.protocol {

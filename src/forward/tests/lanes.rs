@@ -174,7 +174,7 @@ fn one_failure_of_a_backend_that_works_holds_up_only_the_request_that_failed() {
 }
 
 #[test]
-fn an_answer_that_asks_for_a_pause_blames_no_content_and_closes_the_gate_for_that_time() {
+fn an_answer_that_asks_for_a_pause_takes_nothing_apart_and_closes_the_gate_for_that_time() {
     let pause = Some(Duration::from_secs(10));
     for (verdict, retry_after, least) in [
         (Verdict::OverQuota, None, Duration::from_millis(500)),
@@ -194,7 +194,10 @@ fn an_answer_that_asks_for_a_pause_blames_no_content_and_closes_the_gate_for_tha
         answered(&mut lane, now, first, Verdict::Delivered);
         // Others are taken after each of its failures.
         for round in 1..=10 {
-            let joined = lane.next(now).unwrap();
+            let joined = lane.next(now).unwrap_or_else(|| {
+                now = lane.wake_at(now).unwrap();
+                lane.next(now).unwrap()
+            });
             assert_eq!(joined.0.parts.len(), 16, "it stays joined");
             assert!(matches!(answered_by(&mut lane, now, joined, &answer), Outcome::Waits));
             assert_eq!(lane.trouble(), Some(&answer), "round {round}");
@@ -284,10 +287,21 @@ fn a_request_that_never_reached_the_backend_is_no_suspect() {
 
 #[test]
 fn a_request_that_fails_for_ten_minutes_while_others_are_taken_is_set_aside_and_the_reason_says_so() {
-    for verdict in [Verdict::Transient, Verdict::TimedOut] {
+    let advised = Some(Duration::from_secs(5));
+    for (verdict, retry_after) in [
+        (Verdict::Transient, None),
+        (Verdict::TimedOut, None),
+        // There are proxies that give this advice with every failure.
+        (Verdict::Transient, advised),
+        (Verdict::Unclear, advised),
+    ] {
         let mut lane = lane(&unmerged());
         let began = Instant::now();
-        let (now, aside) = make_suspect(&mut lane, 1000, &Answer::new(verdict, "reset"));
+        let answer = Answer {
+            retry_after,
+            ..Answer::new(verdict, "reset")
+        };
+        let (now, aside) = make_suspect(&mut lane, 1000, &answer);
         let aside = aside.expect("it is set aside");
         assert!(aside.history.suspicion >= 20 && now - began >= Duration::from_secs(600));
         assert!(now - began < Duration::from_secs(1200), "{:?}", now - began);
