@@ -9,9 +9,10 @@ use spanledger::cli::{Cli, commands};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Otherwise it keeps freed memory for a second: under overload, twice the memory.
+/// It keeps freed memory for some milliseconds: giving it back at once costs 5 to 10 % in page faults, keeping it for a second
+/// takes twice the memory under overload.
 #[cfg(unix)]
-const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "0");
+const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "1");
 
 /// Pages of 2 MiB are for bodies alone, which ask for them. Where the system gives them to all memory that is large enough, it
 /// is to give them to none: one such page for some bytes here and some bytes there is twice the memory too.
