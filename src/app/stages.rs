@@ -188,9 +188,17 @@ impl Stages {
     }
 
     /// Makes those stages anew that are to be made of something else now. What takes a restart stays as it is: which
-    /// exporters there are, and where the rows go.
+    /// exporters there are, where the rows go, and where everything is kept.
     pub(super) fn replace(&self, plan: Plan) {
-        replace(&self.wanted.meter, plan.meter);
+        let directory = self.wanted.meter.borrow().options.directory.clone();
+        let meter = MeterPlan {
+            options: MeterOptions {
+                directory,
+                ..plan.meter.options
+            },
+            ..plan.meter
+        };
+        replace(&self.wanted.meter, meter);
         let ledger = self.wanted.ledger.borrow().clone();
         let ledger = LedgerOptions {
             url: ledger.url,
@@ -204,6 +212,12 @@ impl Stages {
         replace(&self.wanted.ledger, ledger);
         for (name, setup) in plan.exporters {
             if let Some(wanted) = self.wanted.exporters.get(&name) {
+                let present = wanted.borrow().clone();
+                let setup = forward::Setup {
+                    name: setup.name,
+                    options: setup.options,
+                    ..present
+                };
                 replace(wanted, setup);
             }
         }

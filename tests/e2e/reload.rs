@@ -103,6 +103,7 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
     assert_eq!(delivered.headers["x-key"], "first");
 
     let rules = setup.write("rules.yaml", RULES);
+    let elsewhere = rules.with_file_name("elsewhere");
     let setup = setup
         .set("receivers.otlp.auth.bearer_tokens", json!(["second"]))
         .set("api.auth.bearer_tokens", json!(["second"]))
@@ -113,6 +114,7 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
         .set("metrics.const_labels", json!({"zone": "eu"}))
         .set("telemetry.logs.level", "debug")
         .set("journal.retain", "2h")
+        .set("journal.directory", elsewhere.to_str().unwrap())
         .set("exporters.otlp/new.endpoint", other_sink.url());
     setup.config();
     reloaded(&program, READ_AGAIN, 1).await;
@@ -129,7 +131,7 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
         .await;
     }
     let log = program.log();
-    for key in ["journal.retain", "exporters.otlp/new.endpoint"] {
+    for key in ["journal.retain", "journal.directory", "exporters.otlp/new.endpoint"] {
         let named = log
             .lines()
             .any(|line| line.contains("takes effect after a restart") && line.contains(&format!("\"{key}\"")));
@@ -138,6 +140,7 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
     for secret in ["\"first\"", "\"second\""] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+    assert!(!elsewhere.exists(), "what takes a restart stays where it is");
 
     // Tokens.
     assert_eq!(send(&program, "first", &execution(&mut random, "never", 0)).await, 401);
@@ -193,6 +196,8 @@ async fn sighup_applies_what_it_can_to_the_running_program_and_names_what_takes_
     let before = program.scrape().await.derived();
     let (status, log) = program.terminate().await;
     assert_eq!(status.code(), Some(0), "{log}");
+    let journal = setup.path("journal");
+    let setup = setup.set("journal.directory", journal.to_str().unwrap());
     let program = setup.start().await;
     assert_eq!(program.scrape().await.derived(), before);
     assert_eq!(rows::read(&setup.database()).await.unwrap(), found);
