@@ -107,7 +107,8 @@ pub fn expand_text(text: &str, environment: &dyn Environment, notes: &mut Notes)
         } else if let Some(after) = after.strip_prefix('{') {
             let (reference, after) = after
                 .split_once('}')
-                .ok_or_else(|| format!("`${{` without a closing brace in `{text}`"))?;
+                // Not the text: it may be a password.
+                .ok_or("`${` without a closing brace; write $${ for these characters themselves")?;
             out.push_str(&resolve(reference, environment, notes)?);
             rest = after;
         } else {
@@ -128,8 +129,10 @@ fn resolve(reference: &str, environment: &dyn Environment, notes: &mut Notes) ->
         return Ok(content.trim_end_matches(['\n', '\r']).to_owned());
     }
     let Some(reference) = reference.strip_prefix("env:") else {
+        // Without a scheme it may be a part of a password.
+        let scheme = reference.split_once(':').map_or("...", |(scheme, _)| scheme);
         return Err(format!(
-            "`${{{reference}}}` is not known; write ${{env:NAME}}, ${{file:PATH}}, or $$ for a dollar"
+            "`${{{scheme}}}` is not known; write ${{env:NAME}}, ${{file:PATH}}, or $$ for a dollar"
         ));
     };
     let (name, default) = match reference.split_once(":-") {
@@ -199,6 +202,9 @@ pub(crate) mod tests {
     fn what_cannot_be_resolved_is_a_mistake_that_says_what_to_write() {
         assert!(expanded("${HOST}").unwrap_err().contains("write ${env:NAME}"));
         assert!(expanded("${env:HOST").unwrap_err().contains("without a closing brace"));
+        for password in ["ab${s3cret", "ab${s3cret}ef"] {
+            assert!(!expanded(password).unwrap_err().contains("s3cret"));
+        }
         assert!(expanded("${file:/nope}").unwrap_err().contains("cannot read"));
     }
 }

@@ -157,6 +157,8 @@ fn without_credentials(text: &str) -> String {
         path
     };
     match authority.rsplit_once('@') {
+        // The last `@` was one of the query.
+        Some(_) if authority.to_ascii_lowercase().contains("password=") => format!("{scheme}://{REDACTED}"),
         Some((user, host)) => {
             let user = user.split(':').next().unwrap_or_default();
             format!("{scheme}://{user}:{REDACTED}@{host}{path}")
@@ -217,6 +219,10 @@ mod tests {
             without_credentials("postgres://h/d?password=x"),
             "postgres://h[redacted]"
         );
+        for query in ["user=a@srv&password=x", "password=x&user=a@srv"] {
+            let url = format!("postgres://h/d?{query}");
+            assert_eq!(without_credentials(&url), "postgres://[redacted]");
+        }
         assert_eq!(without_credentials("sqlite:./x.db"), "sqlite:./x.db");
         assert_eq!(
             without_credentials("postgres://u:p/a@ss?x@h/d"),
