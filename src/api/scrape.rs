@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -19,6 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::listen::Body;
 use crate::meter::{ExpositionFormat, MeterHandle, Rendering, SCRAPES_AT_ONCE};
 use crate::telemetry::OwnMetrics;
+
+/// How long one scrape may take.
+const TURN: Duration = Duration::from_secs(60);
 
 /// Bytes of text that are made at a time, for a tenth of a millisecond.
 const PIECE: usize = 64 << 10;
@@ -71,6 +74,7 @@ impl ScrapeEndpoint {
                     rendering: self.meter.rendering(format, self.own.render()),
                     // The fastest level: Prometheus sits in the same network, and scrapes shall not disturb ingest.
                     gzip: is_compressed.then(|| GzEncoder::new(Vec::new(), Compression::fast())),
+                    until: Instant::now() + TURN,
                     _turn: turn,
                 }),
                 _ => return later("other scrapes are under way, and are not taken by who asked for them\n"),
@@ -91,6 +95,8 @@ impl ScrapeEndpoint {
 struct Exposition {
     rendering: Rendering,
     gzip: Option<GzEncoder<Vec<u8>>>,
+    /// Whoever takes it more slowly keeps others waiting.
+    until: Instant,
     _turn: OwnedSemaphorePermit,
 }
 
@@ -119,6 +125,9 @@ impl http_body::Body for Exposition {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if Instant::now() >= self.until {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        }
         Poll::Ready(self.next_piece().map(|piece| piece.map(Frame::data)).transpose())
     }
 }

@@ -150,17 +150,16 @@ impl HttpAnswer<'_> {
     }
 
     /// A success with a page for people: it comes from a web server that took nothing. The content type alone says little: it
-    /// is what some frameworks give to an `ok`.
+    /// is what some frameworks give to an `ok`. Pages begin in many ways, but with a tag.
     fn is_web_page(&self) -> bool {
-        let body = self.body.trim_ascii_start();
-        let is_html = starts_with(body, b"<!doctype html") || starts_with(body, b"<html");
-        self.is_success() && starts_with(self.content_type.as_bytes(), b"text/html") && is_html
+        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+        const HTML: &[u8] = b"text/html";
+        let content_type = self.content_type.as_bytes().get(..HTML.len());
+        let body = self.body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(self.body);
+        self.is_success()
+            && content_type.is_some_and(|content_type| content_type.eq_ignore_ascii_case(HTML))
+            && body.trim_ascii_start().starts_with(b"<")
     }
-}
-
-fn starts_with(text: &[u8], begin: &[u8]) -> bool {
-    text.get(..begin.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(begin))
 }
 
 fn web_page(status: u16) -> Answer {
@@ -396,6 +395,10 @@ mod tests {
             ] {
                 assert_eq!((answer.verdict, answer.cure), (Verdict::Curable, "endpoint"));
                 assert!(answer.reason.contains("web page"), "{}", answer.reason);
+            }
+            for body in [b"\n <!-- login --><html>".as_slice(), b"\xef\xbb\xbf<head>"] {
+                let page = classify_http(HttpAnswer { body, ..answer }, SystemTime::UNIX_EPOCH);
+                assert_eq!(page.verdict, Verdict::Curable);
             }
             let accepted = HttpAnswer { body: b"ok", ..answer };
             let accepted = classify_http(accepted, SystemTime::UNIX_EPOCH);

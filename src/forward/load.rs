@@ -12,7 +12,7 @@ use crate::otlp::{DecodeError, Encoding, Signal, decompress};
 /// No record decodes to more: the receiver refused anything over its own, smaller limit.
 pub(super) const DECODED_LIMIT: usize = 1 << 30;
 
-/// A record made ready for the [`Loader`].
+/// A record made ready for the [`Loader`](super::parcel::Loader).
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) signal: Signal,
