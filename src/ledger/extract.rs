@@ -194,7 +194,7 @@ impl Extractor {
             },
             Kind::Runtime => Role::Runtime(Box::new(Runtime {
                 exit_code: self.integer(seen.family.exit_code),
-                memory_mb: self.whole_quantity(seen.family.memory_mb),
+                memory_mb: self.integer(seen.family.memory_mb),
                 alone: self.standalone.then(|| self.alone(span, seen, resource, at)),
             })),
             Kind::Tool => Role::Tool {
@@ -265,7 +265,7 @@ impl Extractor {
         let created_at = self.oddities.end_time(end, received_at);
         // A span whose times make no sense has no duration either.
         let by_times = (created_at == end && start > 0 && end >= start).then(|| (end - start) as f64 / 1e6);
-        let duration = self.quantity(seen.duration_ms).or(by_times);
+        let duration = number(seen.duration_ms).or(by_times);
         let error = match verdict.error {
             Some((text, source)) => self.error_text(text).map(|text| (text, source)),
             None => None,
@@ -284,11 +284,11 @@ impl Extractor {
             runtime: self.text(seen.runtime),
             language: self.text(seen.language),
             duration_ms: duration.and_then(|duration| self.oddities.integer(duration)),
-            memory_mb: self.whole_quantity(seen.memory_mb),
+            memory_mb: self.integer(seen.memory_mb),
             exit_code: self.integer(seen.exit_code),
             success: verdict.success,
             error,
-            tokens_used: self.whole_quantity(seen.tokens_used),
+            tokens_used: self.integer(seen.tokens_used),
             validation_passed: if output_passed == Some(false) {
                 Some(false)
             } else {
@@ -316,16 +316,11 @@ impl Extractor {
     }
 
     pub(super) fn integer(&mut self, value: Option<AnyValue<'_>>) -> Option<i32> {
-        self.oddities.integer(value?.as_f64()?)
+        self.oddities.integer(number(value)?)
     }
 
     pub(super) fn quantity(&mut self, value: Option<AnyValue<'_>>) -> Option<f64> {
         self.oddities.quantity(value?.as_f64()?)
-    }
-
-    pub(super) fn whole_quantity(&mut self, value: Option<AnyValue<'_>>) -> Option<i32> {
-        let number = self.quantity(value)?;
-        self.oddities.integer(number)
     }
 
     /// Redacted before it is cut: a secret cut in half would no longer be recognised.
@@ -406,6 +401,10 @@ fn facts(span: &Span<'_>, told: Told, received_at: u64) -> Option<Facts> {
         received_at,
         told,
     })
+}
+
+pub(super) fn number(value: Option<AnyValue<'_>>) -> Option<f64> {
+    value?.as_f64().filter(|number| !number.is_nan())
 }
 
 /// Ids are text, but some executors send numbers.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::extract::Extractor;
+use super::extract::{Extractor, number};
 use super::facts::{Role, Tenant, Told};
 use super::row::Oddities;
 use crate::otlp::trace::Span;
@@ -235,7 +235,7 @@ impl Extractor {
         let (start, end) = (span.start_unix_nano(), span.end_unix_nano());
         let created_at = self.oddities.end_time(end, received_at);
         let by_times = (created_at == end).then(|| duration_ms(start, end)).flatten();
-        let latency = self.quantity(seen.latency_ms).or(by_times);
+        let latency = number(seen.latency_ms).or(by_times);
         let status = SpanStatus::from_code(span.status_code());
         let said = seen.status.and_then(|status| status.as_str()).unwrap_or_default();
         let success = match said {
@@ -253,8 +253,8 @@ impl Extractor {
             .and_then(|error| error.as_str())
             .filter(|error| !error.is_empty());
         let error = self.error_text(error.unwrap_or(message));
-        let input_tokens = self.whole_quantity(seen.input_tokens);
-        let output_tokens = self.whole_quantity(seen.output_tokens);
+        let input_tokens = self.integer(seen.input_tokens);
+        let output_tokens = self.integer(seen.output_tokens);
         let sum = input_tokens
             .zip(output_tokens)
             .map(|(input, output)| input.saturating_add(output));
@@ -278,7 +278,7 @@ impl Extractor {
             model: self.text(seen.model),
             input_tokens,
             output_tokens,
-            total_tokens: self.whole_quantity(seen.tokens).or(sum),
+            total_tokens: self.integer(seen.tokens).or(sum),
             cost_cents: cost_cents.and_then(|cents| self.oddities.integer(cents)),
             cost_usd: cost_usd.map(|usd| usd_of(&mut self.oddities, usd)),
             input: None,

@@ -3,7 +3,7 @@
 //! # Rules for values
 //!
 //! * `""` is NULL, and `unknown` for `runtime` and `language`, which may not be NULL; `0` and `false` are values.
-//! * Durations, sizes, tokens and costs that are negative or without end are as good as not given, as for the metrics.
+//! * A cost that is negative or without end is as good as not given, as for the metrics: it would spoil every sum it is in.
 //! * Fractions are rounded half away from zero; what does not fit 32 bits is clamped, and counted in [`Oddities`].
 //! * NUL characters are removed: PostgreSQL cannot hold them.
 //! * Error text is cut at [`ERROR_LIMIT`] bytes, other text at [`TEXT_LIMIT`], on a character boundary.
@@ -227,7 +227,7 @@ pub struct Oddities {
     pub end_times: u64,
     /// Texts from which NUL characters were removed.
     pub nul: u64,
-    /// Durations, sizes, tokens and costs that cannot be: negative, infinite, or over 2^53.
+    /// Costs that cannot be: negative, infinite, or over 2^53.
     pub impossible: u64,
 }
 

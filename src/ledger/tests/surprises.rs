@@ -203,7 +203,7 @@ fn text_of_any_length_is_cut_to_what_an_index_of_postgresql_holds() {
 
 /// JavaScript makes a negative duration of a clock that was set back, and infinity of a division by zero.
 #[test]
-fn durations_sizes_and_costs_that_cannot_be_are_as_good_as_not_given_in_rows_and_metrics() {
+fn numbers_that_cannot_be_end_in_no_sum_and_change_no_outcome_in_rows_and_metrics() {
     for impossible in [-5.0, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
         let run = execution(1, 1, 100, 150).all([
             ("code.success", V::B(false)),
