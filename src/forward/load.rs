@@ -7,7 +7,7 @@ use super::parcel::Part;
 use crate::egress::{self, Decided, Policy, Workspace};
 use crate::journal::Record;
 use crate::otlp::wire::Broken;
-use crate::otlp::{DecodeError, Encoding, Signal, decompress};
+use crate::otlp::{DecodeError, Encoding, Signal};
 
 /// No record decodes to more: the receiver refused anything over its own, smaller limit.
 pub(super) const DECODED_LIMIT: usize = 1 << 30;
@@ -138,10 +138,7 @@ impl Load {
 
 /// The body without its content encoding.
 pub(super) fn decoded(record: &Record) -> Result<Bytes, DecodeError> {
-    match record.decoded() {
-        Some(decoded) => Ok(decoded.clone()),
-        None => decompress(record.encoding, &record.body, DECODED_LIMIT),
-    }
+    record.decode(DECODED_LIMIT)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::Entry;
 use super::dedup::Digest;
 use super::disk::BLOCK;
 use crate::checksum;
-use crate::otlp::{Encoding, NotedSpans, Signal};
+use crate::otlp::{DecodeError, Encoding, NotedSpans, Signal, decompress};
 
 /// Length of the header.
 pub(super) const HEADER: usize = 72;
@@ -225,6 +225,18 @@ impl Record {
         match self.encoding {
             Encoding::Identity => Some(&self.body),
             _ => self.decoded.as_ref(),
+        }
+    }
+
+    /// The body without compression, decompressed up to `limit` bytes where the receiver's copy is no longer at hand.
+    ///
+    /// # Errors
+    ///
+    /// It is longer, or damaged: its receiver had decompressed it.
+    pub fn decode(&self, limit: usize) -> Result<Bytes, DecodeError> {
+        match self.decoded() {
+            Some(decoded) => Ok(decoded.clone()),
+            None => decompress(self.encoding, &self.body, limit),
         }
     }
 

@@ -6,12 +6,12 @@
 
 use std::collections::VecDeque;
 
-use super::extract::{Extractor, Room, Taking};
+use super::extract::{Extractor, Limit, Taking};
 use super::facts::Facts;
 use super::row::Oddities;
 use super::store::Store;
 use crate::journal::{Position, Reader, Record};
-use crate::otlp::{NotedSpans, Signal, TraceRequest, decompress};
+use crate::otlp::{NotedSpans, Signal, TraceRequest};
 
 /// What one batch that has its own transaction takes beside [`Store::DECODED_BYTES`], which are some 22,000 spans as executors
 /// send them in PostgreSQL and two thirds more in SQLite.
@@ -46,28 +46,9 @@ pub(super) struct Noticed {
 
 impl std::ops::AddAssign for Noticed {
     fn add_assign(&mut self, other: Noticed) {
-        let Oddities {
-            clamped,
-            cut,
-            end_times,
-            nul,
-            impossible,
-        } = other.oddities;
-        self.oddities.clamped += clamped;
-        self.oddities.cut += cut;
-        self.oddities.end_times += end_times;
-        self.oddities.nul += nul;
-        self.oddities.impossible += impossible;
+        self.oddities += other.oddities;
         self.unreadable += other.unreadable;
     }
-}
-
-/// What one batch may have.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limit {
-    /// See [`Store::DECODED_BYTES`] and [`Store::DEFERRING_BYTES`].
-    pub(super) bytes: usize,
-    pub(super) facts: usize,
 }
 
 impl Limit {
@@ -117,16 +98,13 @@ impl Begun {
         if noted.as_ref().is_some_and(NotedSpans::is_empty) {
             return None;
         }
-        let body = match record.decoded() {
-            Some(body) => body.clone(),
-            None => match decompress(record.encoding, &record.body, DECODED_LIMIT) {
-                Ok(body) => body,
-                Err(error) => {
-                    noticed.unreadable += 1;
-                    tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
-                    return None;
-                }
-            },
+        let body = match record.decode(DECODED_LIMIT) {
+            Ok(body) => body,
+            Err(error) => {
+                noticed.unreadable += 1;
+                tracing::error!(sequence = record.sequence, %error, "a record cannot be decoded");
+                return None;
+            }
         };
         Some(Begun {
             sequence: record.sequence,
@@ -206,11 +184,11 @@ impl Ahead {
             received_at: begun.received_at,
             done: begun.done,
         };
-        let room = Room {
+        let left = Limit {
             facts: limit.facts - before,
             bytes: limit.bytes - self.decoded,
         };
-        let taken = extractor.take(&taking, room, &mut self.facts);
+        let taken = extractor.take(&taking, left, &mut self.facts);
         self.noticed += Noticed {
             oddities: std::mem::take(&mut extractor.oddities),
             unreadable: 0,

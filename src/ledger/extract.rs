@@ -72,17 +72,17 @@ pub struct Extractor {
     pub oddities: Oddities,
 }
 
-/// How much is to be taken out of a request at once.
+/// How much is taken out of requests at once, by a part of one or by a batch of many.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct Limit {
     /// Facts.
     pub(super) facts: usize,
-    /// Bytes of the spans that they are from.
+    /// Bytes of the spans or requests that they are from.
     pub(super) bytes: usize,
 }
 
-impl Room {
-    const UNLIMITED: Room = Room {
+impl Limit {
+    const NONE: Limit = Limit {
         facts: usize::MAX,
         bytes: usize::MAX,
     };
@@ -125,17 +125,17 @@ impl Extractor {
             received_at,
             done: 0,
         };
-        self.take(&taking, Room::UNLIMITED, facts);
+        self.take(&taking, Limit::NONE, facts);
     }
 
-    /// Appends what spans tell, until there is no more or `room` is used up.
-    pub(super) fn take(&mut self, taking: &Taking<'_>, room: Room, facts: &mut Vec<Facts>) -> Taken {
+    /// Appends what spans tell, until there is no more or `limit` is reached.
+    pub(super) fn take(&mut self, taking: &Taking<'_>, limit: Limit, facts: &mut Vec<Facts>) -> Taken {
         let mut part = Part {
             extractor: self,
             seen: Seen::default(),
-            room: Room {
-                facts: facts.len().saturating_add(room.facts),
-                ..room
+            limit: Limit {
+                facts: facts.len().saturating_add(limit.facts),
+                ..limit
             },
             facts,
             skip: taking.done,
@@ -329,12 +329,12 @@ impl Extractor {
     }
 }
 
-/// One pass over a request, as far as there is room.
+/// One pass over a request, up to a limit.
 struct Part<'p, 'a> {
     extractor: &'p mut Extractor,
     seen: Seen<'a>,
     facts: &'p mut Vec<Facts>,
-    room: Room,
+    limit: Limit,
     /// Spans that were looked at in an earlier part.
     skip: usize,
     looked_at: usize,
@@ -362,7 +362,7 @@ impl<'a> Part<'_, 'a> {
         true
     }
 
-    /// False if there is no room for it.
+    /// False if the limit is reached.
     #[inline(always)]
     fn span(
         &mut self,
@@ -375,7 +375,7 @@ impl<'a> Part<'_, 'a> {
             self.looked_at += 1;
             return true;
         }
-        if self.facts.len() >= self.room.facts || self.bytes >= self.room.bytes {
+        if self.facts.len() >= self.limit.facts || self.bytes >= self.limit.bytes {
             return false;
         }
         self.looked_at += 1;

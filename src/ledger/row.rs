@@ -231,6 +231,23 @@ pub struct Oddities {
     pub impossible: u64,
 }
 
+impl std::ops::AddAssign for Oddities {
+    fn add_assign(&mut self, other: Oddities) {
+        let Oddities {
+            clamped,
+            cut,
+            end_times,
+            nul,
+            impossible,
+        } = other;
+        self.clamped += clamped;
+        self.cut += cut;
+        self.end_times += end_times;
+        self.nul += nul;
+        self.impossible += impossible;
+    }
+}
+
 impl Oddities {
     /// `text` as a column can hold it: without NUL, not too long, and nothing at all when empty.
     pub fn text(&mut self, text: &str) -> Option<String> {

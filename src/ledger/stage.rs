@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::{Ahead, Limit};
+use super::ahead::Ahead;
 use super::commit::{Applied, Batch, apply, apply_among_others, end};
-use super::extract::Extractor;
+use super::extract::{Extractor, Limit};
 use super::facts::Facts;
 use super::meters::Meters;
 use super::pace::{Backoff, LONGEST_WAIT, Pace, TURN_OF_OTHERS, is_worth_telling};

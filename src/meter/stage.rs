@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::unix_nanos;
 use crate::journal::{Entry, Position, ReadError, Reader, Record};
-use crate::otlp::{Encoding, Signal, TraceRequest, decompress};
+use crate::otlp::{Encoding, Signal, TraceRequest};
 use crate::rules::Catalogue;
 use crate::rules::matcher::{Matcher, Workspace};
 use crate::telemetry::Heartbeat;
@@ -295,10 +295,7 @@ impl Meter {
         if record.signal != Signal::Traces {
             return None;
         }
-        if let Some(decoded) = record.decoded() {
-            return Some(TraceRequest::trusted(decoded.clone()));
-        }
-        match decompress(record.encoding, &record.body, UNLIMITED) {
+        match record.decode(UNLIMITED) {
             Ok(decoded) => Some(TraceRequest::trusted(decoded)),
             Err(error) => {
                 self.meters.unreadable_records.increment(1);

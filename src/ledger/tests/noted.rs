@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::ledger::extract::{Extractor, Room, Taking};
+use crate::ledger::extract::{Extractor, Limit, Taking};
 use crate::otlp::TraceRequest;
 use crate::otlp::schema::TRACE_REQUEST;
 use crate::otlp::tests::for_seeds;
@@ -79,13 +79,13 @@ fn what_was_noted_at_the_door_tells_all_that_the_request_tells_however_it_is_wri
                 };
                 extractor.oddities = Default::default();
                 loop {
-                    let room = Room {
+                    let limit = Limit {
                         facts: generator.rng.usize(1..4),
                         bytes: generator.rng.usize(1..2_000),
                     };
                     let before = parts.len();
-                    let taken = extractor.take(&taking, room, &mut parts);
-                    assert!(parts.len() - before <= room.facts);
+                    let taken = extractor.take(&taking, limit, &mut parts);
+                    assert!(parts.len() - before <= limit.facts);
                     let Some(done) = taken.rest else { break };
                     assert!(done > taking.done);
                     taking.done = done;

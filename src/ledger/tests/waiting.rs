@@ -78,6 +78,17 @@ async fn what_others_wrote_is_found_whatever_was_rolled_back_before(database: Da
     }
 }
 
+/// Lets all wait, and loads what waits with the first of them, in a transaction that goes on.
+async fn loaded(session: &mut Session, all: &[Facts]) -> (Vec<Facts>, Room) {
+    begin(session).await;
+    wait(session, all).await;
+    commit(session).await;
+    begin(session).await;
+    let (keys, mut room) = (Keys::of(&all[..1]), Room::of_batch());
+    let known = with!(*session, store => store.load(&keys, &mut room).await).unwrap();
+    (known, room)
+}
+
 async fn what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice(database: Database) {
     let one = at(&[success(1, 1, 0, 1)], 0).remove(0);
     let numbered = |number: u64| {
@@ -87,12 +98,7 @@ async fn what_waits_in_a_trace_of_more_than_are_loaded_does_not_wait_twice(datab
     };
     let all: Vec<Facts> = (1..=LOAD_LIMIT as u64 + 50).map(numbered).collect();
     let mut session = database.connect().await.unwrap();
-    begin(&mut session).await;
-    wait(&mut session, &all).await;
-    commit(&mut session).await;
-    begin(&mut session).await;
-    let (keys, mut room) = (Keys::of(&all[..1]), Room::of_batch());
-    let known = with!(session, store => store.load(&keys, &mut room).await).unwrap();
+    let (known, _) = loaded(&mut session, &all).await;
     assert_eq!(known.len(), LOAD_LIMIT);
     let again: Vec<Facts> = all.iter().cloned().chain([numbered(1 << 40)]).collect();
     let again: Vec<&Facts> = again.iter().collect();
@@ -138,12 +144,7 @@ async fn of_long_texts_no_more_is_loaded_than_memory_may_hold(database: Database
     let fit = (LOAD_BYTES / one.told.to_json().len()) as u64;
     let all: Vec<Facts> = (1..=fit + 50).map(numbered).collect();
     let mut session = database.connect().await.unwrap();
-    begin(&mut session).await;
-    wait(&mut session, &all).await;
-    commit(&mut session).await;
-    begin(&mut session).await;
-    let (keys, mut room) = (Keys::of(&all[..1]), Room::of_batch());
-    let known = with!(session, store => store.load(&keys, &mut room).await).unwrap();
+    let (known, room) = loaded(&mut session, &all).await;
     assert_eq!(known.len() as u64, fit + 1);
     assert!(room.is_used_up());
     // The latest, and what was not read is in nobody's way.
