@@ -36,12 +36,16 @@ fn request(spans: u64) -> Bytes {
         ],
         ..Span::default()
     };
-    let scope_spans = vec![ScopeSpans {
+    encoded(ScopeSpans {
         spans: (0..spans).map(span).collect(),
         ..ScopeSpans::default()
-    }];
+    })
+}
+
+/// A request of one scope.
+fn encoded(scope: ScopeSpans) -> Bytes {
     let resource_spans = vec![ResourceSpans {
-        scope_spans,
+        scope_spans: vec![scope],
         ..ResourceSpans::default()
     }];
     ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
@@ -89,16 +93,11 @@ fn part_of_trace(number: usize, spans: usize) -> Bytes {
         name: "x".repeat(1000),
         ..Span::default()
     };
-    let scope_spans = vec![ScopeSpans {
+    encoded(ScopeSpans {
         spans: vec![span; spans],
         schema_url: number.to_string(),
         ..ScopeSpans::default()
-    }];
-    let resource_spans = vec![ResourceSpans {
-        scope_spans,
-        ..ResourceSpans::default()
-    }];
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
+    })
 }
 
 #[test]

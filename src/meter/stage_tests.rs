@@ -79,6 +79,16 @@ impl Bench {
         Ok(())
     }
 
+    /// One that counted a call of the tool `a`, saved that, and was killed.
+    async fn killed_after_a_checkpoint() -> Bench {
+        let mut bench = Bench::new();
+        bench.append(&request(vec![tool("a")])).await;
+        bench.count();
+        bench.save().await;
+        bench.kill();
+        bench
+    }
+
     /// What a kill -9 leaves: the files.
     fn kill(&mut self) {
         self.meter = None;
@@ -332,11 +342,7 @@ fn a_damaged_checkpoint_starts_all_metrics_anew_with_a_new_created_time_and_is_k
 #[test]
 fn a_checkpoint_that_is_whole_but_cannot_be_read_now_keeps_the_metrics_and_the_program_from_starting() {
     runtime().block_on(async {
-        let mut bench = Bench::new();
-        bench.append(&request(vec![tool("a")])).await;
-        bench.count();
-        bench.save().await;
-        bench.kill();
+        let mut bench = Bench::killed_after_a_checkpoint().await;
         let path = bench.meter_directory().join("checkpoint");
         let whole = std::fs::read(&path).unwrap();
         let mut newer = whole.clone();
@@ -406,11 +412,7 @@ fn a_new_metric_counts_what_the_journal_holds_and_the_others_count_nothing_twice
 #[test]
 fn a_metric_whose_rule_has_changed_starts_anew_and_counts_only_what_comes() {
     runtime().block_on(async {
-        let mut bench = Bench::new();
-        bench.append(&request(vec![tool("a")])).await;
-        bench.count();
-        bench.save().await;
-        bench.kill();
+        let mut bench = Bench::killed_after_a_checkpoint().await;
         let rule = "{name: runtime_tool_timeouts_total, type: counter, help: Mine., when: tool_span}";
         bench.start(with_rule(rule));
         assert_eq!(bench.value("runtime_tool_timeouts_total"), None);
@@ -448,11 +450,7 @@ fn a_help_text_may_change_and_a_lower_cap_keeps_the_series_that_are_there() {
 #[test]
 fn beside_another_journal_the_series_go_on_and_all_of_the_new_journal_is_counted() {
     runtime().block_on(async {
-        let mut bench = Bench::new();
-        bench.append(&request(vec![tool("a")])).await;
-        bench.count();
-        bench.save().await;
-        bench.kill();
+        let mut bench = Bench::killed_after_a_checkpoint().await;
         std::fs::remove_dir_all(bench.directory.path().join("journal")).unwrap();
         bench.start(Catalogue::built_in());
         assert_eq!(bench.value(TIMEOUTS), Some(1.0));
