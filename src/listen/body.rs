@@ -184,7 +184,9 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::End | Content::Trailers(_) => SizeHint::with_exact(0),
-            Content::Bytes(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Bytes(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
+            // An exact size becomes a `content-length`, which gRPC has no use for.
+            Content::Bytes(_, Some(_)) => SizeHint::default(),
             Content::Stream(stream) => stream.size_hint(),
         }
     }
@@ -225,7 +227,7 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
         let body = Body::with_trailers(Bytes::from_static(b"abc"), trailers.clone());
-        assert_eq!(body.size_hint().exact(), Some(3));
+        assert_eq!(body.size_hint().exact(), None, "it would be sent as a content-length");
         assert!(!body.is_end_stream());
         let collected = body.collect().await.unwrap();
         assert_eq!(collected.trailers(), Some(&trailers));
