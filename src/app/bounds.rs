@@ -1,6 +1,7 @@
 //! What each room may hold in memory at most, for the log at start. Beside it there are the program itself, what its
 //! connections have not read yet, and one request of the largest size while it passes through.
 
+use crate::api::query;
 use crate::forward::ExporterOptions;
 use crate::ledger;
 use crate::meter;
@@ -15,6 +16,7 @@ pub(super) struct MemoryBounds {
     meter: usize,
     ledger: usize,
     exporters: usize,
+    api: usize,
 }
 
 impl MemoryBounds {
@@ -28,6 +30,7 @@ impl MemoryBounds {
             exporters: exporters
                 .map(|(_, options)| ExporterOptions::memory_bound(options))
                 .sum(),
+            api: query::memory_bound(),
         }
     }
 
@@ -38,6 +41,7 @@ impl MemoryBounds {
             meter,
             ledger,
             exporters,
+            api,
         } = *self;
         let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
         tracing::info!(
@@ -46,7 +50,8 @@ impl MemoryBounds {
             meter = mebibytes(meter),
             ledger = mebibytes(ledger),
             exporters = mebibytes(exporters),
-            sum = mebibytes(receive + journal + meter + ledger + exporters),
+            api = mebibytes(api),
+            sum = mebibytes(receive + journal + meter + ledger + exporters + api),
             "most memory that each room may take, in MiB"
         );
     }

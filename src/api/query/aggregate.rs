@@ -3,11 +3,8 @@
 //! The database groups by duration, which is a whole number of milliseconds; what comes back is small and holds
 //! everything: the percentiles below are exact, and the same on both databases because they are made here.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
-use super::QueryError;
 use super::database::{Cell, Dialect, Kind};
 use super::packed::PackedRow;
 
@@ -58,22 +55,59 @@ pub(super) struct Aggregate {
     memory_max: Option<i64>,
     cost: f64,
     costs: u64,
-    /// How many rows took how long.
-    durations: BTreeMap<i64, u64>,
+    /// Rows with a duration, and the sum of these.
+    timed: u64,
+    duration_sum: i128,
+    /// How many rows took how long: each duration once, the shortest first.
+    durations: Vec<(i64, u64)>,
 }
+
+/// So many durations may be there several times.
+const FEW: usize = 64;
+
+/// Bytes that are set aside for each place of a duration: half as much again is taken while there come to be more of them.
+const PLACE: usize = size_of::<(i64, u64)>() * 3 / 2;
 
 /// An [`Aggregate`] in the making.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
+    /// Its durations are in no order, and some are there several times: to sort them now and then is quicker than to find
+    /// the place of each.
     aggregate: Aggregate,
-    /// Durations that are not counted yet: to sort all at the end is quicker than to find the place of each.
-    durations: Vec<i64>,
+    is_without_percentiles: bool,
 }
 
 impl Gathering {
+    /// For averages only: takes the same memory however many rows there are.
+    pub(super) fn without_percentiles() -> Gathering {
+        Gathering {
+            is_without_percentiles: true,
+            ..Gathering::default()
+        }
+    }
+
+    /// Bytes that are held beside itself.
+    pub(super) fn held(&self) -> usize {
+        self.aggregate.durations.capacity() * PLACE
+    }
+
     /// Adds what [`columns`] selected.
-    pub(super) fn add(&mut self, cells: &[Cell]) -> Result<(), QueryError> {
-        self.aggregate.add(cells)
+    pub(super) fn add(&mut self, cells: &[Cell]) {
+        let whole = |index: usize| cells.get(index).and_then(Cell::integer);
+        let count = |index: usize| whole(index).unwrap_or_default().cast_unsigned();
+        let sum = &mut self.aggregate;
+        sum.count += count(1);
+        sum.successes += count(2);
+        sum.timeouts += count(3);
+        sum.tokens = sum.tokens.saturating_add(whole(4).unwrap_or_default());
+        sum.memory_count += count(5);
+        sum.memory_sum += whole(6).unwrap_or_default();
+        sum.memory_max = sum.memory_max.max(whole(7));
+        sum.cost += cells.get(8).and_then(Cell::real).unwrap_or_default();
+        sum.costs += count(9);
+        if let Some(duration) = whole(0) {
+            self.took(duration, count(1));
+        }
     }
 
     /// Adds a row.
@@ -88,55 +122,65 @@ impl Gathering {
         sum.memory_max = sum.memory_max.max(row.memory_mb);
         sum.cost += row.cost_usd.unwrap_or_default();
         sum.costs += u64::from(row.cost_usd.is_some());
-        self.durations.extend(row.duration_ms);
+        if let Some(duration) = row.duration_ms {
+            self.took(duration, 1);
+        }
+    }
+
+    /// Adds another part of the same rows.
+    pub(super) fn absorb(&mut self, other: Aggregate) {
+        let sum = &mut self.aggregate;
+        sum.count += other.count;
+        sum.successes += other.successes;
+        sum.timeouts += other.timeouts;
+        sum.tokens = sum.tokens.saturating_add(other.tokens);
+        sum.memory_count += other.memory_count;
+        sum.memory_sum += other.memory_sum;
+        sum.memory_max = sum.memory_max.max(other.memory_max);
+        sum.cost += other.cost;
+        sum.costs += other.costs;
+        for (duration, rows) in other.durations {
+            self.took(duration, rows);
+        }
+    }
+
+    fn took(&mut self, duration: i64, rows: u64) {
+        let sum = &mut self.aggregate;
+        sum.timed += rows;
+        sum.duration_sum += i128::from(duration) * i128::from(rows);
+        if self.is_without_percentiles {
+            return;
+        }
+        let durations = &mut sum.durations;
+        if durations.len() == durations.capacity() && durations.len() >= FEW {
+            sort(durations);
+            if durations.len() > durations.capacity() / 2 {
+                durations.reserve_exact(durations.len() / 2);
+            }
+        }
+        durations.push((duration, rows));
     }
 
     /// All that was added.
     pub(super) fn finish(mut self) -> Aggregate {
-        self.durations.sort_unstable();
-        for same in self.durations.chunk_by(|a, b| a == b) {
-            *self.aggregate.durations.entry(same[0]).or_default() += same.len() as u64;
-        }
+        sort(&mut self.aggregate.durations);
         self.aggregate
     }
 }
 
+/// Each duration once, the shortest first.
+fn sort(durations: &mut Vec<(i64, u64)>) {
+    durations.sort_unstable_by_key(|(duration, _)| *duration);
+    durations.dedup_by(|same, first| {
+        let is_same = same.0 == first.0;
+        if is_same {
+            first.1 += same.1;
+        }
+        is_same
+    });
+}
+
 impl Aggregate {
-    /// Adds what [`columns`] selected.
-    fn add(&mut self, cells: &[Cell]) -> Result<(), QueryError> {
-        let whole = |index: usize| cells.get(index).and_then(Cell::integer);
-        let count = |index: usize| whole(index).unwrap_or_default().cast_unsigned();
-        self.count += count(1);
-        self.successes += count(2);
-        self.timeouts += count(3);
-        self.tokens = self.tokens.saturating_add(whole(4).unwrap_or_default());
-        self.memory_count += count(5);
-        self.memory_sum += whole(6).unwrap_or_default();
-        self.memory_max = self.memory_max.max(whole(7));
-        self.cost += cells.get(8).and_then(Cell::real).unwrap_or_default();
-        self.costs += count(9);
-        if let Some(duration) = whole(0) {
-            *self.durations.entry(duration).or_default() += count(1);
-        }
-        Ok(())
-    }
-
-    /// Adds another part of the same rows.
-    pub(super) fn merge(&mut self, other: &Aggregate) {
-        self.count += other.count;
-        self.successes += other.successes;
-        self.timeouts += other.timeouts;
-        self.tokens = self.tokens.saturating_add(other.tokens);
-        self.memory_count += other.memory_count;
-        self.memory_sum += other.memory_sum;
-        self.memory_max = self.memory_max.max(other.memory_max);
-        self.cost += other.cost;
-        self.costs += other.costs;
-        for (duration, count) in &other.durations {
-            *self.durations.entry(*duration).or_default() += count;
-        }
-    }
-
     pub(super) fn errors(&self) -> u64 {
         self.count - self.successes
     }
@@ -148,22 +192,15 @@ impl Aggregate {
 
     /// As the backend computes it: a row without a duration counts as 0.
     pub(super) fn average_over_all_rows(&self) -> f64 {
-        let sum: f64 = self
-            .durations
-            .iter()
-            .map(|(duration, count)| *duration as f64 * *count as f64)
-            .sum();
-        if self.count == 0 { 0.0 } else { sum / self.count as f64 }
+        if self.count == 0 {
+            0.0
+        } else {
+            self.duration_sum as f64 / self.count as f64
+        }
     }
 
     fn average_duration(&self) -> Option<f64> {
-        let count: u64 = self.durations.values().sum();
-        let sum: f64 = self
-            .durations
-            .iter()
-            .map(|(duration, count)| *duration as f64 * *count as f64)
-            .sum();
-        (count > 0).then(|| sum / count as f64)
+        (self.timed > 0).then(|| self.duration_sum as f64 / self.timed as f64)
     }
 
     pub(super) fn average_memory(&self) -> Option<f64> {
@@ -173,8 +210,7 @@ impl Aggregate {
     /// The shortest duration that at least `percent` of the rows with a duration do not exceed (the nearest rank,
     /// `percentile_disc` in PostgreSQL).
     pub(super) fn percentile(&self, percent: u64) -> Option<i64> {
-        let total: u64 = self.durations.values().sum();
-        let rank = (total * percent).div_ceil(100).max(1);
+        let rank = (self.timed * percent).div_ceil(100).max(1);
         let mut below = 0;
         for (duration, count) in &self.durations {
             below += count;
@@ -187,11 +223,12 @@ impl Aggregate {
 
     /// The backend's own percentile: of the positive durations in order, the one at `floor(n · p)`; of none, 0.
     pub(super) fn backend_percentile(&self, p: f64) -> i64 {
-        let positive = || self.durations.range(1..);
-        let total: u64 = positive().map(|(_, count)| count).sum();
+        let first = self.durations.partition_point(|(duration, _)| *duration < 1);
+        let positive = &self.durations[first..];
+        let total: u64 = positive.iter().map(|(_, count)| count).sum();
         let index = (total as f64 * p).floor() as u64;
         let mut below = 0;
-        for (duration, count) in positive() {
+        for (duration, count) in positive {
             below += count;
             if below > index.min(total.saturating_sub(1)) {
                 return *duration;
@@ -210,11 +247,11 @@ impl Aggregate {
             "successRate": self.success_rate(),
             "errorRate": share(self.errors(), self.count),
             "avgDurationMs": self.average_duration(),
-            "minDurationMs": self.durations.keys().next(),
+            "minDurationMs": self.durations.first().map(|(duration, _)| duration),
             "p50DurationMs": self.percentile(50),
             "p95DurationMs": self.percentile(95),
             "p99DurationMs": self.percentile(99),
-            "maxDurationMs": self.durations.keys().next_back(),
+            "maxDurationMs": self.durations.last().map(|(duration, _)| duration),
             "avgMemoryMb": self.average_memory(),
             "maxMemoryMb": self.memory_max,
             "tokensUsed": self.tokens,
@@ -232,12 +269,12 @@ mod tests {
     use super::*;
 
     fn of(durations: &[i64]) -> Aggregate {
-        let mut aggregate = Aggregate::default();
+        let mut rows = Gathering::default();
         for duration in durations {
-            aggregate.count += 1;
-            *aggregate.durations.entry(*duration).or_default() += 1;
+            rows.aggregate.count += 1;
+            rows.took(*duration, 1);
         }
-        aggregate
+        rows.finish()
     }
 
     #[test]
@@ -274,5 +311,29 @@ mod tests {
         aggregate.count += 1;
         assert_eq!(aggregate.average_over_all_rows(), 10.0);
         assert_eq!(aggregate.average_duration(), Some(15.0));
+    }
+
+    #[test]
+    fn durations_that_repeat_take_no_more_memory_the_more_rows_there_are() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut rows = Gathering::default();
+        for _ in 0..200_000 {
+            rows.took(rng.i64(0..1000), 1);
+            assert!(rows.held() <= 3 * 1000 * PLACE);
+        }
+        let rows = rows.finish();
+        assert_eq!(rows.durations.len(), 1000);
+        assert_eq!(rows.durations.iter().map(|(_, rows)| rows).sum::<u64>(), 200_000);
+    }
+
+    #[test]
+    fn averages_alone_hold_nothing() {
+        let mut rows = Gathering::without_percentiles();
+        for duration in 0..10_000 {
+            rows.aggregate.count += 1;
+            rows.took(duration, 1);
+        }
+        assert_eq!(rows.held(), 0);
+        assert_eq!(rows.finish().average_over_all_rows(), 4999.5);
     }
 }

@@ -8,11 +8,14 @@
 //! * Nothing is ever written: PostgreSQL transactions are `READ ONLY`, SQLite files are opened read-only.
 //! * With PostgreSQL nothing outlives a transaction on the server, so that a pooler may stand between.
 //! * What a query may cost is bounded: connections, time in the database, time waiting for a connection.
+//! * Rows are handed over one by one as they arrive, so that what they become is all that is held.
 //! * Values are always bound, never part of the SQL.
 
+use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _};
@@ -21,7 +24,18 @@ use super::QueryError;
 use crate::columns;
 
 /// Connections of the query API; the ledger has its own. More readers than this only slow each other.
-const CONNECTIONS: u32 = 4;
+pub(super) const CONNECTIONS: u32 = 4;
+
+/// Pages that a connection to SQLite keeps, in KiB. Each thing that is sorted or set aside in a query may be as large in
+/// memory, and is in a file beyond that.
+const PAGES_KIBIBYTES: usize = 4 << 10;
+
+/// Rows that SQLite looks up before they are asked for.
+const ROWS_AHEAD: usize = 16;
+
+/// The most memory that the connections take, in bytes: pages, up to three things that are sorted or set aside, rows that
+/// were looked up ahead (the largest are parts of packed hours).
+pub(super) const MEMORY: usize = CONNECTIONS as usize * (4 * PAGES_KIBIBYTES * 1024 + ROWS_AHEAD * (192 << 10));
 
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,6 +96,14 @@ impl Dialect {
         match self {
             Dialect::Sqlite => expression.to_owned(),
             Dialect::Postgres => format!("({expression}) COLLATE \"C\""),
+        }
+    }
+
+    /// The last `characters` of a text.
+    pub(super) fn ending(self, expression: &str, characters: usize) -> String {
+        match self {
+            Dialect::Sqlite => format!("substr({expression}, -{characters})"),
+            Dialect::Postgres => format!("right({expression}, {characters})"),
         }
     }
 
@@ -250,7 +272,13 @@ impl Cell {
 /// The database, for reading only; cheap to clone. Connections are made when they are needed, so that a database that
 /// is away at the start is no error.
 #[derive(Debug, Clone)]
-pub(super) enum Database {
+pub(super) struct Database {
+    pool: Pool,
+    pub(super) query_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Pool {
     Sqlite(SqlitePool),
     Postgres(PgPool),
 }
@@ -259,7 +287,7 @@ impl Database {
     /// Must be called within a runtime.
     pub(super) fn open(url: &str) -> Result<Database, QueryError> {
         let configuration = |error: sqlx::Error| QueryError::Configuration(format!("{error} (database.url)"));
-        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        let pool = if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let options = PgConnectOptions::from_str(url).map_err(configuration)?;
             // Poolers refuse start-up parameters that they do not know.
             let options = options
@@ -272,44 +300,71 @@ impl Database {
                 .acquire_timeout(ACQUIRE_TIMEOUT)
                 .idle_timeout(Duration::from_secs(300))
                 .test_before_acquire(true);
-            return Ok(Database::Postgres(pool.connect_lazy_with(options)));
-        }
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(configuration)?
-            .read_only(true)
-            .create_if_missing(false)
-            .busy_timeout(Duration::from_secs(5))
-            // What is sorted stays in memory: the root of a container may be read-only.
-            .pragma("temp_store", "MEMORY")
-            .pragma("cache_size", "-16384")
-            .pragma("mmap_size", "268435456");
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .min_connections(0)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_secs(300));
-        Ok(Database::Sqlite(pool.connect_lazy_with(options)))
+            Pool::Postgres(pool.connect_lazy_with(options))
+        } else {
+            let options = SqliteConnectOptions::from_str(url)
+                .map_err(configuration)?
+                .read_only(true)
+                .create_if_missing(false)
+                .busy_timeout(Duration::from_secs(5))
+                // What is sorted is in memory up to the size of the cache, and in temporary files beyond.
+                .pragma("temp_store", "FILE")
+                .row_buffer_size(ROWS_AHEAD)
+                .pragma("cache_size", format!("-{PAGES_KIBIBYTES}"))
+                .pragma("mmap_size", "268435456");
+            let pool = SqlitePoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .min_connections(0)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(Duration::from_secs(300));
+            Pool::Sqlite(pool.connect_lazy_with(options))
+        };
+        Ok(Database {
+            pool,
+            query_timeout: QUERY_TIMEOUT,
+        })
     }
 
     pub(super) fn dialect(&self) -> Dialect {
-        match self {
-            Database::Sqlite(_) => Dialect::Sqlite,
-            Database::Postgres(_) => Dialect::Postgres,
+        match self.pool {
+            Pool::Sqlite(_) => Dialect::Sqlite,
+            Pool::Postgres(_) => Dialect::Postgres,
         }
     }
 
-    /// The rows that `sql` selects, whose columns are of these kinds.
-    pub(super) async fn fetch(&self, sql: Sql, kinds: &[Kind]) -> Result<Vec<Vec<Cell>>, QueryError> {
-        #[cfg(test)]
-        super::plans::record(&sql);
-        let rows = tokio::time::timeout(QUERY_TIMEOUT + ACQUIRE_TIMEOUT, self.fetch_unbounded(sql, kinds)).await;
-        rows.map_err(|_| QueryError::Unavailable("the query took too long: ask for a shorter time".to_owned()))?
-            .map_err(|error| QueryError::Unavailable(error.to_string()))
+    /// Shows `take` the rows that `sql` selects, whose columns are of these kinds, one after the other.
+    pub(super) async fn each(
+        &self,
+        sql: Sql,
+        kinds: &[Kind],
+        mut take: impl FnMut(Vec<Cell>) -> Result<(), QueryError> + Send,
+    ) -> Result<(), QueryError> {
+        self.each_until(sql, kinds, |cells| take(cells).map(ControlFlow::Continue))
+            .await
     }
 
-    async fn fetch_unbounded(&self, sql: Sql, kinds: &[Kind]) -> Result<Vec<Vec<Cell>>, sqlx::Error> {
-        match self {
-            Database::Sqlite(pool) => {
+    /// The same, until `take` has enough.
+    pub(super) async fn each_until(
+        &self,
+        sql: Sql,
+        kinds: &[Kind],
+        take: impl FnMut(Vec<Cell>) -> Result<ControlFlow<()>, QueryError> + Send,
+    ) -> Result<(), QueryError> {
+        #[cfg(test)]
+        super::plans::record(&sql);
+        tokio::time::timeout(self.query_timeout + ACQUIRE_TIMEOUT, self.read(sql, kinds, take))
+            .await
+            .unwrap_or_else(|_| Err(took_too_long()))
+    }
+
+    async fn read(
+        &self,
+        sql: Sql,
+        kinds: &[Kind],
+        mut take: impl FnMut(Vec<Cell>) -> Result<ControlFlow<()>, QueryError> + Send,
+    ) -> Result<(), QueryError> {
+        match &self.pool {
+            Pool::Sqlite(pool) => {
                 let mut query = sqlx::query(AssertSqlSafe(sql.text));
                 for bind in sql.binds {
                     query = match bind {
@@ -317,12 +372,16 @@ impl Database {
                         Bind::Integer(number) => query.bind(number),
                     };
                 }
-                let rows = query.fetch_all(pool).await?;
-                rows.iter()
-                    .map(|row| decode(kinds, |index, kind| sqlite_cell(row, index, kind)))
-                    .collect()
+                let mut connection = pool.acquire().await?;
+                let mut rows = query.fetch(&mut *connection);
+                while let Some(row) = rows.try_next().await? {
+                    let cells = decode(kinds, |index, kind| sqlite_cell(&row, index, kind))?;
+                    if take(cells)?.is_break() {
+                        break;
+                    }
+                }
             }
-            Database::Postgres(pool) => {
+            Pool::Postgres(pool) => {
                 let mut query = sqlx::query(AssertSqlSafe(sql.text)).persistent(false);
                 for bind in sql.binds {
                     query = match bind {
@@ -332,16 +391,48 @@ impl Database {
                 }
                 let begin = format!(
                     "BEGIN READ ONLY; SET LOCAL statement_timeout = {}",
-                    QUERY_TIMEOUT.as_millis()
+                    self.query_timeout.as_millis()
                 );
                 // Rolls back by itself when it is dropped, by an error or because the request was given up.
                 let mut transaction = pool.begin_with(AssertSqlSafe(begin)).await?;
-                let rows = query.fetch_all(&mut *transaction).await?;
+                {
+                    let mut rows = query.fetch(&mut *transaction);
+                    while let Some(row) = rows.try_next().await? {
+                        let cells = decode(kinds, |index, kind| postgres_cell(&row, index, kind))?;
+                        if take(cells)?.is_break() {
+                            return Ok(());
+                        }
+                    }
+                }
                 transaction.commit().await?;
-                rows.iter()
-                    .map(|row| decode(kinds, |index, kind| postgres_cell(row, index, kind)))
-                    .collect()
             }
+        }
+        Ok(())
+    }
+}
+
+fn took_too_long() -> QueryError {
+    QueryError::Unavailable("the query took too long: ask for a shorter time".to_owned())
+}
+
+impl From<sqlx::Error> for QueryError {
+    fn from(error: sqlx::Error) -> QueryError {
+        let Some(refusal) = error.as_database_error() else {
+            return QueryError::Unavailable(error.to_string());
+        };
+        let code = refusal.code().unwrap_or_default();
+        // SQLite has no code of its own for a missing table, only for a statement that is wrong.
+        match &*code {
+            "57014" => took_too_long(),
+            // SQLite found no directory for what it sorts.
+            "6410" => QueryError::Unavailable(
+                "there is no room to sort so many rows: set SQLITE_TMPDIR to a directory that can be written, \
+                 or ask for a shorter time"
+                    .to_owned(),
+            ),
+            "42P01" => QueryError::TableMissing(error.to_string()),
+            "1" if refusal.message().starts_with("no such table") => QueryError::TableMissing(error.to_string()),
+            _ => QueryError::Unavailable(error.to_string()),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::answer::Allowance;
 use super::database::{Cell, Kind};
 use super::filter::{FILTERS, Filter};
 use super::row::Outcome;
@@ -12,6 +13,19 @@ use super::{Answer, Asked, QueryApi, QueryError};
 
 /// Distinct messages that are read, the commonest first.
 const MESSAGES: i64 = 20_000;
+
+/// Characters of a message that are read for [`normalise`], from its beginning and, where that is not all of it, from its
+/// end: the last line is what a Python traceback has to say.
+const BEGINNING: usize = 2000;
+const ENDING: usize = 1000;
+
+/// Groups whose samples are read at once: messages of 8 KiB, half a megabyte.
+const SAMPLES: usize = 64;
+
+/// What to narrow.
+const FEWER_ROWS: Allowance = Allowance {
+    narrow: "ask for a shorter time (from, to), for fewer rows by further filters, or with a smaller limit",
+};
 
 /// Characters of a normalised message.
 const LENGTH: usize = 200;
@@ -23,14 +37,14 @@ struct Group {
     first: String,
     /// Time and id of the latest, in this order.
     last: String,
-    sample: Option<String>,
     runtimes: HashMap<String, i64>,
 }
 
 impl QueryApi {
     pub(super) async fn errors(&self, asked: Asked) -> Result<Answer, QueryError> {
         let mut parameters = asked.parameters;
-        let mut filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
+        let seen = Filter::everything(self.shown(), asked.scope);
+        let mut filter = seen.clone().take(&mut parameters, asked.now)?;
         let limit = parameters.number("limit", 1, 1000)?.unwrap_or(50);
         parameters.finish(&format!("{FILTERS}, limit"))?;
         if filter.outcomes.is_empty() {
@@ -42,56 +56,129 @@ impl QueryApi {
         let latest = dialect.bytewise(&format!("{at} || ' ' || t.id"));
         let mut sql = self.select(
             &format!(
-                "t.error_message, t.runtime, {}, min({at}), max({latest})",
+                "substr(t.error_message, 1, {BEGINNING}), CASE WHEN length(t.error_message) > {BEGINNING} \
+                 THEN {} END, t.runtime, {}, min({at}), max({latest})",
+                dialect.ending("t.error_message", ENDING),
                 dialect.integer("count(*)")
             ),
             &filter,
         );
         sql.push(" GROUP BY t.error_message, t.runtime ORDER BY count(*) DESC LIMIT ")
             .integer(MESSAGES);
-        let kinds = [Kind::Text, Kind::Text, Kind::Integer, Kind::Text, Kind::Text];
-        let rows = self.database().fetch(sql, &kinds).await?;
-        let truncated = rows.len() as i64 == MESSAGES;
-        let mut groups: HashMap<Option<String>, Group> = HashMap::new();
-        for row in rows {
-            let mut cells = row.into_iter();
-            let mut next = || cells.next().unwrap_or(Cell::Null);
-            let (message, runtime) = (next().into_text(), next().into_text().unwrap_or_default());
-            let count = next().integer().unwrap_or_default();
-            let (first, last) = (
-                next().into_text().unwrap_or_default(),
-                next().into_text().unwrap_or_default(),
-            );
-            let group = groups.entry(message.as_deref().map(normalise)).or_default();
-            group.count += count;
-            group.messages += 1;
-            if group.first.is_empty() || first < group.first {
-                group.first = first;
-            }
-            if last > group.last {
-                group.last = last;
-                group.sample = message;
-            }
-            *group.runtimes.entry(runtime).or_default() += count;
-        }
-        let mut groups: Vec<_> = groups.into_iter().collect();
+        let kinds = [
+            Kind::Text,
+            Kind::Text,
+            Kind::Text,
+            Kind::Integer,
+            Kind::Text,
+            Kind::Text,
+        ];
+        let mut groups = Groups::default();
+        let mut messages = 0;
+        self.database()
+            .each(sql, &kinds, |row| {
+                messages += 1;
+                groups.add(row);
+                FEWER_ROWS.check(groups.held)
+            })
+            .await?;
+        let mut groups: Vec<_> = groups.by_message.into_iter().collect();
         groups.sort_by(|(a, x), (b, y)| y.count.cmp(&x.count).then_with(|| a.cmp(b)));
         let known = groups.len();
         groups.truncate(limit as usize);
-        let data: Vec<Value> = groups
-            .into_iter()
-            .map(|(message, group)| group.to_json(message))
-            .collect();
-        Ok(Answer::list(data)
+        let mut answer = Answer::list();
+        for groups in groups.chunks(SAMPLES) {
+            let latest = groups.iter().map(|(_, group)| group.latest().1.to_owned()).collect();
+            let mut samples = self.messages_of(latest, &seen).await?;
+            for (message, group) in groups {
+                let sample = samples.remove(group.latest().1);
+                answer.push_within(group.to_json(message.as_deref(), sample), FEWER_ROWS)?;
+            }
+        }
+        Ok(answer
+            .listed()
             .with("groups", known.into())
-            .with("truncated", truncated.into()))
+            .with("truncated", (messages == MESSAGES).into()))
+    }
+
+    /// The whole messages of those rows with these ids that are `seen`.
+    async fn messages_of(&self, ids: Vec<String>, seen: &Filter) -> Result<HashMap<String, String>, QueryError> {
+        let mut sql = self.select("t.id, t.error_message", seen);
+        sql.push(" AND t.id IN ").texts(&ids);
+        let mut messages = HashMap::new();
+        let mut held = 0;
+        self.database()
+            .each(sql, &[Kind::Text, Kind::Text], |row| {
+                let mut cells = row.into_iter().map(Cell::into_text);
+                if let (Some(Some(id)), Some(Some(message))) = (cells.next(), cells.next()) {
+                    held += message.len();
+                    messages.insert(id, message);
+                }
+                FEWER_ROWS.check(held)
+            })
+            .await?;
+        Ok(messages)
+    }
+}
+
+/// Failures by what their messages have in common.
+#[derive(Default)]
+struct Groups {
+    by_message: HashMap<Option<String>, Group>,
+    /// Bytes of memory.
+    held: usize,
+}
+
+/// Bytes for a group or a runtime of one: its place in a map that may be half empty, and once more when all are put in order.
+const GROUP: usize = 3 * size_of::<(Option<String>, Group)>();
+const RUNTIME: usize = 3 * size_of::<(String, i64)>();
+
+impl Groups {
+    /// Adds a message by beginning and ending, its runtime, how many rows there are, the time of the first, time and id of
+    /// the last.
+    fn add(&mut self, row: Vec<Cell>) {
+        let mut cells = row.into_iter();
+        let mut next = || cells.next().unwrap_or_default();
+        let (message, ending) = (next().into_text(), next().into_text());
+        let runtime = next().into_text().unwrap_or_default();
+        let count = next().integer().unwrap_or_default();
+        let (first, last) = (
+            next().into_text().unwrap_or_default(),
+            next().into_text().unwrap_or_default(),
+        );
+        let message = message.map(|beginning| match ending {
+            Some(ending) => normalise(&format!("{beginning}\n{ending}")),
+            None => normalise(&beginning),
+        });
+        let length = message.as_ref().map_or(0, String::len);
+        let group = self.by_message.entry(message).or_insert_with(|| {
+            self.held += GROUP + length + first.len() + last.len();
+            Group::default()
+        });
+        group.count += count;
+        group.messages += 1;
+        if group.first.is_empty() || first < group.first {
+            group.first = first;
+        }
+        if last > group.last {
+            group.last = last;
+        }
+        *group.runtimes.entry(runtime).or_insert_with_key(|runtime| {
+            self.held += RUNTIME + runtime.len();
+            0
+        }) += count;
     }
 }
 
 impl Group {
-    fn to_json(&self, message: Option<String>) -> Value {
+    /// Time and id of the latest row.
+    fn latest(&self) -> (&str, &str) {
         // The time has no space in it but the one between date and time of day.
-        let (last, id) = self.last.rsplit_once(' ').unwrap_or((&self.last, ""));
+        self.last.rsplit_once(' ').unwrap_or((&self.last, ""))
+    }
+
+    fn to_json(&self, message: Option<&str>, sample: Option<String>) -> Value {
+        let (last, id) = self.latest();
         json!({
             "message": message,
             "count": self.count,
@@ -99,7 +186,7 @@ impl Group {
             "firstSeen": iso(&self.first),
             "lastSeen": iso(last),
             "sampleId": id,
-            "sampleMessage": self.sample,
+            "sampleMessage": sample,
             "byRuntime": self.runtimes,
         })
     }

@@ -1,10 +1,15 @@
 //! Rows: of an agent, of a workflow execution, by any filter; one row; one trace.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::ControlFlow;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use super::database::{Dialect, Kind, Sql};
+use super::answer::{ANSWER, Allowance};
+use super::database::{Cell, Dialect, Kind, Sql};
 use super::filter::{FILTERS, Filter};
 use super::parameters::Parameters;
 use super::row::{Execution, KINDS, TextColumn};
@@ -18,6 +23,15 @@ const LARGEST_PAGE: i64 = 1000;
 /// The backend's own paths have no pages, so that one answer may hold more.
 const LARGEST_LIST: i64 = 10_000;
 
+/// Text of rows that is made before any of it is sent. More than that is asked for when this was taken, so that no query
+/// waits for whoever reads the answer.
+const PART: usize = ANSWER / 2;
+
+/// What to ask for instead of a trace that is too large.
+const PAGES_OF_TRACE: Allowance = Allowance {
+    narrow: "ask for the executions of the trace in pages, with /api/v1/code-exec-logs?traceId=",
+};
+
 impl QueryApi {
     /// `/code-exec-logs/agent/:agentId`
     pub(super) async fn agent_rows(&self, asked: Asked, agent: String) -> Result<Answer, QueryError> {
@@ -25,7 +39,7 @@ impl QueryApi {
         let limit = parameters.number("limit", 1, LARGEST_LIST)?.unwrap_or(PAGE);
         let mut filter = Filter::everything(self.shown(), asked.scope);
         filter.texts.push((TextColumn::Agent, vec![agent]));
-        self.plain_rows(&filter, limit).await
+        self.list(Rest::of(self, filter, limit)).await
     }
 
     /// `/code-exec-logs/workflow/:executionId`
@@ -34,12 +48,7 @@ impl QueryApi {
         let limit = parameters.number("limit", 1, LARGEST_LIST)?.unwrap_or(LARGEST_LIST);
         let mut filter = Filter::everything(self.shown(), asked.scope);
         filter.texts.push((TextColumn::Workflow, vec![execution]));
-        self.plain_rows(&filter, limit).await
-    }
-
-    async fn plain_rows(&self, filter: &Filter, limit: i64) -> Result<Answer, QueryError> {
-        let rows = self.rows(filter, None, limit).await?;
-        Ok(Answer::list(rows.iter().map(Execution::to_json).collect()))
+        self.list(Rest::of(self, filter, limit)).await
     }
 
     /// `/code-exec-logs`
@@ -52,35 +61,21 @@ impl QueryApi {
             .map(|cursor| Cursor::parse(&cursor))
             .transpose()?;
         parameters.finish(&format!("{FILTERS}, limit, cursor"))?;
-        let mut rows = self.rows(&filter, after.as_ref(), limit + 1).await?;
-        // One more than asked for tells whether there is another page.
-        let more = rows.len() as i64 > limit;
-        rows.truncate(limit as usize);
-        let next = rows.last().filter(|_| more).map(|last| Cursor::after(last).to_string());
-        let data: Vec<Value> = rows.iter().map(|row| row.to_full_json(self.signoz_url())).collect();
-        Ok(Answer::list(data).with("nextCursor", next.into()))
+        self.list(Rest {
+            after,
+            is_page: true,
+            ..Rest::of(self, filter, limit)
+        })
+        .await
     }
 
-    /// Rows, newest first.
-    pub(super) async fn rows(
-        &self,
-        filter: &Filter,
-        after: Option<&Cursor>,
-        limit: i64,
-    ) -> Result<Vec<Execution>, QueryError> {
-        let mut sql = self.select(&Execution::columns(self.dialect()), filter);
-        if let Some(cursor) = after {
-            // The first condition says nothing new, but an index on the time alone can serve it.
-            sql.push(" AND t.created_at <= ").time(&cursor.created_at);
-            sql.push(" AND (t.created_at, t.id) < (")
-                .time(&cursor.created_at)
-                .push(", ")
-                .text(&cursor.id)
-                .push(")");
+    /// The rows, of which the first part is there when this returns.
+    async fn list(&self, mut rows: Rest) -> Result<Answer, QueryError> {
+        let mut answer = Answer::list();
+        if rows.next_part(&mut answer).await? {
+            answer = answer.followed_by(rows);
         }
-        sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT ").integer(limit);
-        let rows = self.database().fetch(sql, &KINDS).await?;
-        Ok(rows.into_iter().filter_map(Execution::read).collect())
+        Ok(answer)
     }
 
     /// `SELECT … FROM` the rows as `t` with what is beside them as `e`, `WHERE` they pass the filter. Of `e` only
@@ -116,10 +111,17 @@ impl QueryApi {
     pub(super) async fn one(&self, asked: Asked, id: &str) -> Result<Answer, QueryError> {
         asked.parameters.finish("none")?;
         let filter = Filter::everything(self.shown(), asked.scope);
-        let mut rows = self
-            .detailed(&filter, |sql| _ = sql.push(" AND t.id = ").text(id))
-            .await?;
-        rows.pop()
+        let mut found = None;
+        self.detailed(
+            &filter,
+            |sql| _ = sql.push(" AND t.id = ").text(id),
+            |row| {
+                found = Some(row);
+                Ok(())
+            },
+        )
+        .await?;
+        found
             .map(Answer::one)
             .ok_or(QueryError::NotFound("there is no such execution"))
     }
@@ -130,35 +132,50 @@ impl QueryApi {
         let mut filter = Filter::everything(self.shown(), asked.scope);
         let mut wanted = Parameters::parse(Some(&format!("traceId={trace}")))?;
         filter = filter.take(&mut wanted, asked.now)?;
-        let rows = self
-            .detailed(&filter, |sql| _ = sql.push(" ORDER BY e.start_ns, t.id LIMIT 1000"))
-            .await?;
-        if rows.is_empty() {
+        let mut answer = Answer::list_within("executions");
+        let (mut workflows, mut organizations) = (BTreeSet::new(), BTreeSet::new());
+        let (mut is_known, mut failed) = (false, 0);
+        let mut cost: Option<f64> = None;
+        self.detailed(
+            &filter,
+            |sql| _ = sql.push(" ORDER BY e.start_ns, t.id LIMIT 1000"),
+            |row| {
+                let text = |key: &str| row[key].as_str().map(str::to_owned);
+                is_known = true;
+                workflows.extend(text("workflowExecutionId"));
+                organizations.extend(text("organizationId"));
+                failed += usize::from(row["success"] == false);
+                if let Some(more) = row["costUsd"].as_f64() {
+                    cost = Some(cost.unwrap_or_default() + more);
+                }
+                answer.push_within(row, PAGES_OF_TRACE)
+            },
+        )
+        .await?;
+        if !is_known {
             return Err(QueryError::NotFound("no execution of this trace is known"));
         }
         let trace = trace.to_ascii_lowercase();
         let link = self
             .signoz_url()
             .map(|base| format!("{}/trace/{trace}", base.trim_end_matches('/')));
-        let texts = |key: &str| -> Vec<Value> {
-            let mut values: Vec<_> = rows.iter().filter_map(|row| row.get(key)?.as_str()).collect();
-            values.sort_unstable();
-            values.dedup();
-            values.into_iter().map(Value::from).collect()
-        };
-        Ok(Answer::one(json!({
-            "traceId": trace,
-            "signozUrl": link,
-            "workflowExecutionIds": texts("workflowExecutionId"),
-            "organizationIds": texts("organizationId"),
-            "failed": rows.iter().filter(|row| row["success"] == false).count(),
-            "costUsd": rows.iter().filter_map(|row| row["costUsd"].as_f64()).reduce(|a, b| a + b),
-            "executions": rows,
-        })))
+        Ok(answer.listed_beside(&[
+            ("traceId", trace.into()),
+            ("signozUrl", link.into()),
+            ("workflowExecutionIds", workflows.into_iter().collect()),
+            ("organizationIds", organizations.into_iter().collect()),
+            ("failed", failed.into()),
+            ("costUsd", cost.into()),
+        ]))
     }
 
-    /// Rows with everything that is known of them.
-    async fn detailed(&self, filter: &Filter, rest: impl FnOnce(&mut Sql)) -> Result<Vec<Value>, QueryError> {
+    /// Shows `take` rows with everything that is known of them.
+    async fn detailed(
+        &self,
+        filter: &Filter,
+        rest: impl FnOnce(&mut Sql),
+        mut take: impl FnMut(Value) -> Result<(), QueryError> + Send,
+    ) -> Result<(), QueryError> {
         let columns = Execution::columns(self.dialect());
         let (rows, beside) = (self.table(), self.beside());
         let mut sql = Sql::new(
@@ -182,8 +199,7 @@ impl QueryApi {
             Kind::Text,
         ];
         let kinds: Vec<Kind> = KINDS.into_iter().chain(more).collect();
-        let rows = self.database().fetch(sql, &kinds).await?;
-        let read = |mut cells: Vec<super::database::Cell>| {
+        let read = |mut cells: Vec<Cell>| {
             let mut beside = cells.split_off(KINDS.len()).into_iter();
             let row = Execution::read(cells)?;
             let mut next = || beside.next().unwrap_or_default();
@@ -213,7 +229,96 @@ impl QueryApi {
             }
             Some(value)
         };
-        Ok(rows.into_iter().filter_map(read).collect())
+        self.database()
+            .each(sql, &kinds, |cells| read(cells).map_or(Ok(()), &mut take))
+            .await
+    }
+}
+
+/// What of a list of rows is still to be asked for, newest first.
+pub(super) struct Rest {
+    api: QueryApi,
+    filter: Filter,
+    after: Option<Cursor>,
+    /// Rows that may still come.
+    left: i64,
+    /// Rows that are looked for together, so that none are put in order for nothing.
+    at_once: i64,
+    /// Rows of pages have everything beside them, and there may be a next page; the others are as the backend lists them.
+    is_page: bool,
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = out.debug_struct("Rest");
+        shown.field("filter", &self.filter).field("left", &self.left);
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl Rest {
+    /// All of the first `limit` rows, as the backend lists them.
+    fn of(api: &QueryApi, filter: Filter, limit: i64) -> Rest {
+        Rest {
+            api: api.clone(),
+            filter,
+            after: None,
+            left: limit,
+            at_once: limit,
+            is_page: false,
+        }
+    }
+
+    /// Adds rows to `answer`, and its end when these were the last. Whether there is another part.
+    pub(super) async fn next_part(&mut self, answer: &mut Answer) -> Result<bool, QueryError> {
+        let dialect = self.api.dialect();
+        let mut sql = self.api.select(&Execution::columns(dialect), &self.filter);
+        if let Some(cursor) = &self.after {
+            // The first condition says nothing new, but an index on the time alone can serve it.
+            sql.push(" AND t.created_at <= ").time(&cursor.created_at);
+            sql.push(" AND (t.created_at, t.id) < (")
+                .time(&cursor.created_at)
+                .push(", ")
+                .text(&cursor.id)
+                .push(")");
+        }
+        let wanted = self.left.min(self.at_once);
+        // One more than wanted tells whether there are more.
+        sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT ")
+            .integer(wanted + 1);
+        let mut taken = 0;
+        let mut are_more = false;
+        let database = self.api.database().clone();
+        database
+            .each_until(sql, &KINDS, |cells| {
+                let Some(row) = Execution::read(cells) else {
+                    return Ok(ControlFlow::Continue(()));
+                };
+                if taken == wanted || answer.len() >= PART {
+                    are_more = true;
+                    return Ok(ControlFlow::Break(()));
+                }
+                answer.push(if self.is_page {
+                    row.to_full_json(self.api.signoz_url())
+                } else {
+                    row.to_json()
+                });
+                taken += 1;
+                self.after = Some(Cursor::after(row));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        self.left -= taken;
+        self.at_once = 2 * taken;
+        if are_more && self.left > 0 {
+            return Ok(true);
+        }
+        answer.end_list();
+        if self.is_page {
+            let next = self.after.as_ref().filter(|_| are_more).map(Cursor::to_string);
+            answer.add("nextCursor", &next.into());
+        }
+        Ok(false)
     }
 }
 
@@ -252,10 +357,10 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    fn after(row: &Execution) -> Cursor {
+    fn after(row: Execution) -> Cursor {
         Cursor {
-            created_at: row.created_at.clone(),
-            id: row.id.clone(),
+            created_at: row.created_at,
+            id: row.id,
         }
     }
 
@@ -282,8 +387,8 @@ impl Cursor {
     }
 }
 
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Cursor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&BASE64_URL_SAFE_NO_PAD.encode(format!("{}|{}", self.created_at, self.id)))
     }
 }

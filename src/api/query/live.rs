@@ -12,13 +12,16 @@
 //!
 //! # Bounds
 //!
-//! [`CLIENTS`] clients; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`] rows shared by all; [`AT_ONCE`] rows
-//! read at once, of which the oldest are left out when more were written.
+//! [`CLIENTS`] clients; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`] rows shared by all, of
+//! [`BACKLOG_BYTES`]; [`AT_ONCE`] rows of [`AT_ONCE_BYTES`] read at once, of which the oldest are left out when more were
+//! written. What a client asks for that comes back is read from a seat among the answers ([`super::answer::Seats`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +30,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use super::answer::TAKEN_WITHIN;
 use super::database::{Dialect, Kind};
 use super::filter::{FILTERS, Filter, RowsShown};
 use super::row::{Execution, KINDS};
@@ -34,9 +38,19 @@ use super::{Asked, QueryApi, QueryError};
 use crate::listen::{Body, BoxError};
 
 const CLIENTS: usize = 256;
-const CHUNKS: usize = 4;
+const CHUNKS: usize = 2;
 const BACKLOG: usize = 4096;
+const BACKLOG_BYTES: usize = 8 << 20;
 const AT_ONCE: i64 = 1000;
+const AT_ONCE_BYTES: usize = 4 << 20;
+
+/// Bytes of a text, beside one more row.
+const CHUNK: usize = 16 << 10;
+
+/// The most memory that live streams take, in bytes: of each client also a text in the making, one on its way, and what it
+/// remembers of rows that it was sent before their turn.
+pub(super) const MEMORY: usize =
+    BACKLOG_BYTES + AT_ONCE_BYTES + CLIENTS * ((CHUNKS + 2) * CHUNK + AT_ONCE as usize * 32);
 
 /// How often is asked for new rows.
 const POLL: Duration = Duration::from_millis(500);
@@ -58,10 +72,20 @@ struct LiveRow {
     event: Bytes,
 }
 
+impl LiveRow {
+    /// Bytes of memory: the event says what the row holds once more.
+    fn held(&self) -> usize {
+        size_of::<LiveRow>() + 2 * self.event.len()
+    }
+}
+
+/// A row until it is given up, because there is too much that some client did not take.
+type Kept = RwLock<Option<LiveRow>>;
+
 /// What the poller tells the clients.
 #[derive(Clone)]
 enum News {
-    Row(Arc<LiveRow>),
+    Row(Arc<Kept>),
     /// More was written than is shown.
     Skipped,
 }
@@ -154,9 +178,10 @@ impl QueryApi {
 
     async fn poll(self) {
         let mut seen = Seen::default();
+        let mut backlog = Backlog::default();
         let mut place: Option<Place> = None;
         loop {
-            let rows = match place {
+            let news = match place {
                 None => self.start_place().await.map(|(last, past)| {
                     // From now on: what will be read again was there before.
                     past.iter()
@@ -164,22 +189,21 @@ impl QueryApi {
                         .for_each(|row| _ = seen.is_new(row));
                     place = Some(last);
                     self.inner.live.following.send_replace(true);
-                    Vec::new()
+                    Latest::default()
                 }),
-                Some(after) => self.rows_after(after, AT_ONCE).await,
+                Some(after) => self.rows_after(after).await,
             };
-            match rows {
-                Ok(rows) => {
-                    let full = rows.len() as i64 == AT_ONCE;
+            match news {
+                Ok(Latest { rows, are_all }) => {
                     let mut fresh = false;
                     for row in rows {
                         place = place.max(Some(row.place));
                         if seen.is_new(&row) {
                             fresh = true;
-                            drop(self.inner.live.news.send(News::Row(Arc::new(row))));
+                            drop(self.inner.live.news.send(News::Row(backlog.keep(row))));
                         }
                     }
-                    if full && fresh {
+                    if !are_all && fresh {
                         drop(self.inner.live.news.send(News::Skipped));
                     }
                     if let Some(place) = place {
@@ -204,21 +228,28 @@ impl QueryApi {
             Dialect::Sqlite => format!("SELECT coalesce(max(rowid), 0) FROM {}", self.table()),
             Dialect::Postgres => format!("SELECT coalesce(max(received_at_ns), 0) FROM {}", self.beside()),
         };
-        let rows = self
-            .database()
-            .fetch(super::database::Sql::new(self.dialect(), sql), &[Kind::Integer])
+        let mut last = Place::default();
+        self.database()
+            .each(
+                super::database::Sql::new(self.dialect(), sql),
+                &[Kind::Integer],
+                |row| {
+                    last = Place(row[0].integer().unwrap_or_default());
+                    Ok(())
+                },
+            )
             .await?;
-        Ok(Place(rows.first().and_then(|row| row[0].integer()).unwrap_or_default()))
+        Ok(last)
     }
 
     /// The last place, and the rows about it that will be read again.
     async fn start_place(&self) -> Result<(Place, Vec<LiveRow>), QueryError> {
         let last = self.last_place().await?;
-        Ok((last, self.rows_after(last, AT_ONCE).await?))
+        Ok((last, self.rows_after(last).await?.rows))
     }
 
-    /// The latest `limit` rows after a place, oldest first; in PostgreSQL also those a little before it.
-    async fn rows_after(&self, after: Place, limit: i64) -> Result<Vec<LiveRow>, QueryError> {
+    /// The latest rows after a place; in PostgreSQL also those a little before it.
+    async fn rows_after(&self, after: Place) -> Result<Latest, QueryError> {
         let (place, from) = match self.dialect() {
             Dialect::Sqlite => ("t.rowid", after.0),
             Dialect::Postgres => ("e.received_at_ns", after.0.saturating_sub(OVERLAP)),
@@ -227,24 +258,70 @@ impl QueryApi {
         let mut sql = self.select(&format!("{}, {place}", Execution::columns(self.dialect())), &everything);
         sql.push(&format!(" AND {place} > ")).integer(from);
         sql.push(&format!(" ORDER BY {place} DESC, t.id DESC LIMIT "))
-            .integer(limit);
+            .integer(AT_ONCE);
         let kinds: Vec<Kind> = KINDS.into_iter().chain([Kind::Integer]).collect();
-        let mut rows: Vec<LiveRow> = self
-            .database()
-            .fetch(sql, &kinds)
-            .await?
-            .into_iter()
-            .filter_map(|mut cells| {
-                let place = Place(cells.pop()?.integer()?);
-                let row = Execution::read(cells)?;
-                let event = event(place, &row, self.signoz_url());
-                Some(LiveRow { place, row, event })
+        let mut rows = Vec::new();
+        let mut held = 0;
+        let signoz_url = self.signoz_url();
+        self.database()
+            .each_until(sql, &kinds, |mut cells| {
+                let place = cells.pop().and_then(|cell| cell.integer()).map(Place);
+                if let (Some(place), Some(row)) = (place, Execution::read(cells)) {
+                    let event = event(place, &row, signoz_url);
+                    let row = LiveRow { place, row, event };
+                    held += row.held();
+                    rows.push(row);
+                }
+                Ok(if held < AT_ONCE_BYTES {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                })
             })
-            .collect();
+            .await?;
         rows.reverse();
-        Ok(rows)
+        let are_all = held < AT_ONCE_BYTES && (rows.len() as i64) < AT_ONCE;
+        Ok(Latest { rows, are_all })
     }
 }
+
+/// The latest rows, oldest first.
+#[derive(Default)]
+struct Latest {
+    rows: Vec<LiveRow>,
+    /// There were no more of them.
+    are_all: bool,
+}
+
+/// Rows that some client has yet to take, oldest first, with what they hold.
+#[derive(Default)]
+struct Backlog {
+    rows: VecDeque<(Weak<Kept>, usize)>,
+    held: usize,
+}
+
+impl Backlog {
+    /// Keeps a row, and gives up the oldest ones where these were too much: they are of clients that do not keep up.
+    fn keep(&mut self, row: LiveRow) -> Arc<Kept> {
+        let held = row.held();
+        let row = Arc::new(RwLock::new(Some(row)));
+        self.held += held;
+        self.rows.push_back((Arc::downgrade(&row), held));
+        while let Some((oldest, held)) = self.rows.front()
+            && (self.held > BACKLOG_BYTES || oldest.strong_count() == 0)
+        {
+            if let Some(oldest) = oldest.upgrade() {
+                oldest.write().unwrap_or_else(PoisonError::into_inner).take();
+            }
+            self.held -= held;
+            self.rows.pop_front();
+        }
+        row
+    }
+}
+
+/// Tells a client that there were rows which it was not sent.
+const SKIPPED: &[u8] = b"event: skipped\ndata: {}\n\n";
 
 fn event(place: Place, row: &Execution, signoz_url: Option<&str>) -> Bytes {
     Bytes::from(format!(
@@ -298,10 +375,10 @@ impl Client {
         drop(tokio::time::timeout(PING, following.wait_for(|following| *following)).await);
         self.send("retry: 2000\n: rows as they are written\n\n").await?;
         // What was sent for `Last-Event-ID` may come as news as well.
-        let mut sent = match after {
-            Some(after) => self.catch_up(after).await?,
-            None => HashSet::new(),
-        };
+        let mut sent = Sent::default();
+        if let Some(after) = after {
+            self.catch_up(after, &mut sent).await?;
+        }
         loop {
             let next = tokio::time::timeout(PING, news.recv()).await;
             let mut chunk = Vec::new();
@@ -310,7 +387,7 @@ impl Client {
                 Ok(next) => {
                     self.take(next, &mut sent, &mut chunk)?;
                     // What is there already goes in one piece.
-                    while chunk.len() < 64 * 1024 {
+                    while chunk.len() < CHUNK {
                         match news.try_recv() {
                             Ok(next) => self.take(Ok(next), &mut sent, &mut chunk)?,
                             Err(broadcast::error::TryRecvError::Lagged(lost)) => {
@@ -330,16 +407,20 @@ impl Client {
     fn take(
         &self,
         next: Result<News, broadcast::error::RecvError>,
-        sent: &mut HashSet<String>,
+        sent: &mut Sent,
         chunk: &mut Vec<u8>,
     ) -> Option<()> {
         match next {
-            Ok(News::Row(row)) => {
-                if !sent.remove(&row.row.id) && self.filter.matches(&row.row) {
-                    chunk.extend_from_slice(&row.event);
+            Ok(News::Row(row)) => match &*row.read().unwrap_or_else(PoisonError::into_inner) {
+                Some(row) => {
+                    if !sent.was(&row.row.id) && self.filter.matches(&row.row) {
+                        chunk.extend_from_slice(&row.event);
+                    }
                 }
-            }
-            Ok(News::Skipped) => chunk.extend_from_slice(b"event: skipped\ndata: {}\n\n"),
+                None if chunk.ends_with(SKIPPED) => {}
+                None => chunk.extend_from_slice(SKIPPED),
+            },
+            Ok(News::Skipped) => chunk.extend_from_slice(SKIPPED),
             Err(broadcast::error::RecvError::Lagged(lost)) => {
                 chunk.extend_from_slice(format!("event: skipped\ndata: {{\"rows\":{lost}}}\n\n").as_bytes());
             }
@@ -348,34 +429,65 @@ impl Client {
         Some(())
     }
 
-    /// Sends what was written since; the ids of what was sent.
-    async fn catch_up(&self, after: Place) -> Option<HashSet<String>> {
-        let rows = match self.api.rows_after(after, AT_ONCE).await {
-            Ok(rows) => rows,
-            Err(error) => {
-                tracing::debug!(reason = %error, "cannot resume a live stream");
-                Vec::new()
-            }
+    /// Sends what was written since, and notes it in `sent`.
+    async fn catch_up(&self, after: Place, sent: &mut Sent) -> Option<()> {
+        // Held until the rows are taken: they are not among those that all clients share.
+        let seat = self.api.inner.seats.take().await;
+        let latest = match &seat {
+            Ok(_) => self.api.rows_after(after).await,
+            Err(_) => Ok(Latest::default()),
         };
-        if rows.len() as i64 == AT_ONCE {
-            self.send("event: skipped\ndata: {}\n\n").await?;
-        }
-        let mut sent = HashSet::new();
+        let Latest { rows, are_all } = latest.unwrap_or_else(|error| {
+            tracing::debug!(reason = %error, "cannot resume a live stream");
+            Latest {
+                are_all: true,
+                ..Latest::default()
+            }
+        });
         let mut chunk = Vec::new();
+        if !are_all {
+            chunk.extend_from_slice(SKIPPED);
+        }
         for row in rows.into_iter().filter(|row| row.place > after) {
             if self.filter.matches(&row.row) {
                 chunk.extend_from_slice(&row.event);
             }
-            sent.insert(row.row.id);
+            sent.note(&row.row.id);
+            if chunk.len() >= CHUNK {
+                self.send_soon(std::mem::take(&mut chunk)).await?;
+            }
         }
         if !chunk.is_empty() {
-            self.send(chunk).await?;
+            self.send_soon(chunk).await?;
         }
-        Some(sent)
+        Some(())
+    }
+
+    /// Sends to a client that holds up others until it has taken it.
+    async fn send_soon(&self, chunk: Vec<u8>) -> Option<()> {
+        self.sender.send_timeout(chunk.into(), TAKEN_WITHIN).await.ok()
     }
 
     async fn send(&self, chunk: impl Into<Vec<u8>>) -> Option<()> {
         self.sender.send(Bytes::from(chunk.into())).await.ok()
+    }
+}
+
+/// Rows that were sent before their turn, by digests of their ids.
+#[derive(Default)]
+struct Sent {
+    rows: HashSet<u64>,
+    digest: RandomState,
+}
+
+impl Sent {
+    fn note(&mut self, id: &str) {
+        self.rows.insert(self.digest.hash_one(id));
+    }
+
+    /// Whether the row was sent; asked once.
+    fn was(&mut self, id: &str) -> bool {
+        !self.rows.is_empty() && self.rows.remove(&self.digest.hash_one(id))
     }
 }
 
@@ -390,5 +502,64 @@ impl http_body::Body for Events {
         self.0
             .poll_recv(context)
             .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::query::row::Outcome;
+
+    fn row(place: i64, message: usize) -> LiveRow {
+        let row = Execution {
+            id: format!("{place:032x}-{place:016x}"),
+            code_agent_id: None,
+            workflow_execution_id: None,
+            node_id: None,
+            runtime: String::new(),
+            language: String::new(),
+            duration_ms: None,
+            memory_mb: None,
+            exit_code: None,
+            success: false,
+            error_message: Some("e".repeat(message)),
+            tokens_used: None,
+            validation_passed: None,
+            organization_id: None,
+            workspace_id: None,
+            user_id: None,
+            created_at: "2026-01-31 12:00:00.000000".to_owned(),
+            outcome: Outcome::Error,
+            cost_usd: None,
+        };
+        let place = Place(place);
+        let event = event(place, &row, None);
+        LiveRow { place, row, event }
+    }
+
+    #[test]
+    fn of_rows_that_some_client_does_not_take_the_oldest_are_given_up() {
+        let mut backlog = Backlog::default();
+        let untaken: Vec<Arc<Kept>> = (0..2000).map(|place| backlog.keep(row(place, 8000))).collect();
+        let is_kept: Vec<bool> = untaken.iter().map(|row| row.read().unwrap().is_some()).collect();
+        let first = is_kept.iter().position(|is_kept| *is_kept).unwrap();
+        assert!(first > 0 && is_kept[first..].iter().all(|is_kept| *is_kept));
+        let held = |row: &Arc<Kept>| row.read().unwrap().as_ref().map_or(0, LiveRow::held);
+        let sum: usize = untaken.iter().map(held).sum();
+        assert!(sum <= BACKLOG_BYTES && sum > BACKLOG_BYTES / 2, "{sum}");
+        // What was taken counts no longer.
+        drop(untaken);
+        backlog.keep(row(2000, 10));
+        assert_eq!(backlog.rows.len(), 1);
+        assert!(backlog.held < 2000);
+    }
+
+    #[test]
+    fn a_row_that_was_sent_before_its_turn_is_known_once() {
+        let mut sent = Sent::default();
+        assert!(!sent.was("a"));
+        sent.note("a");
+        assert!(sent.was("a"));
+        assert!(!sent.was("a"));
     }
 }

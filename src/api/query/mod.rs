@@ -10,14 +10,18 @@
 //! * The first four paths answer as the backend's own API does; beside what its clients know, nothing is in the rows.
 //! * Answers are `{"success": true, "data": …}`, lists with `count`; errors
 //!   `{"success": false, "error": {"message", "code"}}`.
+//! * The memory that answers take is bounded, whatever is asked by however many; see [`memory_bound`].
 //! * Without tokens the API answers only to names of this machine (unless it is said to be insecure): a page of a
 //!   stranger's that makes its own name point to 127.0.0.1 gets nothing.
 
 mod aggregate;
+mod answer;
 mod auth;
 mod database;
 mod errors;
 mod filter;
+#[cfg(test)]
+mod limits;
 mod listing;
 mod live;
 mod packed;
@@ -35,14 +39,16 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+pub use answer::memory_bound;
 pub use auth::ApiToken;
 pub use filter::RowsShown;
 pub use pipeline::{ExporterRules, PipelineReport};
 
 use crate::listen::{Body, Unauthorized};
+use answer::{Answer, Seats};
 use auth::Access;
 use database::{Database, Dialect};
 use live::Live;
@@ -106,9 +112,21 @@ pub enum QueryError {
     /// Too many live clients.
     #[error("there are as many live clients as are served; try again later")]
     Busy,
+    /// As many answers are being made as there is memory for.
+    #[error("as many answers are being made as there is memory for; try again later")]
+    Crowded,
+    /// The answer would take more memory than one may.
+    #[error("the answer would take more than {most} MiB: {narrow}", most = answer::ANSWER >> 20)]
+    TooLarge {
+        /// What to ask for instead.
+        narrow: &'static str,
+    },
     /// The database does not answer.
     #[error("the database does not answer (database.url): {0}")]
     Unavailable(String),
+    /// A table is not there, or not yet.
+    #[error("the database does not answer (database.url): {0}")]
+    TableMissing(String),
 }
 
 impl QueryError {
@@ -118,7 +136,11 @@ impl QueryError {
 
     /// Whether the same question can have an answer later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, QueryError::Unavailable(_) | QueryError::Busy)
+        self.is_of_database() || matches!(self, QueryError::Busy | QueryError::Crowded)
+    }
+
+    fn is_of_database(&self) -> bool {
+        matches!(self, QueryError::Unavailable(_) | QueryError::TableMissing(_))
     }
 
     fn status(&self) -> (StatusCode, &'static str) {
@@ -130,7 +152,11 @@ impl QueryError {
             QueryError::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "MISDIRECTED_REQUEST"),
             QueryError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
             QueryError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_CLIENTS"),
-            QueryError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "DATABASE_UNAVAILABLE"),
+            QueryError::Crowded => (StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_QUESTIONS"),
+            QueryError::TooLarge { .. } => (StatusCode::BAD_REQUEST, "ANSWER_TOO_LARGE"),
+            QueryError::Unavailable(_) | QueryError::TableMissing(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "DATABASE_UNAVAILABLE")
+            }
         }
     }
 }
@@ -143,6 +169,7 @@ pub struct QueryApi {
 
 struct Inner {
     database: Database,
+    seats: Seats,
     /// Quoted.
     table: String,
     /// Quoted.
@@ -165,30 +192,16 @@ struct Asked {
     now: DateTime<Utc>,
 }
 
-/// The object that an answer is.
-struct Answer(Map<String, Value>);
-
-impl Answer {
-    fn one(data: Value) -> Answer {
-        let mut object = Map::new();
-        object.insert("success".to_owned(), true.into());
-        object.insert("data".to_owned(), data);
-        Answer(object)
-    }
-
-    fn list(data: Vec<Value>) -> Answer {
-        let count = data.len();
-        Answer::one(data.into()).with("count", count.into())
-    }
-
-    fn with(mut self, key: &str, value: Value) -> Answer {
-        self.0.insert(key.to_owned(), value);
-        self
-    }
-}
-
 /// The paths under `/api/v1`.
 enum Route<'a> {
+    Question(Question<'a>),
+    Live,
+    Pipeline,
+    OpenApi,
+}
+
+/// What is asked of the database.
+enum Question<'a> {
     AgentRows(String),
     AgentStats(String),
     WorkflowRows(String),
@@ -199,10 +212,7 @@ enum Route<'a> {
     TimeSeries,
     Facets,
     Errors,
-    Live,
     Trace(&'a str),
-    Pipeline,
-    OpenApi,
 }
 
 /// Where everything is.
@@ -240,6 +250,7 @@ impl QueryApi {
             pipeline: Box::new(pipeline),
             live: Live::default(),
             shutdown,
+            seats: Seats::default(),
             database,
         };
         Ok(QueryApi { inner: Arc::new(inner) })
@@ -288,30 +299,36 @@ impl QueryApi {
             scope,
             now: Utc::now(),
         };
-        let (answer, code) = match route {
-            Route::AgentRows(agent) => (self.agent_rows(asked, agent).await, Some("FETCH_LOGS_ERROR")),
-            Route::WorkflowRows(execution) => (self.workflow_rows(asked, execution).await, Some("FETCH_LOGS_ERROR")),
-            Route::AgentStats(agent) => (self.agent_stats(asked, agent).await, Some("FETCH_STATS_ERROR")),
-            Route::Analytics => (self.analytics(asked).await, None),
-            Route::Page => (self.page(asked).await, None),
-            Route::One(id) => (self.one(asked, &id).await, None),
-            Route::Stats => (self.stats(asked).await, None),
-            Route::TimeSeries => (self.timeseries(asked).await, None),
-            Route::Facets => (self.facets(asked).await, None),
-            Route::Errors => (self.errors(asked).await, None),
-            Route::Trace(trace) => (self.trace(asked, trace).await, None),
-            Route::Pipeline => (self.pipeline(asked), None),
+        let question = match route {
+            Route::Question(question) => question,
+            Route::Live => return self.live(asked, request.headers()).map_err(plain),
+            Route::Pipeline => {
+                let data = self.pipeline(asked).map_err(plain)?;
+                return Ok(json_response(StatusCode::OK, &json!({"success": true, "data": data})));
+            }
             Route::OpenApi => {
                 let mut response = Response::new(Body::from(OPENAPI));
                 json_headers(&mut response);
                 return Ok(response);
             }
-            Route::Live => return self.live(asked, request.headers()).map_err(plain),
         };
-        match answer {
-            Ok(Answer(object)) => Ok(json_response(StatusCode::OK, &Value::Object(object))),
-            Err(error) => Err((error, code)),
-        }
+        let seat = self.inner.seats.take().await.map_err(plain)?;
+        let (answer, code) = match question {
+            Question::AgentRows(agent) => (self.agent_rows(asked, agent).await, Some("FETCH_LOGS_ERROR")),
+            Question::WorkflowRows(execution) => (self.workflow_rows(asked, execution).await, Some("FETCH_LOGS_ERROR")),
+            Question::AgentStats(agent) => (self.agent_stats(asked, agent).await, Some("FETCH_STATS_ERROR")),
+            Question::Analytics => (self.analytics(asked).await, None),
+            Question::Page => (self.page(asked).await, None),
+            Question::One(id) => (self.one(asked, &id).await, None),
+            Question::Stats => (self.stats(asked).await, None),
+            Question::TimeSeries => (self.timeseries(asked).await, None),
+            Question::Facets => (self.facets(asked).await, None),
+            Question::Errors => (self.errors(asked).await, None),
+            Question::Trace(trace) => (self.trace(asked, trace).await, None),
+        };
+        let mut response = Response::new(answer.map_err(|error| (error, code))?.into_body(seat));
+        json_headers(&mut response);
+        Ok(response)
     }
 
     fn database(&self) -> &Database {
@@ -358,31 +375,30 @@ fn route(path: &str) -> Result<Route<'_>, QueryError> {
             Ok(text)
         }
     };
-    Ok(match parts[..] {
-        ["code-exec-logs"] => Route::Page,
-        ["code-exec-logs", "agent", agent] => Route::AgentRows(id(agent)?),
-        ["code-exec-logs", "agent", agent, "stats"] => Route::AgentStats(id(agent)?),
-        ["code-exec-logs", "workflow", execution] => Route::WorkflowRows(id(execution)?),
-        ["code-agents", "analytics"] => Route::Analytics,
-        ["code-exec-logs", "stats"] => Route::Stats,
-        ["code-exec-logs", "timeseries"] => Route::TimeSeries,
-        ["code-exec-logs", "facets"] => Route::Facets,
-        ["code-exec-logs", "errors"] => Route::Errors,
-        ["code-exec-logs", "live"] => Route::Live,
-        ["code-exec-logs", one] => Route::One(id(one)?),
-        ["traces", trace] => Route::Trace(trace),
-        ["pipeline"] => Route::Pipeline,
-        ["openapi.json"] => Route::OpenApi,
+    let question = match parts[..] {
+        ["code-exec-logs"] => Question::Page,
+        ["code-exec-logs", "agent", agent] => Question::AgentRows(id(agent)?),
+        ["code-exec-logs", "agent", agent, "stats"] => Question::AgentStats(id(agent)?),
+        ["code-exec-logs", "workflow", execution] => Question::WorkflowRows(id(execution)?),
+        ["code-agents", "analytics"] => Question::Analytics,
+        ["code-exec-logs", "stats"] => Question::Stats,
+        ["code-exec-logs", "timeseries"] => Question::TimeSeries,
+        ["code-exec-logs", "facets"] => Question::Facets,
+        ["code-exec-logs", "errors"] => Question::Errors,
+        ["code-exec-logs", "live"] => return Ok(Route::Live),
+        ["code-exec-logs", one] => Question::One(id(one)?),
+        ["traces", trace] => Question::Trace(trace),
+        ["pipeline"] => return Ok(Route::Pipeline),
+        ["openapi.json"] => return Ok(Route::OpenApi),
         _ => return Err(unknown),
-    })
+    };
+    Ok(Route::Question(question))
 }
 
 fn refuse(error: &QueryError, code: Option<&'static str>) -> Response<Body> {
     let (status, own_code) = error.status();
-    let code = code
-        .filter(|_| matches!(error, QueryError::Unavailable(_)))
-        .unwrap_or(own_code);
-    if let QueryError::Unavailable(reason) = error {
+    let code = code.filter(|_| error.is_of_database()).unwrap_or(own_code);
+    if let QueryError::Unavailable(reason) | QueryError::TableMissing(reason) = error {
         tracing::warn!(reason, "a question could not be answered");
     }
     let body = json!({"success": false, "error": {"message": error.to_string(), "code": code}});

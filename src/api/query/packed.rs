@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::answer::Allowance;
 use super::database::{Cell, Kind, Sql};
 use super::filter::{Filter, RowsShown};
 use super::row::{Outcome, TextColumn};
@@ -11,7 +12,7 @@ use super::timestamp::{micros_of, text_of};
 use super::{QueryApi, QueryError};
 use crate::columns::{HOUR_MICROS, Packed, Row, Text, TextId, hour_of};
 
-/// Parts in one answer of the database, at most, unless one hour has more: 3 MiB.
+/// Parts in one answer of the database, at most, unless one hour has more.
 const PARTS: i64 = 16;
 
 /// Times between packed hours that are asked of the tables; when there are more, the shortest packed ones are too.
@@ -26,6 +27,8 @@ pub(super) trait Visitor: Send {
     fn texts(&mut self, _: &[&str]) {}
     /// A row that passes the filter.
     fn row(&mut self, row: &PackedRow);
+    /// Bytes that are held for what was shown so far.
+    fn held(&self) -> usize;
 }
 
 impl TextColumn {
@@ -55,17 +58,22 @@ pub(super) fn outcome(row: &PackedRow) -> Outcome {
 
 impl QueryApi {
     /// Shows `visitor` the packed rows that pass the filter; what is left to be asked of the tables.
-    pub(super) async fn visit(&self, filter: &Filter, visitor: &mut dyn Visitor) -> Result<Vec<Filter>, QueryError> {
+    pub(super) async fn visit(
+        &self,
+        filter: &Filter,
+        visitor: &mut dyn Visitor,
+        allowance: Allowance,
+    ) -> Result<Vec<Filter>, QueryError> {
         let Some(mut wanted) = Wanted::of(filter) else {
             return Ok(vec![filter.clone()]);
         };
         // A table that is not there yet is no table of packed hours.
-        let Ok(known) = self.packed_hours(&wanted.times).await else {
+        let Ok(known) = self.packed_hours(&wanted.times, allowance).await else {
             return Ok(vec![filter.clone()]);
         };
         let mut runs = Vec::new();
         for run in longest(runs_of(&known)) {
-            runs.extend(self.visit_run(run, &known, &mut wanted, visitor).await?);
+            runs.extend(self.visit_run(run, &known, &mut wanted, visitor, allowance).await?);
         }
         Ok(left(&wanted.times, &runs)
             .into_iter()
@@ -78,7 +86,11 @@ impl QueryApi {
     }
 
     /// How many parts each packed hour has.
-    async fn packed_hours(&self, times: &Range<Option<i64>>) -> Result<Vec<(i64, i64)>, QueryError> {
+    async fn packed_hours(
+        &self,
+        times: &Range<Option<i64>>,
+        allowance: Allowance,
+    ) -> Result<Vec<(i64, i64)>, QueryError> {
         let dialect = self.dialect();
         let parts = dialect.integer("count(*)");
         let mut sql = Sql::new(
@@ -89,9 +101,15 @@ impl QueryApi {
             .push(" AND hour <= ")
             .integer(times.end.map_or(i64::MAX, hour_of))
             .push(" GROUP BY hour ORDER BY hour");
-        let rows = self.database().fetch(sql, &[Kind::Integer, Kind::Integer]).await?;
-        let whole = |cell: &Cell| cell.integer().unwrap_or_default();
-        Ok(rows.iter().map(|row| (whole(&row[0]), whole(&row[1]))).collect())
+        let mut known = Vec::new();
+        self.database()
+            .each(sql, &[Kind::Integer, Kind::Integer], |row| {
+                let whole = |cell: &Cell| cell.integer().unwrap_or_default();
+                known.push((whole(&row[0]), whole(&row[1])));
+                allowance.check(2 * known.len() * size_of::<(i64, i64)>())
+            })
+            .await?;
+        Ok(known)
     }
 
     /// Reads packed hours that follow each other; those that could be read.
@@ -101,10 +119,13 @@ impl QueryApi {
         known: &[(i64, i64)],
         wanted: &mut Wanted<'_>,
         visitor: &mut dyn Visitor,
+        allowance: Allowance,
     ) -> Result<Vec<Range<i64>>, QueryError> {
         let parts_of: HashMap<i64, i64> = known.iter().copied().collect();
         let parts_of = |hour: i64| parts_of.get(&hour).copied().unwrap_or_default();
-        let mut read = Vec::new();
+        let mut read: Vec<Range<i64>> = Vec::new();
+        // One that was taken away meanwhile is asked of the tables; so is one that cannot be read.
+        let mut unreadable = None;
         let mut begin = run.start;
         while begin < run.end {
             let mut end = begin + 1;
@@ -121,27 +142,39 @@ impl QueryApi {
                 .push(" AND hour < ")
                 .integer(end)
                 .push(" ORDER BY hour, part");
-            let rows = self.database().fetch(sql, &[Kind::Integer, Kind::Bytes]).await?;
-            let mut cells = rows.iter().peekable();
-            while let Some(hour) = cells.peek().and_then(|row| row[0].integer()) {
-                // One that was taken away meanwhile is asked of the tables; so is one that cannot be read.
-                let mut hours = Vec::new();
-                while let Some(row) = cells.next_if(|row| row[0].integer() == Some(hour)) {
-                    hours.push(row[1].bytes().and_then(Packed::read));
-                }
-                let Some(hours) = hours.into_iter().collect::<Option<Vec<Packed<'_>>>>() else {
-                    tracing::warn!(hour, "a packed hour cannot be read; its rows are read instead");
-                    continue;
-                };
-                for packed in hours {
+            self.database()
+                .each(sql, &[Kind::Integer, Kind::Bytes], |cells| {
+                    let Some(hour) = cells[0].integer() else { return Ok(()) };
+                    let is_first = read.last().is_none_or(|last: &Range<i64>| last.start != hour);
+                    if unreadable == Some(hour) {
+                        return Ok(());
+                    }
+                    let Some(packed) = cells[1].bytes().and_then(Packed::read) else {
+                        if !is_first {
+                            return Err(broken(hour));
+                        }
+                        tracing::warn!(hour, "a packed hour cannot be read; its rows are read instead");
+                        unreadable = Some(hour);
+                        return Ok(());
+                    };
                     wanted.show(packed, visitor);
-                }
-                read.push(hour..hour + 1);
-            }
+                    if is_first {
+                        read.push(hour..hour + 1);
+                    }
+                    allowance.check(visitor.held())
+                })
+                .await?;
             begin = end;
         }
         Ok(read)
     }
+}
+
+/// A packed hour of which some was shown already, so that it cannot be asked of the tables.
+fn broken(hour: i64) -> QueryError {
+    QueryError::Unavailable(format!(
+        "packed rows cannot be read; DELETE FROM spanledger_hours WHERE hour = {hour} makes them be read from the table"
+    ))
 }
 
 /// The filter as packed rows are asked.
@@ -259,7 +292,8 @@ pub(super) enum Key {
 /// The values of a key, each with a number.
 #[derive(Debug)]
 pub(super) struct Values {
-    key: Key,
+    /// Without one, packed rows are not told apart.
+    key: Option<Key>,
     /// The number of each of the current texts, once it is known.
     of_texts: Vec<Option<usize>>,
     texts: Vec<String>,
@@ -267,10 +301,12 @@ pub(super) struct Values {
     /// Numbers of exit codes, so that they need not become text for each row.
     of_codes: HashMap<Option<i64>, usize>,
     names: Vec<Option<String>>,
+    /// Of all names together.
+    length: usize,
 }
 
 impl Values {
-    pub(super) fn of(key: Key) -> Values {
+    pub(super) fn of(key: Option<Key>) -> Values {
         Values {
             key,
             of_texts: Vec::new(),
@@ -278,11 +314,17 @@ impl Values {
             numbers: HashMap::new(),
             of_codes: HashMap::new(),
             names: Vec::new(),
+            length: 0,
         }
     }
 
+    /// Bytes of the values: each is there twice, in a map that may be half empty.
+    pub(super) fn held(&self) -> usize {
+        2 * self.length + self.names.len() * 4 * size_of::<(Option<String>, usize)>()
+    }
+
     pub(super) fn texts(&mut self, texts: &[&str]) {
-        if let Key::Text(_) = self.key {
+        if let Some(Key::Text(_)) = self.key {
             self.of_texts = vec![None; texts.len() + 1];
             self.texts = texts.iter().map(|text| (*text).to_owned()).collect();
         }
@@ -291,7 +333,9 @@ impl Values {
     /// The number of the row's value.
     pub(super) fn number(&mut self, row: &PackedRow) -> usize {
         match self.key {
-            Key::Text(text) => {
+            None if self.names.is_empty() => self.named(None),
+            None => 0,
+            Some(Key::Text(text)) => {
                 let id = row.texts[text as usize] as usize;
                 if let Some(number) = self.of_texts[id] {
                     return number;
@@ -301,8 +345,8 @@ impl Values {
                 self.of_texts[id] = Some(number);
                 number
             }
-            Key::Outcome => self.fixed(outcome(row)),
-            Key::ExitCode => match self.of_codes.get(&row.exit_code) {
+            Some(Key::Outcome) => self.fixed(outcome(row)),
+            Some(Key::ExitCode) => match self.of_codes.get(&row.exit_code) {
                 Some(number) => *number,
                 None => {
                     let number = self.named(row.exit_code.map(|code| code.to_string()));
@@ -328,6 +372,7 @@ impl Values {
             return *number;
         }
         let number = self.names.len();
+        self.length += value.as_ref().map_or(0, String::len);
         self.numbers.insert(value.clone(), number);
         self.names.push(value);
         number

@@ -7,7 +7,7 @@ use http::{Request, StatusCode};
 use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
-use super::database::{Dialect, Kind, Sql};
+use super::database::{Cell, Dialect, Kind, Sql};
 use super::{PipelineReport, QueryApi, QueryOptions, RowsShown};
 use crate::ledger::tests::postgres;
 use crate::ledger::{Ledger, LedgerOptions, migrate};
@@ -58,7 +58,8 @@ fn rows_sql(dialect: Dialect) -> String {
     )
 }
 
-async fn database(dialect: Dialect) -> Option<(String, Option<tempfile::TempDir>)> {
+/// A database with the tables of the ledger, in which this was done.
+pub(super) async fn database(dialect: Dialect, sql: String) -> Option<(String, Option<tempfile::TempDir>)> {
     let (url, directory) = match dialect {
         Dialect::Postgres if postgres::skipped() => return None,
         Dialect::Postgres => {
@@ -76,15 +77,19 @@ async fn database(dialect: Dialect) -> Option<(String, Option<tempfile::TempDir>
         ..LedgerOptions::default()
     };
     migrate(options).await.unwrap();
-    let sql = sqlx::AssertSqlSafe(rows_sql(dialect));
-    if dialect == Dialect::Postgres {
-        let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+    execute(&url, sql).await;
+    Some((url, directory))
+}
+
+pub(super) async fn execute(url: &str, sql: String) {
+    let sql = sqlx::AssertSqlSafe(sql);
+    if url.starts_with("postgres") {
+        let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
     } else {
-        let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
     }
-    Some((url, directory))
 }
 
 /// The steps that read a whole table.
@@ -93,18 +98,22 @@ async fn whole_tables(api: &QueryApi, sql: Sql) -> Vec<String> {
         Dialect::Sqlite => &[Kind::Integer, Kind::Integer, Kind::Integer, Kind::Text],
         Dialect::Postgres => &[Kind::Text],
     };
-    let plan = api.database().fetch(sql.explained(), kinds).await.unwrap();
-    let steps = plan.into_iter().filter_map(|mut row| row.pop()?.into_text());
+    let mut steps = Vec::new();
+    let step = |mut row: Vec<Cell>| {
+        steps.extend(row.pop().and_then(Cell::into_text));
+        Ok(())
+    };
+    api.database().each(sql.explained(), kinds, step).await.unwrap();
     let is_whole = |step: &String| match api.dialect() {
         // In the order of an index it ends with the page.
         Dialect::Sqlite => step.contains("SCAN t") && !step.contains("USING INDEX"),
         Dialect::Postgres => step.contains("Seq Scan on code_exec_logs") || step.contains("Seq Scan on spanledger_"),
     };
-    steps.filter(is_whole).collect()
+    steps.into_iter().filter(is_whole).collect()
 }
 
 async fn nothing_reads_a_whole_table(dialect: Dialect) {
-    let Some((url, _directory)) = database(dialect).await else {
+    let Some((url, _directory)) = database(dialect, rows_sql(dialect)).await else {
         return;
     };
     // Small tables are read whole because that is quicker; this asks whether it has to be.

@@ -1,18 +1,27 @@
 //! Statistics: the backend's own two, and by any group, over time, by value.
 
-use std::collections::{BTreeMap, HashMap};
-
 use chrono::DateTime;
 use serde_json::{Map, Value, json};
 
 use super::aggregate::{self, Aggregate, Gathering};
-use super::database::{Dialect, Kind};
+use super::answer::Allowance;
+use super::database::{Cell, Dialect, Kind};
 use super::filter::{FILTERS, Filter, outcome_sql, time};
-use super::packed::Key;
+use super::packed::{Key, Visitor as _};
 use super::row::TextColumn;
 use super::timestamp::micros_of;
-use super::visitors::{Analysis, Analytics, Counts, Facets, Groups};
+use super::visitors::{Analysis, Analytics, Counts, Facets, Grouped, Groups};
 use super::{Answer, Asked, QueryApi, QueryError};
+
+/// What to narrow where there are filters.
+const FEWER_ROWS: Allowance = Allowance {
+    narrow: "ask for a shorter time (from, to), for fewer rows by further filters, or with another groupBy",
+};
+
+/// The same, where there are only those of the backend.
+const SHORTER_RANGE: Allowance = Allowance {
+    narrow: "ask for a shorter timeRange, or for one agent (agentId)",
+};
 
 /// Groups in one answer, at most: the largest ones.
 const LARGEST_GROUPS: i64 = 1000;
@@ -108,7 +117,7 @@ impl QueryApi {
     pub(super) async fn agent_stats(&self, asked: Asked, agent: String) -> Result<Answer, QueryError> {
         let mut filter = Filter::everything(self.shown(), asked.scope);
         filter.texts.push((TextColumn::Agent, vec![agent]));
-        let total = self.total(&filter).await?;
+        let total = self.total(&filter, Gathering::without_percentiles()).await?;
         Ok(Answer::one(json!({
             "totalExecutions": total.count,
             "successRate": total.success_rate(),
@@ -166,25 +175,30 @@ impl QueryApi {
         Ok(Answer::one(json!({"stats": stats})).with("stats", stats))
     }
 
-    async fn total(&self, filter: &Filter) -> Result<Aggregate, QueryError> {
-        let mut total = Gathering::default();
-        for filter in self.visit(filter, &mut total).await? {
+    async fn total(&self, filter: &Filter, mut total: Gathering) -> Result<Aggregate, QueryError> {
+        for filter in self.visit(filter, &mut total, FEWER_ROWS).await? {
             let mut sql = self.select(&aggregate::columns(self.dialect()), &filter);
             sql.push(" GROUP BY t.duration_ms");
-            for row in self.database().fetch(sql, &aggregate::KINDS).await? {
-                total.add(&row)?;
-            }
+            self.database()
+                .each(sql, &aggregate::KINDS, |row| {
+                    total.add(&row);
+                    FEWER_ROWS.check(total.held())
+                })
+                .await?;
         }
         Ok(total.finish())
     }
 
     async fn count(&self, filter: &Filter) -> Result<u64, QueryError> {
         let mut count = 0;
-        for filter in self.visit(filter, &mut count).await? {
+        for filter in self.visit(filter, &mut count, SHORTER_RANGE).await? {
             let sql = self.select(&self.dialect().integer("count(*)"), &filter);
-            let rows = self.database().fetch(sql, &[Kind::Integer]).await?;
-            let rows = rows.first().and_then(|row| row[0].integer()).unwrap_or_default();
-            count += rows.cast_unsigned();
+            self.database()
+                .each(sql, &[Kind::Integer], |row| {
+                    count += row[0].integer().unwrap_or_default().cast_unsigned();
+                    Ok(())
+                })
+                .await?;
         }
         Ok(count)
     }
@@ -192,7 +206,7 @@ impl QueryApi {
     /// What `/code-agents/analytics` tells of the rows.
     async fn analyse(&self, filter: &Filter) -> Result<Analytics, QueryError> {
         let mut seen = Analysis::default();
-        for filter in self.visit(filter, &mut seen).await? {
+        for filter in self.visit(filter, &mut seen, SHORTER_RANGE).await? {
             let day = format!("substr({}, 1, 10)", self.dialect().time_text("t.created_at"));
             let columns = aggregate::columns(self.dialect());
             let keys = ["t.runtime", "t.language"].map(|column| self.dialect().unindexed(true, column));
@@ -206,9 +220,12 @@ impl QueryApi {
             sql.push(&format!(" GROUP BY {keys}, {day}, t.duration_ms"));
             let kinds = [Kind::Text, Kind::Text, Kind::Text, Kind::Integer, Kind::Integer];
             let kinds: Vec<Kind> = kinds.into_iter().chain(aggregate::KINDS).collect();
-            for row in self.database().fetch(sql, &kinds).await? {
-                seen.add(&row)?;
-            }
+            self.database()
+                .each(sql, &kinds, |row| {
+                    seen.add(&row);
+                    SHORTER_RANGE.check(seen.held())
+                })
+                .await?;
         }
         Ok(seen.finish())
     }
@@ -224,30 +241,26 @@ impl QueryApi {
         let limit = parameters.number("limit", 1, LARGEST_GROUPS)?.unwrap_or(100);
         parameters.finish(&format!("{FILTERS}, groupBy, limit"))?;
         let Some(group) = group else {
-            return Ok(Answer::one(self.total(&filter).await?.to_json()));
+            let total = self.total(&filter, Gathering::default()).await?;
+            return Ok(Answer::one(total.to_json()));
         };
-        let groups = self.by_group_and_time(Some(group), None, &filter).await?;
-        let mut total = Aggregate::default();
-        let mut groups: Vec<(Option<String>, Aggregate)> = groups
-            .into_iter()
-            .map(|((key, _), aggregate)| {
-                total.merge(&aggregate);
-                (key, aggregate)
-            })
-            .collect();
-        groups.sort_by(|(a, x), (b, y)| y.count.cmp(&x.count).then_with(|| a.cmp(b)));
-        let known = groups.len();
-        groups.truncate(limit as usize);
-        let data: Vec<Value> = groups
-            .into_iter()
-            .map(|(key, aggregate)| {
-                let mut value = aggregate.to_json();
-                value["key"] = key.into();
-                value
-            })
-            .collect();
-        Ok(Answer::list(data)
-            .with("total", total.to_json())
+        let Grouped { names, mut parts } = self.by_group_and_time(Some(group), None, &filter).await?;
+        let name = |group: &((usize, i64), Aggregate)| &names[group.0.0];
+        parts.sort_by(|a, b| b.1.count.cmp(&a.1.count).then_with(|| name(a).cmp(name(b))));
+        let known = parts.len();
+        let mut total = Gathering::default();
+        let mut answer = Answer::list();
+        for (index, part) in parts.into_iter().enumerate() {
+            if index < limit as usize {
+                let mut value = part.1.to_json();
+                value["key"] = name(&part).clone().into();
+                answer.push(value);
+            }
+            total.absorb(part.1);
+        }
+        Ok(answer
+            .listed()
+            .with("total", total.finish().to_json())
             .with("groups", known.into()))
     }
 
@@ -284,36 +297,31 @@ impl QueryApi {
             let message = format!("makes {buckets} buckets; at most {BUCKETS} are answered");
             return Err(QueryError::invalid("step", &message));
         }
-        let mut series: BTreeMap<Option<String>, BTreeMap<i64, Aggregate>> = BTreeMap::new();
-        for ((key, at), aggregate) in self.by_group_and_time(group, Some(step), &filter).await? {
-            series.entry(key).or_default().insert(at, aggregate);
-        }
-        let point = |at: i64, aggregate: &Aggregate, key: Option<&Option<String>>| {
+        let Grouped { names, mut parts } = self.by_group_and_time(group, Some(step), &filter).await?;
+        parts.sort_by(|((a, earlier), _), ((b, later), _)| names[*a].cmp(&names[*b]).then(earlier.cmp(later)));
+        let point = |at: i64, aggregate: &Aggregate| {
             let mut value = aggregate.to_json();
             value["time"] = DateTime::from_timestamp(at, 0)
                 .map(|at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string())
                 .into();
-            if let Some(key) = key {
-                value["key"] = key.clone().into();
-            }
             value
         };
-        let data: Vec<Value> = if group.is_some() {
-            let each = |(key, buckets)| {
-                let points = |(at, aggregate): (&i64, &Aggregate)| point(*at, aggregate, Some(key));
-                BTreeMap::iter(buckets).map(points).collect::<Vec<_>>()
-            };
-            series.iter().flat_map(each).collect()
+        let mut answer = Answer::list();
+        if group.is_some() {
+            for ((number, at), aggregate) in parts {
+                let mut value = point(at, &aggregate);
+                value["key"] = names[number].clone().into();
+                answer.push_within(value, FEWER_ROWS)?;
+            }
         } else {
             // Without groups every bucket is there, so that a chart needs no filling in.
-            let known = series.into_values().next().unwrap_or_default();
             let empty = Aggregate::default();
-            let starts = (0..buckets).map(|index| first + index * step);
-            starts
-                .map(|at| point(at, known.get(&at).unwrap_or(&empty), None))
-                .collect()
-        };
-        Ok(Answer::list(data).with("stepSeconds", step.into()))
+            for at in (0..buckets).map(|index| first + index * step) {
+                let known = parts.binary_search_by_key(&at, |((_, at), _)| *at);
+                answer.push(point(at, known.map_or(&empty, |index| &parts[index].1)));
+            }
+        }
+        Ok(answer.listed().with("stepSeconds", step.into()))
     }
 
     /// Numbers of each value of `group` and each `step` of time, in seconds.
@@ -322,16 +330,15 @@ impl QueryApi {
         group: Option<Group>,
         step: Option<i64>,
         filter: &Filter,
-    ) -> Result<HashMap<(Option<String>, i64), Aggregate>, QueryError> {
+    ) -> Result<Grouped, QueryError> {
         let dialect = self.dialect();
         let packed = group.map(Group::packed);
         let mut groups = Groups::of(packed.flatten(), step);
         let left = match packed {
             // Packed rows do not have it.
             Some(None) => vec![filter.clone()],
-            _ => self.visit(filter, &mut groups).await?,
+            _ => self.visit(filter, &mut groups, FEWER_ROWS).await?,
         };
-        let mut parts = groups.finish();
         let epoch = dialect.epoch("t.created_at");
         let bucket = step.map_or("0".to_owned(), |step| format!("({epoch} / {step}) * {step}"));
         let key = group.map_or("''".to_owned(), |group| group.sql(dialect));
@@ -348,13 +355,17 @@ impl QueryApi {
         for filter in left {
             let mut sql = self.select(&columns, &filter);
             sql.push(&format!(" GROUP BY {}", keys.join(", ")));
-            for mut row in self.database().fetch(sql, &kinds).await? {
-                let key = std::mem::take(&mut row[0]).into_text().filter(|_| group.is_some());
-                let Some(at) = row[1].integer() else { continue };
-                parts.entry((key, at)).or_default().add(&row[2..])?;
-            }
+            self.database()
+                .each(sql, &kinds, |mut row| {
+                    let key = std::mem::take(&mut row[0]).into_text().filter(|_| group.is_some());
+                    if let Some(at) = row[1].integer() {
+                        groups.add(key, at, &row[2..]);
+                    }
+                    FEWER_ROWS.check(groups.held())
+                })
+                .await?;
         }
-        Ok(parts.into_iter().map(|(key, part)| (key, part.finish())).collect())
+        Ok(groups.finish())
     }
 
     /// `/code-exec-logs/facets`
@@ -403,14 +414,13 @@ impl QueryApi {
         if fields.is_empty() {
             return Ok(Vec::new());
         }
-        let packed: Option<Vec<Key>> = fields.iter().map(|(_, group)| group.packed()).collect();
-        let (mut counts, left) = match packed {
-            Some(keys) => {
-                let mut facets = Facets::of(keys);
-                let left = self.visit(filter, &mut facets).await?;
-                (facets.finish(), left)
-            }
-            None => (vec![Counts::new(); fields.len()], vec![filter.clone()]),
+        let packed: Vec<Option<Key>> = fields.iter().map(|(_, group)| group.packed()).collect();
+        let are_packed = packed.iter().all(Option::is_some);
+        let mut facets = Facets::of(packed);
+        let left = if are_packed {
+            self.visit(filter, &mut facets, FEWER_ROWS).await?
+        } else {
+            vec![filter.clone()]
         };
         let keys: Vec<String> = fields.iter().map(|(_, group)| group.sql(self.dialect())).collect();
         let keys = keys.join(", ");
@@ -419,19 +429,19 @@ impl QueryApi {
         for filter in left {
             let mut sql = self.select(&format!("{keys}, {}", self.dialect().integer("count(*)")), &filter);
             sql.push(&format!(" GROUP BY {keys}"));
-            for mut row in self.database().fetch(sql, &kinds).await? {
-                let count = row.pop().and_then(|cell| cell.integer()).unwrap_or_default();
-                for (counts, value) in counts.iter_mut().zip(row) {
-                    *counts.entry(value.into_text()).or_default() += count.cast_unsigned();
-                }
-            }
+            self.database()
+                .each(sql, &kinds, |mut row| {
+                    let count = row.pop().and_then(|cell| cell.integer()).unwrap_or_default();
+                    facets.add(row.into_iter().map(Cell::into_text), count.cast_unsigned());
+                    FEWER_ROWS.check(facets.held())
+                })
+                .await?;
         }
-        Ok(fields.iter().map(|(field, _)| *field).zip(counts).collect())
+        Ok(fields.iter().map(|(field, _)| *field).zip(facets.finish()).collect())
     }
 }
 
-fn commonest(counts: Counts, limit: usize) -> Value {
-    let mut counts: Vec<_> = counts.into_iter().collect();
+fn commonest(mut counts: Counts, limit: usize) -> Value {
     counts.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
     counts
         .into_iter()

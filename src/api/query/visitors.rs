@@ -5,19 +5,22 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::DateTime;
 use serde_json::{Value, json};
 
-use super::QueryError;
 use super::aggregate::{Aggregate, Gathering};
 use super::database::Cell;
 use super::packed::{Key, PackedRow, Values, Visitor};
 use crate::columns::Text;
 
-/// How many rows have each value.
-pub(super) type Counts = HashMap<Option<String>, u64>;
+/// Values, each with how many rows have it.
+pub(super) type Counts = Vec<(Option<String>, u64)>;
 
 /// All rows as one.
 impl Visitor for Gathering {
     fn row(&mut self, row: &PackedRow) {
         self.add_row(row);
+    }
+
+    fn held(&self) -> usize {
+        Gathering::held(self)
     }
 }
 
@@ -26,45 +29,77 @@ impl Visitor for u64 {
     fn row(&mut self, _: &PackedRow) {
         *self += 1;
     }
+
+    fn held(&self) -> usize {
+        0
+    }
 }
 
 /// Rows by the number of their value, and by time.
 pub(super) struct Groups {
-    values: Option<Values>,
+    values: Values,
     /// In seconds.
     step: Option<i64>,
     parts: HashMap<(usize, i64), Gathering>,
+    /// Bytes that the parts hold beside themselves.
+    held: usize,
+}
+
+/// Bytes for a group: its place in a map that may be half empty, and once more when all are put in order.
+const GROUP: usize = 3 * size_of::<((usize, i64), Gathering)>();
+
+/// Groups as [`Groups`] found them: the names of their values by number, and what is known of each.
+pub(super) struct Grouped {
+    pub(super) names: Vec<Option<String>>,
+    pub(super) parts: Vec<((usize, i64), Aggregate)>,
 }
 
 impl Groups {
-    /// Without a key or a step, by neither.
+    /// Without a key packed rows are not told apart by any value; without a step not by time.
     pub(super) fn of(key: Option<Key>, step: Option<i64>) -> Groups {
         Groups {
-            values: key.map(Values::of),
+            values: Values::of(key),
             step,
             parts: HashMap::new(),
+            held: 0,
         }
     }
 
-    pub(super) fn finish(self) -> HashMap<(Option<String>, i64), Gathering> {
-        let names = self.values.map(Values::into_names).unwrap_or_default();
-        let name = |number: usize| names.get(number).cloned().flatten();
+    /// Adds what [`super::aggregate::columns`] selected of rows with this value, at this time.
+    pub(super) fn add(&mut self, value: Option<String>, at: i64, cells: &[Cell]) {
+        let number = self.values.named(value);
+        self.change((number, at), |part| part.add(cells));
+    }
+
+    fn change(&mut self, group: (usize, i64), add: impl FnOnce(&mut Gathering)) {
+        let part = self.parts.entry(group).or_default();
+        let before = part.held();
+        add(part);
+        self.held += part.held() - before;
+    }
+
+    pub(super) fn finish(self) -> Grouped {
         let parts = self.parts.into_iter();
-        parts.map(|((number, at), part)| ((name(number), at), part)).collect()
+        Grouped {
+            names: self.values.into_names(),
+            parts: parts.map(|(group, part)| (group, part.finish())).collect(),
+        }
     }
 }
 
 impl Visitor for Groups {
     fn texts(&mut self, texts: &[&str]) {
-        if let Some(values) = &mut self.values {
-            values.texts(texts);
-        }
+        self.values.texts(texts);
     }
 
     fn row(&mut self, row: &PackedRow) {
-        let number = self.values.as_mut().map_or(0, |values| values.number(row));
+        let number = self.values.number(row);
         let at = self.step.map_or(0, |step| row.at.div_euclid(step * 1_000_000) * step);
-        self.parts.entry((number, at)).or_default().add_row(row);
+        self.change((number, at), |part| part.add_row(row));
+    }
+
+    fn held(&self) -> usize {
+        self.held + self.parts.len() * GROUP + self.values.held()
     }
 }
 
@@ -76,7 +111,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn of(key: Key) -> Tally {
+    fn of(key: Option<Key>) -> Tally {
         Tally {
             values: Values::of(key),
             counts: Vec::new(),
@@ -93,6 +128,10 @@ impl Tally {
             self.counts.resize(number + 1, 0);
         }
         self.counts[number] += rows;
+    }
+
+    fn held(&self) -> usize {
+        self.values.held() + 2 * self.counts.capacity() * size_of::<u64>()
     }
 
     /// The values that there are, each with its rows.
@@ -112,14 +151,25 @@ impl Visitor for Tally {
         let number = self.values.number(row);
         self.count(number, 1);
     }
+
+    fn held(&self) -> usize {
+        Tally::held(self)
+    }
 }
 
 /// Rows counted by each of several values.
 pub(super) struct Facets(Vec<Tally>);
 
 impl Facets {
-    pub(super) fn of(keys: Vec<Key>) -> Facets {
+    /// Without a key, values are told apart that packed rows do not have.
+    pub(super) fn of(keys: impl IntoIterator<Item = Option<Key>>) -> Facets {
         Facets(keys.into_iter().map(Tally::of).collect())
+    }
+
+    /// Adds so many rows with these values, in the order of the keys.
+    pub(super) fn add(&mut self, values: impl IntoIterator<Item = Option<String>>, rows: u64) {
+        let tallies = self.0.iter_mut().zip(values);
+        tallies.for_each(|(tally, value)| tally.add(value, rows));
     }
 
     /// In the order of the keys.
@@ -135,6 +185,10 @@ impl Visitor for Facets {
 
     fn row(&mut self, row: &PackedRow) {
         self.0.iter_mut().for_each(|tally| tally.row(row));
+    }
+
+    fn held(&self) -> usize {
+        self.0.iter().map(Tally::held).sum()
     }
 }
 
@@ -160,9 +214,12 @@ pub(super) struct Analysis {
     validations: [u64; 2],
 }
 
+/// Bytes for a day, in a tree that may be half empty.
+const DAY: usize = 2 * size_of::<(i64, [u64; 2])>();
+
 impl Default for Analysis {
     fn default() -> Analysis {
-        let tally = |text| Tally::of(Key::Text(text));
+        let tally = |text| Tally::of(Some(Key::Text(text)));
         Analysis {
             total: Gathering::default(),
             runtimes: tally(Text::Runtime),
@@ -181,7 +238,7 @@ impl Analysis {
     }
 
     /// Adds runtime, language, day, validations, failed ones, and what [`super::aggregate::columns`] selects.
-    pub(super) fn add(&mut self, row: &[Cell]) -> Result<(), QueryError> {
+    pub(super) fn add(&mut self, row: &[Cell]) {
         let whole = |index: usize| row[index].integer().unwrap_or_default().cast_unsigned();
         let (rows, successes) = (whole(6), whole(7));
         self.runtimes.add(row[0].clone().into_text(), rows);
@@ -193,7 +250,7 @@ impl Analysis {
         }
         self.validations[0] += whole(3);
         self.validations[1] += whole(4);
-        self.total.add(&row[5..])
+        self.total.add(&row[5..]);
     }
 
     pub(super) fn finish(self) -> Analytics {
@@ -229,5 +286,10 @@ impl Visitor for Analysis {
         self.count_day(row.at.div_euclid(86_400_000_000), 1, u64::from(row.success));
         self.validations[0] += u64::from(row.validation.is_some());
         self.validations[1] += u64::from(row.validation == Some(false));
+    }
+
+    fn held(&self) -> usize {
+        let days = self.days.len() * DAY;
+        self.total.held() + self.runtimes.held() + self.languages.held() + days
     }
 }

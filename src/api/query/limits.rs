@@ -1,0 +1,220 @@
+//! What answers may take: memory and seats.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{ANSWER, AT_ONCE};
+use super::database::Dialect;
+use super::plans::{database, execute};
+use super::{PipelineReport, QueryApi, QueryOptions, RowsShown};
+use crate::listen::Body;
+
+const BOTH: [Dialect; 2] = [Dialect::Sqlite, Dialect::Postgres];
+
+/// So many failures of one workflow or of as many as there are rows, a second apart, each with `message`: SQL of `n`, the
+/// number of the row.
+fn failures(dialect: Dialect, rows: usize, workflow: &str, message: &str) -> String {
+    let (numbers, hex, at) = match dialect {
+        Dialect::Sqlite => (
+            format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})"),
+            "printf('%032x-%016x', n, n)",
+            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || n || ' seconds')",
+        ),
+        Dialect::Postgres => (
+            format!("WITH n AS (SELECT generate_series(1, {rows}) AS n)"),
+            "lpad(to_hex(n), 32, '0') || '-' || lpad(to_hex(n), 16, '0')",
+            "(now() AT TIME ZONE 'UTC') - n * interval '1 second'",
+        ),
+    };
+    format!(
+        "INSERT INTO code_exec_logs (id, workflow_execution_id, runtime, language, duration_ms, success, error_message, \
+         created_at) {numbers} SELECT {hex}, {workflow}, 'r', 'l', n, false, {message}, {at} FROM n;"
+    )
+}
+
+/// A text of 8 KiB that differs from row to row in its last line.
+fn long_text(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Sqlite => {
+            "'Traceback (most recent call last):' || char(10) || hex(zeroblob(4000)) || char(10) || 'E' || n"
+        }
+        Dialect::Postgres => {
+            "'Traceback (most recent call last):' || chr(10) || repeat('0', 8000) || chr(10) || 'E' || n"
+        }
+    }
+}
+
+async fn api(dialect: Dialect, sql: String) -> Option<(QueryApi, String, Option<tempfile::TempDir>)> {
+    let (url, directory) = database(dialect, sql).await?;
+    let options = QueryOptions {
+        url: url.clone(),
+        table: "code_exec_logs".to_owned(),
+        rows: RowsShown::Own,
+        ..QueryOptions::default()
+    };
+    let api = QueryApi::new(options, PipelineReport::default, CancellationToken::new()).unwrap();
+    Some((api, url, directory))
+}
+
+async fn respond(api: &QueryApi, path: &str) -> Response<Body> {
+    let request = Request::get(format!("/api/v1{path}")).header("host", "localhost");
+    api.answer(&request.body(()).unwrap()).await
+}
+
+async fn ask(api: &QueryApi, path: &str) -> (StatusCode, Value) {
+    let response = respond(api, path).await;
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+fn strings(answer: &Value, key: &str) -> Vec<String> {
+    let data = answer["data"].as_array().unwrap();
+    data.iter().map(|row| row[key].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_take_too_much_memory_is_refused_with_words_about_what_to_narrow() {
+    for dialect in BOTH {
+        let sql = failures(dialect, 60_000, "'wf-' || n", "'e'");
+        let Some((api, _, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        for path in [
+            "/code-exec-logs/stats?groupBy=workflow",
+            "/code-exec-logs/timeseries?groupBy=workflow&from=now-2d",
+            "/code-exec-logs/facets?field=workflowExecutionId",
+        ] {
+            let (status, answer) = ask(&api, path).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {dialect:?}");
+            assert_eq!(answer["error"]["code"], "ANSWER_TOO_LARGE", "{path}");
+            let message = answer["error"]["message"].as_str().unwrap();
+            for word in ["8 MiB", "from", "groupBy"] {
+                assert!(message.contains(word), "{path}: {message}");
+            }
+            let join = if path.contains("from=") {
+                path.replace("from=now-2d", "from=now-10m")
+            } else {
+                format!("{path}&from=now-10m")
+            };
+            assert_eq!(ask(&api, &join).await.0, StatusCode::OK, "{join} {dialect:?}");
+        }
+        // These look at as many rows, and hold less of them.
+        for path in ["/code-exec-logs/stats?groupBy=runtime", "/code-exec-logs/errors"] {
+            assert_eq!(ask(&api, path).await.0, StatusCode::OK, "{path} {dialect:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_longer_than_an_answer_may_be_come_whole_and_in_order() {
+    const ROWS: usize = 2500;
+    for dialect in BOTH {
+        let sql = failures(dialect, ROWS, "'wf'", long_text(dialect));
+        let Some((api, _, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let expected: Vec<String> = (1..=ROWS).map(|n| format!("{n:032x}-{n:016x}")).collect();
+        let response = respond(&api, "/code-exec-logs/workflow/wf").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.len() > 2 * ANSWER, "{}", body.len());
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(strings(&answer, "id"), expected, "{dialect:?}");
+        assert_eq!(answer["count"], ROWS);
+        assert_eq!(answer["success"], true);
+        assert_eq!(answer.get("nextCursor"), None);
+
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/code-exec-logs?limit=1000{cursor}");
+            let (status, answer) = ask(&api, &path).await;
+            assert_eq!(status, StatusCode::OK, "{path}");
+            let page = strings(&answer, "id");
+            assert_eq!(answer["count"], page.len());
+            found.extend(page);
+            let Some(next) = answer["nextCursor"].as_str() else {
+                break;
+            };
+            assert_eq!(found.len() % 1000, 0, "a page is as long as was asked for");
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(found, expected, "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_which_a_part_cannot_be_had_ends_in_an_error_and_not_in_a_shorter_list() {
+    for dialect in BOTH {
+        let sql = failures(dialect, 2000, "'wf'", long_text(dialect));
+        let Some((api, url, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let response = respond(&api, "/code-exec-logs/workflow/wf").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        execute(&url, "DROP TABLE code_exec_logs".to_owned()).await;
+        assert!(response.into_body().collect().await.is_err(), "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_grouped_by_beginning_and_end_of_long_messages_and_shown_with_a_whole_one() {
+    for dialect in BOTH {
+        let sql = failures(dialect, 300, "'wf'", long_text(dialect));
+        let Some((api, _, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let (status, answer) = ask(&api, "/code-exec-logs/errors").await;
+        assert_eq!(status, StatusCode::OK);
+        // The last lines are told apart by their numbers, which are left out where a word may be an id.
+        let groups = answer["data"].as_array().unwrap();
+        let of = |message: &str| groups.iter().find(|group| group["message"] == message).unwrap();
+        assert_eq!(of("E1")["count"], 1, "{dialect:?}");
+        assert_eq!(of("E1")["distinctMessages"], 1);
+        let sample = of("E1")["sampleMessage"].as_str().unwrap();
+        assert!(sample.len() > 8000 && sample.starts_with("Traceback") && sample.ends_with("\nE1"));
+        assert_eq!(of("E1")["sampleId"], format!("{:032x}-{:016x}", 1, 1));
+        let hexadecimal = of("#");
+        assert_eq!(
+            hexadecimal["count"], 201,
+            "those of three digits are like ids: {dialect:?}"
+        );
+        assert_eq!(hexadecimal["distinctMessages"], 201);
+        assert_eq!(answer["truncated"], false);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_takes_leave_room_for_as_many_as_there_is_memory_for() {
+    let sql = failures(Dialect::Sqlite, 2000, "'wf'", long_text(Dialect::Sqlite));
+    let (mut api, _, _directory) = api(Dialect::Sqlite, sql).await.unwrap();
+    Arc::get_mut(&mut api.inner).unwrap().seats.patience = Duration::from_millis(100);
+    // Small ones take next to nothing.
+    let mut untaken = Vec::new();
+    for _ in 0..10 * AT_ONCE {
+        untaken.push(respond(&api, "/code-exec-logs/stats").await);
+    }
+    for response in untaken.drain(..) {
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+    for _ in 0..AT_ONCE {
+        untaken.push(respond(&api, "/code-exec-logs/workflow/wf").await);
+    }
+    let refused = respond(&api, "/code-exec-logs/stats").await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+    let body = refused.into_body().collect().await.unwrap().to_bytes();
+    let answer: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(answer["error"]["code"], "TOO_MANY_QUESTIONS");
+    // How the stages are is told all the same.
+    assert_eq!(ask(&api, "/pipeline").await.0, StatusCode::OK);
+    let taken = untaken.pop().unwrap();
+    assert_eq!(taken.status(), StatusCode::OK);
+    taken.into_body().collect().await.unwrap();
+    assert_eq!(ask(&api, "/code-exec-logs/stats").await.0, StatusCode::OK);
+}
