@@ -7,17 +7,19 @@
 //!
 //! * Nothing is ever written: PostgreSQL transactions are `READ ONLY`, SQLite files are opened read-only.
 //! * With PostgreSQL nothing outlives a transaction on the server, so that a pooler may stand between.
-//! * What a query may cost is bounded: connections, time in the database, time waiting for a connection.
+//! * What a query may cost is bounded: connections, time in the database, time waiting for a connection. Whoever gives up
+//!   waiting for rows ends the query that looks for them, in SQLite too, which would go on until the next row.
 //! * Rows are handed over one by one as they arrive, so that what they become is all that is held.
 //! * Values are always bound, never part of the SQL.
 
 use std::ops::ControlFlow;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::QueryError;
@@ -42,6 +44,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one query may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Instructions of SQLite's virtual machine between two looks at the clock: a fraction of a millisecond.
+const INSTRUCTIONS: i32 = 10_000;
 
 /// In which words a database is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,6 +378,7 @@ impl Database {
                     };
                 }
                 let mut connection = pool.acquire().await?;
+                let _waiting = interrupt_unless_waited_for(&mut connection, self.query_timeout).await?;
                 let mut rows = query.fetch(&mut *connection);
                 while let Some(row) = rows.try_next().await? {
                     let cells = decode(kinds, |index, kind| sqlite_cell(&row, index, kind))?;
@@ -411,6 +417,23 @@ impl Database {
     }
 }
 
+/// Makes SQLite give up the next statement after `within`, or as soon as nobody holds what is returned any more.
+async fn interrupt_unless_waited_for(
+    connection: &mut SqliteConnection,
+    within: Duration,
+) -> Result<Arc<()>, sqlx::Error> {
+    let waiting = Arc::new(());
+    let is_waited_for = Arc::downgrade(&waiting);
+    let deadline = Instant::now() + within;
+    connection
+        .lock_handle()
+        .await?
+        .set_progress_handler(INSTRUCTIONS, move || {
+            is_waited_for.strong_count() > 0 && Instant::now() < deadline
+        });
+    Ok(waiting)
+}
+
 fn took_too_long() -> QueryError {
     QueryError::Unavailable("the query took too long: ask for a shorter time".to_owned())
 }
@@ -423,7 +446,7 @@ impl From<sqlx::Error> for QueryError {
         let code = refusal.code().unwrap_or_default();
         // SQLite has no code of its own for a missing table, only for a statement that is wrong.
         match &*code {
-            "57014" => took_too_long(),
+            "57014" | "9" => took_too_long(),
             // SQLite found no directory for what it sorts.
             "6410" => QueryError::Unavailable(
                 "there is no room to sort so many rows: set SQLITE_TMPDIR to a directory that can be written, \

@@ -1,7 +1,7 @@
-//! What answers may take: memory and seats.
+//! What answers may take: memory, seats, time in the database.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER, AT_ONCE};
-use super::database::Dialect;
+use super::database::{Database, Dialect, Kind, Sql};
 use super::plans::{database, execute};
-use super::{PipelineReport, QueryApi, QueryOptions, RowsShown};
+use super::{PipelineReport, QueryApi, QueryError, QueryOptions, RowsShown};
 use crate::listen::Body;
 
 const BOTH: [Dialect; 2] = [Dialect::Sqlite, Dialect::Postgres];
@@ -217,4 +217,50 @@ async fn answers_that_nobody_takes_leave_room_for_as_many_as_there_is_memory_for
     assert_eq!(taken.status(), StatusCode::OK);
     taken.into_body().collect().await.unwrap();
     assert_eq!(ask(&api, "/code-exec-logs/stats").await.0, StatusCode::OK);
+}
+
+/// Looks for a number for ever and never finds a row.
+fn endless(dialect: Dialect) -> Sql {
+    let numbers = "WITH RECURSIVE n(n) AS (SELECT 1::bigint UNION ALL SELECT n + 1 FROM n) SELECT n FROM n WHERE n < 0";
+    match dialect {
+        Dialect::Sqlite => Sql::new(dialect, numbers.replace("::bigint", "")),
+        Dialect::Postgres => Sql::new(dialect, numbers),
+    }
+}
+
+async fn run(database: &Database, sql: Sql) -> Result<(), QueryError> {
+    database.each(sql, &[Kind::Integer], |_| Ok(())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_takes_too_long_is_ended_by_the_database_itself() {
+    for dialect in BOTH {
+        let Some((url, _directory)) = database(dialect, String::new()).await else {
+            continue;
+        };
+        let mut database = Database::open(&url).unwrap();
+        database.query_timeout = Duration::from_millis(100);
+        let began = Instant::now();
+        // More than there are connections.
+        for _ in 0..6 {
+            let error = run(&database, endless(dialect)).await.unwrap_err();
+            assert!(error.to_string().contains("took too long"), "{dialect:?}: {error}");
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{dialect:?}: {:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_sqlite_a_query_that_nobody_waits_for_any_more_is_ended() {
+    let (url, _directory) = database(Dialect::Sqlite, String::new()).await.unwrap();
+    let database = Database::open(&url).unwrap();
+    for _ in 0..6 {
+        let given_up = tokio::time::timeout(Duration::from_millis(100), run(&database, endless(Dialect::Sqlite))).await;
+        assert!(given_up.is_err());
+    }
+    run(&database, Sql::new(Dialect::Sqlite, "SELECT 1")).await.unwrap();
 }
