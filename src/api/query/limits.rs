@@ -190,6 +190,36 @@ async fn errors_are_grouped_by_beginning_and_end_of_long_messages_and_shown_with
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn packed_hours_that_cannot_be_asked_for_are_an_error_and_missing_ones_are_none() {
+    for dialect in BOTH {
+        let sql = failures(dialect, 3, "'wf'", "'e'");
+        let Some((api, url, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let path = "/code-exec-logs/stats";
+        execute(
+            &url,
+            "ALTER TABLE spanledger_hours RENAME COLUMN hour TO other".to_owned(),
+        )
+        .await;
+        let (status, answer) = ask(&api, path).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{dialect:?}: {answer}");
+        assert_eq!(answer["error"]["code"], "DATABASE_UNAVAILABLE");
+        assert!(
+            answer["error"]["message"].as_str().unwrap().contains("hour"),
+            "{answer}"
+        );
+        execute(&url, "DROP TABLE spanledger_hours".to_owned()).await;
+        let (status, answer) = ask(&api, path).await;
+        assert_eq!(
+            (status, &answer["data"]["count"]),
+            (StatusCode::OK, &3.into()),
+            "{dialect:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes_leave_room_for_as_many_as_there_is_memory_for() {
     let sql = failures(Dialect::Sqlite, 2000, "'wf'", long_text(Dialect::Sqlite));
     let (mut api, _, _directory) = api(Dialect::Sqlite, sql).await.unwrap();

@@ -67,9 +67,12 @@ impl QueryApi {
         let Some(mut wanted) = Wanted::of(filter) else {
             return Ok(vec![filter.clone()]);
         };
-        // A table that is not there yet is no table of packed hours.
-        let Ok(known) = self.packed_hours(&wanted.times, allowance).await else {
-            return Ok(vec![filter.clone()]);
+        let known = match self.packed_hours(&wanted.times, allowance).await {
+            Ok(known) => known,
+            // A table that is not there yet has no packed hours. Whatever else is wrong would be asked of the rows for
+            // nothing, and at great cost.
+            Err(QueryError::TableMissing(_)) => return Ok(vec![filter.clone()]),
+            Err(error) => return Err(error),
         };
         let mut runs = Vec::new();
         for run in longest(runs_of(&known)) {
