@@ -116,7 +116,8 @@ impl Program {
         journal.watch(health.stage("journal"));
         let listeners = Listeners::bind(&settings, &journal)?;
         let own_addresses: Vec<_> = listeners.addresses().iter().filter_map(Address::tcp).collect();
-        let plan = Plan::of(&settings, journal.id(), &own_addresses)?;
+        let plan = Plan::of(&settings, journal.id())?;
+        plan.check_exporters(&own_addresses)?;
         let (wanted_pace, push) = watch::channel(push::Pace::of(&settings));
         let reloader = Reloader::new(
             records,

@@ -22,6 +22,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// By the settings in force, whose exporters are those that run: a reader of another name would never have read a push.
     /// None: nothing is pushed, because it is not wanted or nobody would take it.
     pub(super) fn of(settings: &Settings) -> Option<Pace> {
         let every = settings.metrics.push_interval?;

@@ -2,7 +2,8 @@
 //!
 //! Everything is read and checked first. Then readers of the journal are made anew where they are to be made of something
 //! else (they save their positions and go on from there), tokens and certificates are exchanged, and the level of the log
-//! is set. Listeners, the journal, the database and the set of exporters stay what they are.
+//! is set. Listeners, the journal, the database and the set of exporters stay what they are: the settings in force are those
+//! of the start with what [`Settings::taking_over`] takes over, and everything is made of these alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,12 +19,17 @@ use crate::config::render;
 use crate::config::section::KeyRecord;
 use crate::journal::JournalId;
 use crate::listen::{Auth, TlsReloader};
-use crate::settings::{LIVE, LIVE_API_CREDENTIALS, Loaded, Settings};
+use crate::settings::{Loaded, Settings};
 use crate::telemetry::LogControl;
+
+/// What is written for each setting, by its path. The name of an exporter is one part of it, whatever is in the name.
+type Values = BTreeMap<Vec<String>, String>;
 
 /// What a running program can change.
 pub(super) struct Reloader {
-    in_force: BTreeMap<String, String>,
+    in_force: Settings,
+    /// Of the settings in force.
+    values: Values,
     log: LogControl,
     certificates: Vec<TlsReloader>,
     admission: [Auth; 3],
@@ -41,7 +47,8 @@ impl Reloader {
         pace: watch::Sender<Option<Pace>>,
     ) -> Self {
         Self {
-            in_force: render::values(&records),
+            in_force: settings.clone(),
+            values: render::values(&records),
             log,
             certificates,
             admission: admission(settings),
@@ -64,11 +71,14 @@ impl Reloader {
             }
         }
         let checked = reread().map_err(StartError::from).and_then(|loaded| {
-            let plan = Plan::of(&loaded.settings, journal, &self.own_addresses)?;
-            Ok((loaded, plan))
+            // What takes a restart has to be right as well.
+            Plan::of(&loaded.settings, journal)?.check_exporters(&self.own_addresses)?;
+            let settings = self.in_force.taking_over(&loaded.settings);
+            let plan = Plan::of(&settings, journal)?;
+            Ok((loaded, settings, plan))
         });
         match checked {
-            Ok((loaded, plan)) => self.apply(loaded, plan, stages, query),
+            Ok((loaded, settings, plan)) => self.apply(&loaded, settings, plan, stages, query),
             Err(StartError::Rules(Mistakes(mistakes))) => {
                 for mistake in mistakes {
                     tracing::error!(%mistake, "the configuration was not read again; the old one stays");
@@ -78,32 +88,29 @@ impl Reloader {
         }
     }
 
-    fn apply(&mut self, Loaded { settings, records, .. }: Loaded, plan: Plan, stages: &Stages, query: &QueryApi) {
+    fn apply(&mut self, file: &Loaded, settings: Settings, plan: Plan, stages: &Stages, query: &QueryApi) {
         self.log.set_level(settings.logs.level);
         for (in_use, wanted) in self.admission.iter().zip(&admission(&settings)) {
             in_use.replace(wanted);
         }
         let asked = &settings.api.query;
-        let has_api_credentials = query.replace_credentials(asked.tokens.clone(), &asked.users);
+        query.replace_credentials(asked.tokens.clone(), &asked.users);
         stages.replace(plan);
         self.pace.send_replace(Pace::of(&settings));
-        let wanted = render::values(&records);
-        for key in changed(&self.in_force, &wanted) {
-            let is_applied = LIVE.iter().any(|applied| is_below(&key, applied))
-                || exporter_of(&key).is_some_and(|name| stages.has_exporter(name) && wanted.contains_key(&key))
-                || has_api_credentials
-                    && LIVE_API_CREDENTIALS
-                        .iter()
-                        .any(|credentials| is_below(&key, credentials));
-            if is_applied {
+        let wanted = render::values(&file.records);
+        for path in changed(&self.values, &wanted) {
+            let key = path.join(".");
+            if self.in_force.takes_over(&file.settings, &path) {
                 tracing::info!(key, "changed");
-                if let Some(value) = wanted.get(&key) {
-                    self.in_force.insert(key, value.clone());
-                }
+                match wanted.get(&path) {
+                    Some(value) => self.values.insert(path, value.clone()),
+                    None => self.values.remove(&path),
+                };
             } else {
                 tracing::warn!(key, "changed; takes effect after a restart");
             }
         }
+        self.in_force = settings;
         tracing::info!("configuration, rules and certificates were read again");
     }
 }
@@ -117,24 +124,14 @@ fn admission(settings: &Settings) -> [Auth; 3] {
     ]
 }
 
-/// Whether a key is this one or lies below it.
-fn is_below(key: &str, above: &str) -> bool {
-    key.strip_prefix(above)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// The exporter that a key belongs to.
-fn exporter_of(key: &str) -> Option<&str> {
-    key.strip_prefix("exporters.")?.split('.').next()
-}
-
-/// Keys whose values differ, in order.
-fn changed(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
-    let mut keys = before.keys().chain(after.keys()).collect::<Vec<_>>();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter()
-        .filter(|key| before.get(*key) != after.get(*key))
+/// Settings whose values differ, in order.
+fn changed(before: &Values, after: &Values) -> Vec<Vec<String>> {
+    let mut paths = before.keys().chain(after.keys()).collect::<Vec<_>>();
+    paths.sort();
+    paths.dedup();
+    paths
+        .into_iter()
+        .filter(|path| before.get(*path) != after.get(*path))
         .cloned()
         .collect()
 }
@@ -142,26 +139,55 @@ fn changed(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::expand::ProcessEnvironment;
 
     #[test]
     fn changed_keys_are_those_with_another_value_or_that_came_or_went() {
         let map = |pairs: &[(&str, &str)]| {
             pairs
                 .iter()
-                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .map(|(key, value)| (vec![key.to_string()], value.to_string()))
                 .collect()
         };
         let before = map(&[("a", "1"), ("b", "2"), ("c", "3")]);
         let after = map(&[("a", "1"), ("b", "5"), ("d", "4")]);
-        assert_eq!(changed(&before, &after), ["b", "c", "d"]);
+        assert_eq!(changed(&before, &after), [["b"], ["c"], ["d"]]);
+    }
+
+    fn settings(set: &[&str]) -> Settings {
+        let set: Vec<String> = set.iter().map(|set| (*set).to_owned()).collect();
+        let loaded = crate::settings::read(None, &[], &set, &ProcessEnvironment);
+        loaded.unwrap_or_else(|mistakes| panic!("{mistakes}")).settings
     }
 
     #[test]
-    fn keys_are_found_below_what_is_applied_and_belong_to_their_exporter() {
-        assert!(is_below("receivers.otlp.auth.bearer_tokens", "receivers.otlp.auth"));
-        assert!(is_below("metrics.rules", "metrics.rules"));
-        assert!(!is_below("metrics.rules_of_thumb", "metrics.rules"));
-        assert_eq!(exporter_of("exporters.otlp/a.headers"), Some("otlp/a"));
-        assert_eq!(exporter_of("journal.exporters"), None);
+    fn metrics_are_pushed_for_the_exporters_that_run_until_they_are_told_to_take_none() {
+        let push = "metrics.push_interval=7s";
+        let running = settings(&[push, "exporters.otlp.endpoint=http://a:1"]);
+        let pace = Pace::of(&running);
+        assert!(pace.is_some());
+        let renamed = settings(&[push, "exporters.otlp/b.endpoint=http://a:1"]);
+        assert_eq!(Pace::of(&running.taking_over(&renamed)), pace);
+        let none = settings(&[push]);
+        assert_eq!(Pace::of(&running.taking_over(&none)), pace);
+        let others = settings(&[
+            push,
+            "exporters.otlp.endpoint=http://a:1",
+            "exporters.otlp.signals=[traces]",
+            "exporters.otlp/b.endpoint=http://a:1",
+        ]);
+        assert_eq!(Pace::of(&running.taking_over(&others)), None);
+    }
+
+    #[test]
+    fn an_exporter_that_the_file_no_longer_has_runs_on_and_needs_no_certificate_for_it() {
+        let running = settings(&[
+            "exporters.otlp.endpoint=https://a:1",
+            "exporters.otlp.tls.ca_file=/nowhere.pem",
+        ]);
+        let journal = JournalId([1; 16]);
+        let unreadable = Plan::of(&running, journal).unwrap().check_exporters(&[]);
+        assert!(matches!(unreadable, Err(StartError::Exporter { .. })), "{unreadable:?}");
+        assert!(Plan::of(&running.taking_over(&settings(&[])), journal).is_ok());
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LEDGER, METER, StartError};
 use crate::egress::Policy;
-use crate::forward::{self, Endpoint, Forwarder, refused_directory};
+use crate::forward::{self, Endpoint, ExporterOptions, Forwarder, refused_directory};
 use crate::journal::{Journal, JournalId};
 use crate::ledger::{Ledger, LedgerError, LedgerOptions};
 use crate::meter::{Meter, MeterHandle, MeterOptions};
@@ -56,12 +56,12 @@ struct MeterPlan {
 }
 
 impl Plan {
-    /// Checks what the settings say about the readers. Exporters must not lead to one of the addresses that are our `own`.
+    /// What the settings say about the readers.
     ///
     /// # Errors
     ///
-    /// What would keep one of them from starting.
-    pub(super) fn of(settings: &Settings, journal: JournalId, own: &[SocketAddr]) -> Result<Self, StartError> {
+    /// What would keep the meter or the ledger from starting.
+    pub(super) fn of(settings: &Settings, journal: JournalId) -> Result<Self, StartError> {
         let meter = MeterPlan {
             options: MeterOptions {
                 directory: state_directory(settings, METER_STATE),
@@ -73,17 +73,7 @@ impl Plan {
                 .with_prices(Prices::clone(&settings.prices)),
         };
         Ledger::new(settings.database.clone())?;
-        let mut exporters = BTreeMap::new();
-        for (name, options) in &settings.exporters {
-            let failed = |source| StartError::Exporter {
-                name: name.clone(),
-                source,
-            };
-            let endpoint =
-                Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure).map_err(failed)?;
-            if endpoint.is_own_listener(own) {
-                return Err(StartError::Loop(name.clone()));
-            }
+        let setup = |(name, options): &(String, ExporterOptions)| {
             let setup = forward::Setup {
                 name: name.clone(),
                 options: options.clone(),
@@ -92,14 +82,35 @@ impl Plan {
                 refused: refused_directory(&state_directory(settings, REFUSED_STATE), name),
                 shutdown_timeout: settings.shutdown_timeout,
             };
-            setup.check().map_err(failed)?;
-            exporters.insert(name.clone(), setup);
-        }
+            (name.clone(), setup)
+        };
         Ok(Self {
             meter,
             ledger: settings.database.clone(),
-            exporters,
+            exporters: settings.exporters.iter().map(setup).collect(),
         })
+    }
+
+    /// Exporters must not lead to one of the addresses that are our `own`. Reads their certificates, and waits for DNS.
+    ///
+    /// # Errors
+    ///
+    /// What would keep one of them from starting.
+    pub(super) fn check_exporters(&self, own: &[SocketAddr]) -> Result<(), StartError> {
+        for (name, setup) in &self.exporters {
+            let failed = |source| StartError::Exporter {
+                name: name.clone(),
+                source,
+            };
+            let options = &setup.options;
+            let endpoint =
+                Endpoint::parse(&options.endpoint, options.protocol, options.tls.insecure).map_err(failed)?;
+            if endpoint.is_own_listener(own) {
+                return Err(StartError::Loop(name.clone()));
+            }
+            setup.check().map_err(failed)?;
+        }
+        Ok(())
     }
 }
 
@@ -187,45 +198,15 @@ impl Stages {
         })
     }
 
-    /// Makes those stages anew that are to be made of something else now. What takes a restart stays as it is: which
-    /// exporters there are, where the rows go, and where everything is kept.
+    /// Makes those stages anew that are to be made of something else now. Which exporters there are stays as it is.
     pub(super) fn replace(&self, plan: Plan) {
-        let directory = self.wanted.meter.borrow().options.directory.clone();
-        let meter = MeterPlan {
-            options: MeterOptions {
-                directory,
-                ..plan.meter.options
-            },
-            ..plan.meter
-        };
-        replace(&self.wanted.meter, meter);
-        let ledger = self.wanted.ledger.borrow().clone();
-        let ledger = LedgerOptions {
-            url: ledger.url,
-            schema: ledger.schema,
-            table: ledger.table,
-            migrate: ledger.migrate,
-            tables: ledger.tables,
-            statement_timeout: ledger.statement_timeout,
-            ..plan.ledger
-        };
-        replace(&self.wanted.ledger, ledger);
+        replace(&self.wanted.meter, plan.meter);
+        replace(&self.wanted.ledger, plan.ledger);
         for (name, setup) in plan.exporters {
             if let Some(wanted) = self.wanted.exporters.get(&name) {
-                let present = wanted.borrow().clone();
-                let setup = forward::Setup {
-                    name: setup.name,
-                    options: setup.options,
-                    ..present
-                };
                 replace(wanted, setup);
             }
         }
-    }
-
-    /// Whether there is an exporter of this name.
-    pub(super) fn has_exporter(&self, name: &str) -> bool {
-        self.wanted.exporters.contains_key(name)
     }
 
     /// What the scrape asks.

@@ -96,9 +96,9 @@ pub fn effective(records: &[KeyRecord]) -> String {
 }
 
 /// Every setting's value by path, secrets included: for telling what changed, never for printing.
-pub fn values(records: &[KeyRecord]) -> std::collections::BTreeMap<String, String> {
+pub fn values(records: &[KeyRecord]) -> std::collections::BTreeMap<Vec<String>, String> {
     let value = |record: &KeyRecord| match &record.of {
-        RecordOf::Setting { value, .. } => Some((record.path.join("."), inline(value))),
+        RecordOf::Setting { value, .. } => Some((record.path.clone(), inline(value))),
         RecordOf::Section => None,
     };
     records.iter().filter_map(value).collect()

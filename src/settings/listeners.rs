@@ -15,6 +15,7 @@ use crate::rules::{Catalogue, RuleFile};
 const ENDPOINT: &str = "host:port; port 0 picks a free one; unix:///path.";
 
 /// `metrics`.
+#[derive(Clone)]
 pub struct MetricsSettings {
     /// Where the scrape is served.
     pub listen: ListenOptions,
@@ -54,6 +55,7 @@ impl MetricsSettings {
 }
 
 /// `api`.
+#[derive(Clone)]
 pub struct ApiSettings {
     /// Where the API is served.
     pub listen: ListenOptions,

@@ -8,6 +8,7 @@ mod egress;
 mod exporters;
 mod journal;
 mod listeners;
+mod live;
 mod prices;
 
 use std::net::SocketAddr;
@@ -28,8 +29,10 @@ use crate::rules::prices::Prices;
 use crate::telemetry::{LogFormat, LogOptions};
 
 pub use listeners::{ApiSettings, MetricsSettings};
+pub use live::{LIVE, LIVE_API_CREDENTIALS, Live};
 
 /// Everything that can be configured.
+#[derive(Clone)]
 pub struct Settings {
     /// `receivers`.
     pub receivers: ReceiveOptions,
@@ -52,28 +55,6 @@ pub struct Settings {
     /// How long the destinations are tried after SIGTERM.
     pub shutdown_timeout: Duration,
 }
-
-/// What takes effect on SIGHUP: a key, or everything below it. So does everything of an exporter that is there.
-pub const LIVE: [&str; 15] = [
-    "receivers.otlp.auth",
-    "database.retention",
-    "database.assembly_window",
-    "database.max_pending",
-    "database.standalone",
-    "database.redact",
-    "metrics.auth",
-    "metrics.max_series_per_metric",
-    "metrics.resource_labels",
-    "metrics.const_labels",
-    "metrics.rules",
-    "metrics.push_interval",
-    "prices",
-    "health.auth",
-    "telemetry.logs.level",
-];
-
-/// These do as long as there are some before and after; whether the API is open at all is decided at the start.
-pub const LIVE_API_CREDENTIALS: [&str; 2] = ["api.auth.bearer_tokens", "api.auth.basic_users"];
 
 /// Settings that were read, with the record of every key.
 pub struct Loaded {
@@ -247,7 +228,12 @@ impl Reference {
             `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` are substituted in values, `$$` is a dollar.\n\
             An unknown key is a mistake. `spanledger validate --config FILE` names every mistake with its line;\n\
             `spanledger print-config` shows the values in force. Exporters are named `otlp` or `otlp/<name>`.\n";
-        let keys = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        let keys = |all: &[Live]| {
+            all.iter()
+                .map(|live| format!("`{}`", live.key))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         let live = format!(
             "\n## Changing a running program\n\n\
             SIGHUP (`systemctl reload`) reads files, rules and certificates again. These settings take effect as soon as what is in work is done: {},\n\

@@ -99,10 +99,144 @@ fn the_reference_holds_every_key() {
 fn what_takes_effect_while_the_program_runs_are_keys_that_exist() {
     let keys = crate::config::render::values(&Reference::new(&Empty).records);
     for live in LIVE.iter().chain(&LIVE_API_CREDENTIALS) {
-        let exists = keys
-            .keys()
-            .any(|key| key == live || key.starts_with(&format!("{live}.")));
-        assert!(exists, "{live}");
+        assert!(keys.keys().any(|path| live.is_above(path)), "{}", live.key);
+    }
+}
+
+/// Of what takes effect while the program runs, the values.
+fn live_values(settings: &Settings) -> String {
+    let Settings {
+        receivers,
+        database,
+        metrics,
+        prices,
+        api,
+        health,
+        logs,
+        ..
+    } = settings;
+    let of_rows = (
+        database.retention,
+        database.assembly_window,
+        database.max_pending,
+        database.standalone,
+        &database.redact,
+        &database.prices,
+    );
+    let of_metrics = (
+        &metrics.listen.auth,
+        metrics.max_series_per_metric,
+        &metrics.resource_labels,
+        &metrics.const_labels,
+        &metrics.rules,
+        metrics.push_interval,
+    );
+    let of_listeners = (
+        &receivers.auth,
+        &health.auth,
+        api.query.tokens.len(),
+        api.query.users.len(),
+    );
+    format!("{of_rows:?} {of_metrics:?} {of_listeners:?} {prices:?} {}", logs.level)
+}
+
+#[test]
+fn each_key_that_takes_effect_while_the_program_runs_takes_its_own_value_over_and_no_other() {
+    let before = loaded("api: {auth: {bearer_tokens: [a]}}").unwrap();
+    let texts = [
+        ("receivers.otlp.auth", "receivers: {otlp: {auth: {bearer_tokens: [x]}}}"),
+        ("database.retention", "database: {retention: 7d}"),
+        ("database.assembly_window", "database: {assembly_window: 7m}"),
+        ("database.max_pending", "database: {max_pending: 7}"),
+        ("database.standalone", "database: {standalone: true}"),
+        ("database.redact", "database: {redact: [x]}"),
+        ("metrics.auth", "metrics: {auth: {bearer_tokens: [x]}}"),
+        ("metrics.max_series_per_metric", "metrics: {max_series_per_metric: 7}"),
+        ("metrics.resource_labels", "metrics: {resource_labels: [x]}"),
+        ("metrics.const_labels", "metrics: {const_labels: {x: y}}"),
+        ("metrics.rules", "metrics: {rules: [x.yaml]}"),
+        ("metrics.push_interval", "metrics: {push_interval: 7s}"),
+        ("prices", "prices: {models: {x: {input: 7}}}"),
+        ("health.auth", "health: {auth: {bearer_tokens: [x]}}"),
+        ("telemetry.logs.level", "telemetry: {logs: {level: debug}}"),
+        ("api.auth.bearer_tokens", "api: {auth: {bearer_tokens: [a, x]}}"),
+        (
+            "api.auth.basic_users",
+            "api: {auth: {bearer_tokens: [a], basic_users: {x: y}}}",
+        ),
+    ];
+    for live in LIVE.iter().chain(&LIVE_API_CREDENTIALS) {
+        let of_key = texts.iter().find(|(key, _)| *key == live.key);
+        let text = of_key
+            .unwrap_or_else(|| panic!("a text that sets {} is missing here", live.key))
+            .1;
+        let text = match text.starts_with("api:") {
+            true => text.to_owned(),
+            false => format!("api: {{auth: {{bearer_tokens: [a]}}}}\n{text}"),
+        };
+        let file = loaded(&text).unwrap();
+        let values = crate::config::render::values;
+        let (keys_before, keys) = (values(&before.records), values(&file.records));
+        let differs = |path: &&Vec<String>| keys_before.get(*path) != keys.get(*path);
+        let changed: Vec<_> = keys.keys().filter(differs).collect();
+        assert!(!changed.is_empty(), "{text} changes nothing");
+        for path in changed {
+            assert!(before.settings.takes_over(&file.settings, path), "{path:?}");
+            assert!(live.is_above(path), "{text} changes {path:?}");
+        }
+        let mut taken = before.settings.clone();
+        (live.take)(&mut taken, &file.settings);
+        assert_ne!(live_values(&taken), live_values(&before.settings), "{}", live.key);
+        assert_eq!(live_values(&taken), live_values(&file.settings), "{}", live.key);
+        let taken = before.settings.taking_over(&file.settings);
+        assert_eq!(live_values(&taken), live_values(&file.settings), "{}", live.key);
+    }
+}
+
+#[test]
+fn what_takes_a_restart_stays_as_it_is_and_is_said_to() {
+    let running =
+        loaded("exporters: {otlp: {endpoint: 'http://a:1'}, otlp/eu.west: {endpoint: 'http://b:1'}}").unwrap();
+    let file = loaded(
+        "journal: {directory: elsewhere, retain: 2h}\nshutdown_timeout: 7s\n\
+         database: {url: 'postgres://db/x', schema: s, table: t, migrate: false, tables: [event_logs], statement_timeout: 7s}\n\
+         metrics: {endpoint: '127.0.0.1:7'}\napi: {rows: all, auth: {bearer_tokens: [x]}}\ntelemetry: {logs: {format: json}}\n\
+         exporters: {otlp/new: {endpoint: 'http://a:1'}, otlp/eu.west: {endpoint: 'http://c:1'}}",
+    )
+    .unwrap();
+    let (taken, before) = (running.settings.taking_over(&file.settings), running.settings);
+    assert_eq!(live_values(&taken), live_values(&before));
+    assert_eq!(taken.database, before.database);
+    assert_eq!(taken.shutdown_timeout, before.shutdown_timeout);
+    assert_eq!(taken.journal.directory, before.journal.directory);
+    assert_eq!(taken.journal.retain, before.journal.retain);
+    assert_eq!(taken.metrics.listen.endpoint, before.metrics.listen.endpoint);
+    let exporters: Vec<_> = taken
+        .exporters
+        .iter()
+        .map(|(name, options)| (name.as_str(), &options.endpoint[..]))
+        .collect();
+    assert_eq!(exporters, [("otlp", "http://a:1"), ("otlp/eu.west", "http://c:1")]);
+    let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    for (parts, is_taken) in [
+        (["exporters", "otlp/eu.west", "endpoint"], true),
+        (["exporters", "otlp", "endpoint"], false),
+        (["exporters", "otlp/new", "endpoint"], false),
+        // The beginning of a name is another name.
+        (["exporters", "otlp/eu", "west"], false),
+        (["api", "auth", "bearer_tokens"], false),
+    ] {
+        assert_eq!(before.takes_over(&file.settings, &path(&parts)), is_taken, "{parts:?}");
+    }
+    for key in [
+        "journal.retain",
+        "shutdown_timeout",
+        "database.url",
+        "api.rows",
+        "telemetry.logs.format",
+    ] {
+        let parts: Vec<_> = key.split('.').collect();
+        assert!(!before.takes_over(&file.settings, &path(&parts)), "{key}");
     }
 }
 

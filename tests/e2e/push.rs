@@ -5,6 +5,7 @@ use crate::common::random;
 use crate::common::send::{Route, Sender};
 use crate::common::sink::{Delivery, Sink};
 use crate::common::spans;
+use crate::reload::{READ_AGAIN, reloaded};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, NumberDataPoint, metric, number_data_point};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -87,6 +88,41 @@ async fn sighup_begins_and_ends_pushing() {
         }
     })
     .await;
+    program.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_sighup_pushed_metrics_go_to_the_exporter_that_runs_whatever_the_file_has_in_its_place() {
+    let sink = Sink::start().await;
+    let mut setup = Setup::forwarding_to(sink.url()).set("metrics.push_interval", "1s");
+    let program = setup.start().await;
+    let sender = Sender::to(&program).await;
+    let execute = async |number: u8| {
+        let span = Span {
+            trace_id: vec![number; 16],
+            span_id: vec![number; 8],
+            name: "code.execute".to_owned(),
+            attributes: spans::attributes(&json!({"code.runtime": "e2b", "code.success": true})),
+            ..Span::default()
+        };
+        let request = spans::request(Vec::new(), [("sos".to_owned(), span)]);
+        sender.accepted(Route::Grpc, &request).await;
+        // The push before this one was read: what was not read keeps further ones back.
+        let executions = f64::from(number);
+        sink.wait(&format!("a push of {number} executions"), |all| {
+            newest(all).filter(|(_, value, _)| *value == executions)
+        })
+        .await;
+    };
+    execute(1).await;
+    let renamed = json!({"otlp/renamed": {"endpoint": sink.url()}});
+    let without_metrics = json!({"otlp/renamed": {"endpoint": sink.url(), "signals": ["traces"]}});
+    for (times, exporters) in [renamed, without_metrics, json!({})].into_iter().enumerate() {
+        setup = setup.set("exporters", exporters);
+        setup.config();
+        reloaded(&program, READ_AGAIN, times + 1).await;
+        execute(times as u8 + 2).await;
+    }
     program.terminate().await;
 }
 

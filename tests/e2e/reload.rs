@@ -54,7 +54,7 @@ async fn api(program: &Program, token: &str) -> u16 {
 }
 
 /// Sends SIGHUP and waits until the log has so many lines with these words.
-async fn reloaded(program: &Program, words: &str, times: usize) {
+pub async fn reloaded(program: &Program, words: &str, times: usize) {
     program.signal(Signal::HUP);
     eventually(&format!("the log says {words:?}"), || async {
         let found = program.log().matches(words).count();
@@ -67,7 +67,8 @@ async fn reloaded(program: &Program, words: &str, times: usize) {
     .await;
 }
 
-const READ_AGAIN: &str = "configuration, rules and certificates were read again";
+/// What the log says when everything was read again.
+pub const READ_AGAIN: &str = "configuration, rules and certificates were read again";
 const REFUSED: &str = "the configuration was not read again; the old one stays";
 
 /// A rule file with one further metric, and one built-in metric with other labels.
