@@ -10,11 +10,15 @@
 //! and what was seen is left out. A row that comes later than that (a sidecar that catches up after hours without its
 //! database) does not appear here.
 //!
+//! What is read again are keys alone, so that it costs little however many rows a few seconds have; rows are read once, by
+//! their keys.
+//!
 //! # Bounds
 //!
 //! [`CLIENTS`] clients; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`] rows shared by all, of
-//! [`BACKLOG_BYTES`]; [`AT_ONCE`] rows of [`AT_ONCE_BYTES`] read at once, of which the oldest are left out when more were
-//! written. What a client asks for that comes back is read from a seat among the answers ([`super::answer::Seats`]).
+//! [`BACKLOG_BYTES`]; [`KEYS`] keys; of the rows [`following::AT_ONCE`] in a turn, [`ROWS`] of [`ROWS_BYTES`] of them at once. When more
+//! were written, the oldest are left out and counted. What a client asks for that comes back is read from a seat among the
+//! answers ([`super::answer::Seats`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -29,20 +33,32 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 use super::answer::TAKEN_WITHIN;
-use super::database::{Dialect, Kind};
+use super::database::{Cell, Dialect, Kind, Sql};
 use super::filter::{FILTERS, Filter, RowsShown};
 use super::row::{Execution, KINDS};
 use super::{Asked, QueryApi, QueryError};
 use crate::listen::{Body, BoxError};
 
+mod following;
+#[cfg(test)]
+mod tests;
+
+use following::{Following, KEY_BYTES, KEYS, Key, Place};
+
 const CLIENTS: usize = 256;
 const CHUNKS: usize = 2;
 const BACKLOG: usize = 4096;
 const BACKLOG_BYTES: usize = 8 << 20;
-const AT_ONCE: i64 = 1000;
-const AT_ONCE_BYTES: usize = 4 << 20;
+
+/// Rows that are read by one statement, and bytes of them.
+const ROWS: usize = 500;
+const ROWS_BYTES: usize = 4 << 20;
+
+/// The newest rows that a client gets that was away.
+const CATCH_UP: usize = 1_000;
 
 /// Bytes of a text, beside one more row.
 const CHUNK: usize = 16 << 10;
@@ -50,10 +66,13 @@ const CHUNK: usize = 16 << 10;
 /// The most memory that live streams take, in bytes: of each client also a text in the making, one on its way, and what it
 /// remembers of rows that it was sent before their turn.
 pub(super) const MEMORY: usize =
-    BACKLOG_BYTES + AT_ONCE_BYTES + CLIENTS * ((CHUNKS + 2) * CHUNK + AT_ONCE as usize * 32);
+    BACKLOG_BYTES + ROWS_BYTES + KEYS * KEY_BYTES + CLIENTS * ((CHUNKS + 2) * CHUNK + CATCH_UP * 32);
 
 /// How often is asked for new rows.
 const POLL: Duration = Duration::from_millis(500);
+
+/// How long the database is left alone between two turns, however long one takes.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a silent stream shows that it is alive.
 const PING: Duration = Duration::from_secs(15);
@@ -61,13 +80,11 @@ const PING: Duration = Duration::from_secs(15);
 /// How much of the past is read again in PostgreSQL, in nanoseconds.
 const OVERLAP: i64 = 3_000_000_000;
 
-/// A row's place in the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Place(i64);
+/// When it is not known how many rows are not shown, or not to be told.
+const SKIPPED: &str = "event: skipped\ndata: {}\n\n";
 
 /// A row with its event, made once for all clients.
 struct LiveRow {
-    place: Place,
     row: Execution,
     event: Bytes,
 }
@@ -86,8 +103,8 @@ type Kept = RwLock<Option<LiveRow>>;
 #[derive(Clone)]
 enum News {
     Row(Arc<Kept>),
-    /// More was written than is shown.
-    Skipped,
+    /// So many rows were written and are not shown.
+    Skipped(usize),
 }
 
 /// What the clients share.
@@ -177,44 +194,23 @@ impl QueryApi {
     }
 
     async fn poll(self) {
-        let mut seen = Seen::default();
+        let mut following: Option<Following> = None;
         let mut backlog = Backlog::default();
-        let mut place: Option<Place> = None;
         loop {
-            let news = match place {
-                None => self.start_place().await.map(|(last, past)| {
-                    // From now on: what will be read again was there before.
-                    past.iter()
-                        .filter(|row| row.place <= last)
-                        .for_each(|row| _ = seen.is_new(row));
-                    place = Some(last);
+            let due = Instant::now() + POLL;
+            let turn = match &mut following {
+                Some(following) => self.tell_news(following, &mut backlog).await,
+                None => self.begin().await.map(|from_now_on| {
+                    following = Some(from_now_on);
                     self.inner.live.following.send_replace(true);
-                    Latest::default()
                 }),
-                Some(after) => self.rows_after(after).await,
             };
-            match news {
-                Ok(Latest { rows, are_all }) => {
-                    let mut fresh = false;
-                    for row in rows {
-                        place = place.max(Some(row.place));
-                        if seen.is_new(&row) {
-                            fresh = true;
-                            drop(self.inner.live.news.send(News::Row(backlog.keep(row))));
-                        }
-                    }
-                    if !are_all && fresh {
-                        drop(self.inner.live.news.send(News::Skipped));
-                    }
-                    if let Some(place) = place {
-                        seen.forget_before(Place(place.0 - OVERLAP));
-                    }
-                }
-                // The next attempt may do; requests meanwhile say why.
-                Err(error) => tracing::debug!(reason = %error, "cannot look for new rows"),
+            // The next attempt may do; requests meanwhile say why.
+            if let Err(error) = turn {
+                tracing::debug!(reason = %error, "cannot look for new rows");
             }
             tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep_until(due.max(Instant::now() + PAUSE)) => {}
                 () = self.inner.shutdown.cancelled() => {}
             }
             if self.stop_polling() {
@@ -223,74 +219,142 @@ impl QueryApi {
         }
     }
 
+    /// From now on: what will be read again was there before.
+    async fn begin(&self) -> Result<Following, QueryError> {
+        let overlap = match self.dialect() {
+            Dialect::Sqlite => 0,
+            Dialect::Postgres => OVERLAP,
+        };
+        let mut following = Following::new(self.last_place().await?, overlap);
+        let keys = self.keys_after(following.done, KEYS).await?;
+        following.has_seen(keys);
+        Ok(following)
+    }
+
+    /// Tells the clients which rows are new.
+    async fn tell_news(&self, following: &mut Following, backlog: &mut Backlog) -> Result<(), QueryError> {
+        let tell = |news| drop(self.inner.live.news.send(news));
+        let keys = self.keys_after(following.done, KEYS).await?;
+        let there = match keys.last() {
+            Some(oldest) if keys.len() == KEYS => Some(self.count_keys(following.done, oldest.place).await?),
+            _ => None,
+        };
+        let left_out = following.take(keys, there);
+        if left_out > 0 {
+            tell(News::Skipped(left_out));
+        }
+        while !following.waiting.is_empty() {
+            let next: Vec<Key> = following.waiting.iter().take(ROWS).cloned().collect();
+            let Found { rows, left_out } = self.rows_of(&next).await?;
+            following.waiting.drain(..next.len());
+            rows.into_iter().for_each(|row| tell(News::Row(backlog.keep(row))));
+            if left_out > 0 {
+                tell(News::Skipped(left_out));
+            }
+        }
+        Ok(())
+    }
+
     async fn last_place(&self) -> Result<Place, QueryError> {
         let sql = match self.dialect() {
             Dialect::Sqlite => format!("SELECT coalesce(max(rowid), 0) FROM {}", self.table()),
             Dialect::Postgres => format!("SELECT coalesce(max(received_at_ns), 0) FROM {}", self.beside()),
         };
-        let mut last = Place::default();
-        self.database()
-            .each(
-                super::database::Sql::new(self.dialect(), sql),
-                &[Kind::Integer],
-                |row| {
-                    last = Place(row[0].integer().unwrap_or_default());
-                    Ok(())
-                },
-            )
-            .await?;
-        Ok(last)
+        self.number(Sql::new(self.dialect(), sql)).await.map(Place)
     }
 
-    /// The last place, and the rows about it that will be read again.
-    async fn start_place(&self) -> Result<(Place, Vec<LiveRow>), QueryError> {
-        let last = self.last_place().await?;
-        Ok((last, self.rows_after(last).await?.rows))
-    }
-
-    /// The latest rows after a place; in PostgreSQL also those a little before it.
-    async fn rows_after(&self, after: Place) -> Result<Latest, QueryError> {
-        let (place, from) = match self.dialect() {
-            Dialect::Sqlite => ("t.rowid", after.0),
-            Dialect::Postgres => ("e.received_at_ns", after.0.saturating_sub(OVERLAP)),
+    /// What a statement finds that finds one number.
+    async fn number(&self, sql: Sql) -> Result<i64, QueryError> {
+        let mut number = 0;
+        let take = |cells: Vec<Cell>| {
+            number = cells[0].integer().unwrap_or_default();
+            Ok(())
         };
+        self.database().each(sql, &[Kind::Integer], take).await?;
+        Ok(number)
+    }
+
+    /// Where the places of the rows are: the columns of id and place, and the rest of a query up to a condition on them.
+    fn places(&self) -> (&'static str, String) {
+        match self.dialect() {
+            Dialect::Sqlite => ("rowid", format!("FROM {} WHERE", self.table())),
+            // An execution that took over the row of its runtime has none of its own.
+            Dialect::Postgres => (
+                "received_at_ns",
+                format!("FROM {} WHERE (row_id IS NULL OR row_id = id) AND", self.beside()),
+            ),
+        }
+    }
+
+    /// The newest keys after a place, newest first.
+    async fn keys_after(&self, after: Place, limit: usize) -> Result<Vec<Key>, QueryError> {
+        let (place, from) = self.places();
+        let mut sql = Sql::new(self.dialect(), format!("SELECT id, {place} {from} {place} > "));
+        sql.integer(after.0);
+        sql.push(&format!(" ORDER BY {place} DESC, id DESC LIMIT "))
+            .integer(limit as i64);
+        let key = |mut cells: Vec<Cell>| {
+            let place = Place(cells.pop()?.integer()?);
+            let id = cells.pop()?.into_text()?;
+            Some(Key { place, id })
+        };
+        let mut keys = Vec::new();
+        let take = |cells| {
+            keys.extend(key(cells));
+            Ok(())
+        };
+        self.database().each(sql, &[Kind::Text, Kind::Integer], take).await?;
+        Ok(keys)
+    }
+
+    /// How many rows there are after a place, up to and with another.
+    async fn count_keys(&self, after: Place, last: Place) -> Result<usize, QueryError> {
+        let (place, from) = self.places();
+        let mut sql = Sql::new(self.dialect(), format!("SELECT count(*) {from} {place} > "));
+        sql.integer(after.0);
+        sql.push(&format!(" AND {place} <= ")).integer(last.0);
+        let count = self.number(sql).await?;
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
+    /// The rows that have these keys, in their order; those that are gone are not among them.
+    async fn rows_of(&self, keys: &[Key]) -> Result<Found, QueryError> {
         let everything = Filter::everything(RowsShown::All, None);
-        let mut sql = self.select(&format!("{}, {place}", Execution::columns(self.dialect())), &everything);
-        sql.push(&format!(" AND {place} > ")).integer(from);
-        sql.push(&format!(" ORDER BY {place} DESC, t.id DESC LIMIT "))
-            .integer(AT_ONCE);
-        let kinds: Vec<Kind> = KINDS.into_iter().chain([Kind::Integer]).collect();
-        let mut rows = Vec::new();
-        let mut held = 0;
-        let signoz_url = self.signoz_url();
-        self.database()
-            .each_until(sql, &kinds, |mut cells| {
-                let place = cells.pop().and_then(|cell| cell.integer()).map(Place);
-                if let (Some(place), Some(row)) = (place, Execution::read(cells)) {
-                    let event = event(place, &row, signoz_url);
-                    let row = LiveRow { place, row, event };
-                    held += row.held();
-                    rows.push(row);
-                }
-                Ok(if held < AT_ONCE_BYTES {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                })
+        let mut sql = self.select(&Execution::columns(self.dialect()), &everything);
+        let ids: Vec<String> = keys.iter().map(|key| key.id.clone()).collect();
+        sql.push(" AND t.id IN ").texts(&ids);
+        let places: HashMap<&str, Place> = keys.iter().map(|key| (&key.id[..], key.place)).collect();
+        let mut rows: HashMap<String, LiveRow> = HashMap::new();
+        let (mut held, signoz_url) = (0, self.signoz_url());
+        let take = |cells| {
+            if let Some(row) = Execution::read(cells)
+                && let Some(place) = places.get(&row.id[..])
+            {
+                let event = event(*place, &row, signoz_url);
+                let row = LiveRow { row, event };
+                held += row.held();
+                rows.insert(row.row.id.clone(), row);
+            }
+            Ok(match held < ROWS_BYTES {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
             })
-            .await?;
-        rows.reverse();
-        let are_all = held < AT_ONCE_BYTES && (rows.len() as i64) < AT_ONCE;
-        Ok(Latest { rows, are_all })
+        };
+        self.database().each_until(sql, &KINDS, take).await?;
+        let left_out = match held < ROWS_BYTES {
+            true => 0,
+            false => keys.len() - rows.len(),
+        };
+        let rows = keys.iter().filter_map(|key| rows.remove(&key.id)).collect();
+        Ok(Found { rows, left_out })
     }
 }
 
-/// The latest rows, oldest first.
-#[derive(Default)]
-struct Latest {
+/// Rows that were looked for by their keys.
+struct Found {
     rows: Vec<LiveRow>,
-    /// There were no more of them.
-    are_all: bool,
+    /// How many were not read, because those that were are large.
+    left_out: usize,
 }
 
 /// Rows that some client has yet to take, oldest first, with what they hold.
@@ -320,35 +384,12 @@ impl Backlog {
     }
 }
 
-/// Tells a client that there were rows which it was not sent.
-const SKIPPED: &[u8] = b"event: skipped\ndata: {}\n\n";
-
 fn event(place: Place, row: &Execution, signoz_url: Option<&str>) -> Bytes {
     Bytes::from(format!(
         "id: {}\nevent: row\ndata: {}\n\n",
         place.0,
         row.to_full_json(signoz_url)
     ))
-}
-
-/// What was shown of the time that is read again.
-#[derive(Default)]
-struct Seen(HashMap<String, Place>);
-
-impl Seen {
-    fn is_new(&mut self, row: &LiveRow) -> bool {
-        self.0.insert(row.row.id.clone(), row.place).is_none()
-    }
-
-    fn forget_before(&mut self, place: Place) {
-        // Rowids are far smaller than the overlap, so that in SQLite nothing would ever be forgotten.
-        if self.0.len() as i64 > 4 * AT_ONCE {
-            self.0.retain(|_, seen| *seen > place);
-            if self.0.len() as i64 > 16 * AT_ONCE {
-                self.0.clear();
-            }
-        }
-    }
 }
 
 struct Client {
@@ -417,55 +458,77 @@ impl Client {
                         chunk.extend_from_slice(&row.event);
                     }
                 }
-                None if chunk.ends_with(SKIPPED) => {}
-                None => chunk.extend_from_slice(SKIPPED),
+                None if chunk.ends_with(SKIPPED.as_bytes()) => {}
+                None => chunk.extend_from_slice(SKIPPED.as_bytes()),
             },
-            Ok(News::Skipped) => chunk.extend_from_slice(SKIPPED),
-            Err(broadcast::error::RecvError::Lagged(lost)) => {
-                chunk.extend_from_slice(format!("event: skipped\ndata: {{\"rows\":{lost}}}\n\n").as_bytes());
-            }
+            Ok(News::Skipped(rows)) => chunk.extend_from_slice(self.skipped(rows as u64).as_bytes()),
+            Err(broadcast::error::RecvError::Lagged(rows)) => chunk.extend_from_slice(self.skipped(rows).as_bytes()),
             Err(broadcast::error::RecvError::Closed) => return None,
         }
         Some(())
     }
 
+    /// The event. How many rows others have is not told to who sees one organization only.
+    fn skipped(&self, rows: u64) -> String {
+        match self.filter.scope {
+            Some(_) => SKIPPED.to_owned(),
+            None => format!("event: skipped\ndata: {{\"rows\":{rows}}}\n\n"),
+        }
+    }
+
     /// Sends what was written since, and notes it in `sent`.
     async fn catch_up(&self, after: Place, sent: &mut Sent) -> Option<()> {
         // Held until the rows are taken: they are not among those that all clients share.
-        let seat = self.api.inner.seats.take().await;
-        let latest = match &seat {
-            Ok(_) => self.api.rows_after(after).await,
-            Err(_) => Ok(Latest::default()),
+        let keys = match self.api.inner.seats.take().await {
+            Ok(seat) => self.api.keys_after(after, CATCH_UP + 1).await.map(|keys| (seat, keys)),
+            Err(error) => Err(error),
         };
-        let Latest { rows, are_all } = latest.unwrap_or_else(|error| {
-            tracing::debug!(reason = %error, "cannot resume a live stream");
-            Latest {
-                are_all: true,
-                ..Latest::default()
-            }
-        });
-        let mut chunk = Vec::new();
-        if !are_all {
-            chunk.extend_from_slice(SKIPPED);
+        let (_seat, mut keys) = match keys {
+            Ok(seat_and_keys) => seat_and_keys,
+            Err(error) => return self.cannot_resume(&error).await,
+        };
+        if keys.len() > CATCH_UP {
+            keys.truncate(CATCH_UP);
+            // To count the others might mean to read the whole table.
+            self.send_soon(SKIPPED).await?;
         }
-        for row in rows.into_iter().filter(|row| row.place > after) {
-            if self.filter.matches(&row.row) {
-                chunk.extend_from_slice(&row.event);
+        keys.reverse();
+        for keys in keys.chunks(ROWS) {
+            let Found { rows, left_out } = match self.api.rows_of(keys).await {
+                Ok(found) => found,
+                Err(error) => return self.cannot_resume(&error).await,
+            };
+            let mut chunk = Vec::new();
+            for row in rows {
+                if self.filter.matches(&row.row) {
+                    chunk.extend_from_slice(&row.event);
+                }
+                sent.note(&row.row.id);
+                if chunk.len() >= CHUNK {
+                    self.send_soon(std::mem::take(&mut chunk)).await?;
+                }
             }
-            sent.note(&row.row.id);
-            if chunk.len() >= CHUNK {
-                self.send_soon(std::mem::take(&mut chunk)).await?;
+            if left_out > 0 {
+                chunk.extend_from_slice(SKIPPED.as_bytes());
             }
-        }
-        if !chunk.is_empty() {
-            self.send_soon(chunk).await?;
+            if !chunk.is_empty() {
+                self.send_soon(chunk).await?;
+            }
         }
         Some(())
     }
 
+    async fn cannot_resume(&self, error: &QueryError) -> Option<()> {
+        tracing::debug!(reason = %error, "cannot resume a live stream");
+        self.send_soon(SKIPPED).await
+    }
+
     /// Sends to a client that holds up others until it has taken it.
-    async fn send_soon(&self, chunk: Vec<u8>) -> Option<()> {
-        self.sender.send_timeout(chunk.into(), TAKEN_WITHIN).await.ok()
+    async fn send_soon(&self, chunk: impl Into<Vec<u8>>) -> Option<()> {
+        self.sender
+            .send_timeout(Bytes::from(chunk.into()), TAKEN_WITHIN)
+            .await
+            .ok()
     }
 
     async fn send(&self, chunk: impl Into<Vec<u8>>) -> Option<()> {
@@ -502,64 +565,5 @@ impl http_body::Body for Events {
         self.0
             .poll_recv(context)
             .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::query::row::Outcome;
-
-    fn row(place: i64, message: usize) -> LiveRow {
-        let row = Execution {
-            id: format!("{place:032x}-{place:016x}"),
-            code_agent_id: None,
-            workflow_execution_id: None,
-            node_id: None,
-            runtime: String::new(),
-            language: String::new(),
-            duration_ms: None,
-            memory_mb: None,
-            exit_code: None,
-            success: false,
-            error_message: Some("e".repeat(message)),
-            tokens_used: None,
-            validation_passed: None,
-            organization_id: None,
-            workspace_id: None,
-            user_id: None,
-            created_at: "2026-01-31 12:00:00.000000".to_owned(),
-            outcome: Outcome::Error,
-            cost_usd: None,
-        };
-        let place = Place(place);
-        let event = event(place, &row, None);
-        LiveRow { place, row, event }
-    }
-
-    #[test]
-    fn of_rows_that_some_client_does_not_take_the_oldest_are_given_up() {
-        let mut backlog = Backlog::default();
-        let untaken: Vec<Arc<Kept>> = (0..2000).map(|place| backlog.keep(row(place, 8000))).collect();
-        let is_kept: Vec<bool> = untaken.iter().map(|row| row.read().unwrap().is_some()).collect();
-        let first = is_kept.iter().position(|is_kept| *is_kept).unwrap();
-        assert!(first > 0 && is_kept[first..].iter().all(|is_kept| *is_kept));
-        let held = |row: &Arc<Kept>| row.read().unwrap().as_ref().map_or(0, LiveRow::held);
-        let sum: usize = untaken.iter().map(held).sum();
-        assert!(sum <= BACKLOG_BYTES && sum > BACKLOG_BYTES / 2, "{sum}");
-        // What was taken counts no longer.
-        drop(untaken);
-        backlog.keep(row(2000, 10));
-        assert_eq!(backlog.rows.len(), 1);
-        assert!(backlog.held < 2000);
-    }
-
-    #[test]
-    fn a_row_that_was_sent_before_its_turn_is_known_once() {
-        let mut sent = Sent::default();
-        assert!(!sent.was("a"));
-        sent.note("a");
-        assert!(sent.was("a"));
-        assert!(!sent.was("a"));
     }
 }
