@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER, AT_ONCE};
 use super::database::{Database, Dialect, Kind, Sql};
-use super::plans::{database, execute};
+use super::plans::{database, execute, id, numbers, seconds_ago};
 use super::{PipelineReport, QueryApi, QueryError, QueryOptions, RowsShown};
 use crate::listen::Body;
 
@@ -19,18 +19,9 @@ const BOTH: [Dialect; 2] = [Dialect::Sqlite, Dialect::Postgres];
 /// So many failures of one workflow or of as many as there are rows, a second apart, each with `message`: SQL of `n`, the
 /// number of the row.
 fn failures(dialect: Dialect, rows: usize, workflow: &str, message: &str) -> String {
-    let (numbers, hex, at) = match dialect {
-        Dialect::Sqlite => (
-            format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})"),
-            "printf('%032x-%016x', n, n)",
-            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || n || ' seconds')",
-        ),
-        Dialect::Postgres => (
-            format!("WITH n AS (SELECT generate_series(1, {rows}) AS n)"),
-            "lpad(to_hex(n), 32, '0') || '-' || lpad(to_hex(n), 16, '0')",
-            "(now() AT TIME ZONE 'UTC') - n * interval '1 second'",
-        ),
-    };
+    let numbers = numbers(dialect, 1..=rows);
+    let hex = id(dialect, "n", "n");
+    let at = seconds_ago(dialect, 1);
     format!(
         "INSERT INTO code_exec_logs (id, workflow_execution_id, runtime, language, duration_ms, success, error_message, \
          created_at) {numbers} SELECT {hex}, {workflow}, 'r', 'l', n, false, {message}, {at} FROM n;"

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::ops::RangeInclusive;
 
 use http::{Request, StatusCode};
 use sqlx::Connection as _;
@@ -34,20 +35,38 @@ async fn statements_of(work: impl Future<Output = ()>) -> Vec<Sql> {
         .await
 }
 
+/// SQL that begins a statement over the numbers `n` of so many rows.
+pub(super) fn numbers(dialect: Dialect, rows: RangeInclusive<usize>) -> String {
+    let (first, last) = rows.into_inner();
+    match dialect {
+        Dialect::Sqlite => {
+            format!("WITH RECURSIVE n(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM n WHERE n < {last})")
+        }
+        Dialect::Postgres => format!("WITH n AS (SELECT generate_series({first}, {last}) AS n)"),
+    }
+}
+
+/// SQL of the id of a row, whose trace and span are these numbers.
+pub(super) fn id(dialect: Dialect, trace: &str, span: &str) -> String {
+    match dialect {
+        Dialect::Sqlite => format!("printf('%032x-%016x', {trace}, {span})"),
+        Dialect::Postgres => format!("lpad(to_hex({trace}), 32, '0') || '-' || lpad(to_hex({span}), 16, '0')"),
+    }
+}
+
+/// SQL of the time `n` times so many seconds ago.
+pub(super) fn seconds_ago(dialect: Dialect, times: usize) -> String {
+    match dialect {
+        Dialect::Sqlite => format!("strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || (n * {times}) || ' seconds')"),
+        Dialect::Postgres => format!("(now() AT TIME ZONE 'UTC') - n * interval '{times} seconds'"),
+    }
+}
+
 /// Twenty thousand rows over forty days, each beside what is known of it.
 fn rows_sql(dialect: Dialect) -> String {
-    let (numbers, hex, at) = match dialect {
-        Dialect::Sqlite => (
-            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20000)",
-            "printf('%032x-%016x', n * 7919, n)",
-            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || (n * 172) || ' seconds')",
-        ),
-        Dialect::Postgres => (
-            "WITH n AS (SELECT generate_series(1, 20000) AS n)",
-            "lpad(to_hex(n * 7919), 32, '0') || '-' || lpad(to_hex(n), 16, '0')",
-            "(now() AT TIME ZONE 'UTC') - n * interval '172 seconds'",
-        ),
-    };
+    let numbers = numbers(dialect, 1..=20_000);
+    let hex = id(dialect, "n * 7919", "n");
+    let at = seconds_ago(dialect, 172);
     format!(
         "INSERT INTO code_exec_logs (id, code_agent_id, workflow_execution_id, runtime, language, duration_ms, success, \
          error_message, created_at) {numbers} SELECT {hex}, 'agent-' || (n % 500), 'wf-' || (n % 900), \

@@ -6,15 +6,13 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _};
 use tokio_util::sync::CancellationToken;
 
 use super::following::AT_ONCE;
 use super::*;
+use crate::api::query::plans::{database, execute, id, numbers};
 use crate::api::query::row::Outcome;
 use crate::api::query::{ApiToken, PipelineReport, QueryOptions};
-use crate::ledger::tests::postgres;
-use crate::ledger::{LedgerOptions, migrate};
 
 /// A database without rows, and the API over it.
 struct Fixture {
@@ -27,22 +25,16 @@ struct Fixture {
 impl Fixture {
     /// One of each database.
     async fn all() -> Vec<Fixture> {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("rows.db");
-        let mut all = vec![Fixture::of(format!("sqlite:{}", file.display()), Some(directory)).await];
-        if !postgres::skipped() {
-            let made = tokio::task::spawn_blocking(|| postgres::shared().database());
-            all.push(Fixture::of(made.await.unwrap(), None).await);
+        let mut all = Vec::new();
+        for dialect in [Dialect::Sqlite, Dialect::Postgres] {
+            if let Some((url, directory)) = database(dialect, String::new()).await {
+                all.push(Fixture::of(url, directory));
+            }
         }
         all
     }
 
-    async fn of(url: String, directory: Option<tempfile::TempDir>) -> Fixture {
-        let options = LedgerOptions {
-            url: url.clone(),
-            ..LedgerOptions::default()
-        };
-        migrate(options).await.unwrap();
+    fn of(url: String, directory: Option<tempfile::TempDir>) -> Fixture {
         let token = |token: &str, organization: Option<&str>| ApiToken {
             token: token.to_owned(),
             organization: organization.map(str::to_owned),
@@ -65,21 +57,9 @@ impl Fixture {
 
     /// Writes these rows in one transaction, received a tenth of a millisecond after each other.
     async fn write(&self, rows: Range<usize>) {
-        let numbers = match self.api.dialect() {
-            Dialect::Sqlite => format!(
-                "WITH RECURSIVE n(n) AS (SELECT {} UNION ALL SELECT n + 1 FROM n WHERE n + 1 < {})",
-                rows.start, rows.end
-            ),
-            Dialect::Postgres => format!(
-                "WITH n AS (SELECT generate_series({}, {}) AS n)",
-                rows.start,
-                rows.end - 1
-            ),
-        };
-        let id = match self.api.dialect() {
-            Dialect::Sqlite => "printf('%032x-%016x', n + 1, n + 1)",
-            Dialect::Postgres => "lpad(to_hex(n + 1), 32, '0') || '-' || lpad(to_hex(n + 1), 16, '0')",
-        };
+        let dialect = self.api.dialect();
+        let numbers = numbers(dialect, rows.start..=rows.end - 1);
+        let id = id(dialect, "n + 1", "n + 1");
         let sql = format!(
             "BEGIN; INSERT INTO code_exec_logs (id, runtime, language, success, organization_id, created_at) {numbers} \
              SELECT {id}, 'vm2', 'python', true, 'org-' || (n % 2), '2026-01-31 12:00:00' FROM n ORDER BY n; \
@@ -87,22 +67,7 @@ impl Fixture {
              reported_outcome, sources) {numbers} SELECT {id}, 'x', 'x', 0, 0, 1769860800000000000 + CAST(n AS bigint) * 100000, \
              '2026-01-31 12:00:00', 'success', '{{}}' FROM n; COMMIT;"
         );
-        match self.api.dialect() {
-            Dialect::Sqlite => {
-                let mut connection = sqlx::SqliteConnection::connect(&self.url).await.unwrap();
-                sqlx::raw_sql(AssertSqlSafe(sql))
-                    .execute(&mut connection)
-                    .await
-                    .unwrap();
-            }
-            Dialect::Postgres => {
-                let mut connection = sqlx::PgConnection::connect(&self.url).await.unwrap();
-                sqlx::raw_sql(AssertSqlSafe(sql))
-                    .execute(&mut connection)
-                    .await
-                    .unwrap();
-            }
-        }
+        execute(&self.url, sql).await;
     }
 
     /// The stream for who has this token, from which nothing is missed from now on.
