@@ -51,16 +51,14 @@ impl Access {
         }
     }
 
-    /// Asks for these credentials from now on. False if there were none, or would be none: whether the listener is open
-    /// at all was decided with that in mind.
-    pub(super) fn replace(&self, tokens: Vec<ApiToken>, users: &[(String, String)]) -> bool {
+    /// Asks for these credentials from now on, unless there were none, or would be none: whether the listener is open at
+    /// all was decided with that in mind.
+    pub(super) fn replace(&self, tokens: Vec<ApiToken>, users: &[(String, String)]) {
         let wanted = Known::of(tokens, users);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let is_possible = known.auth.is_required() && wanted.auth.is_required();
-        if is_possible {
+        if known.auth.is_required() && wanted.auth.is_required() {
             *known = wanted;
         }
-        is_possible
     }
 
     /// The organization that the caller is confined to, if any.

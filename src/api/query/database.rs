@@ -362,6 +362,17 @@ impl Database {
             .unwrap_or_else(|_| Err(took_too_long()))
     }
 
+    /// The whole number in the one row that `sql` selects; 0 if it has none.
+    pub(super) async fn number(&self, sql: Sql) -> Result<i64, QueryError> {
+        let mut number = 0;
+        self.each(sql, &[Kind::Integer], |row| {
+            number = row[0].integer().unwrap_or_default();
+            Ok(())
+        })
+        .await?;
+        Ok(number)
+    }
+
     async fn read(
         &self,
         sql: Sql,

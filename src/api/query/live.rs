@@ -16,9 +16,9 @@
 //! # Bounds
 //!
 //! [`CLIENTS`] clients; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`] rows shared by all, of
-//! [`BACKLOG_BYTES`]; [`KEYS`] keys; of the rows [`following::AT_ONCE`] in a turn, [`ROWS`] of [`ROWS_BYTES`] of them at once. When more
-//! were written, the oldest are left out and counted. What a client asks for that comes back is read from a seat among the
-//! answers ([`super::answer::Seats`]).
+//! [`BACKLOG_BYTES`]; [`KEYS`] keys; of the rows [`following::AT_ONCE`] in a turn, [`ROWS`] of [`ROWS_BYTES`] of them at
+//! once. When more were written, the oldest are left out and counted. What a client asks for that comes back is read from a
+//! seat among the answers ([`super::answer::Seats`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -260,18 +260,7 @@ impl QueryApi {
             Dialect::Sqlite => format!("SELECT coalesce(max(rowid), 0) FROM {}", self.table()),
             Dialect::Postgres => format!("SELECT coalesce(max(received_at_ns), 0) FROM {}", self.beside()),
         };
-        self.number(Sql::new(self.dialect(), sql)).await.map(Place)
-    }
-
-    /// What a statement finds that finds one number.
-    async fn number(&self, sql: Sql) -> Result<i64, QueryError> {
-        let mut number = 0;
-        let take = |cells: Vec<Cell>| {
-            number = cells[0].integer().unwrap_or_default();
-            Ok(())
-        };
-        self.database().each(sql, &[Kind::Integer], take).await?;
-        Ok(number)
+        self.database().number(Sql::new(self.dialect(), sql)).await.map(Place)
     }
 
     /// Where the places of the rows are: the columns of id and place, and the rest of a query up to a condition on them.
@@ -313,7 +302,7 @@ impl QueryApi {
         let mut sql = Sql::new(self.dialect(), format!("SELECT count(*) {from} {place} > "));
         sql.integer(after.0);
         sql.push(&format!(" AND {place} <= ")).integer(last.0);
-        let count = self.number(sql).await?;
+        let count = self.database().number(sql).await?;
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
@@ -479,12 +468,12 @@ impl Client {
     /// Sends what was written since, and notes it in `sent`.
     async fn catch_up(&self, after: Place, sent: &mut Sent) -> Option<()> {
         // Held until the rows are taken: they are not among those that all clients share.
-        let keys = match self.api.inner.seats.take().await {
-            Ok(seat) => self.api.keys_after(after, CATCH_UP + 1).await.map(|keys| (seat, keys)),
-            Err(error) => Err(error),
+        let _seat = match self.api.inner.seats.take().await {
+            Ok(seat) => seat,
+            Err(error) => return self.cannot_resume(&error).await,
         };
-        let (_seat, mut keys) = match keys {
-            Ok(seat_and_keys) => seat_and_keys,
+        let mut keys = match self.api.keys_after(after, CATCH_UP + 1).await {
+            Ok(keys) => keys,
             Err(error) => return self.cannot_resume(&error).await,
         };
         if keys.len() > CATCH_UP {

@@ -256,9 +256,9 @@ impl QueryApi {
         Ok(QueryApi { inner: Arc::new(inner) })
     }
 
-    /// Asks for other credentials from now on. False if there were none, or would be none: that takes a restart.
-    pub fn replace_credentials(&self, tokens: Vec<ApiToken>, users: &[(String, String)]) -> bool {
-        self.inner.access.replace(tokens, users)
+    /// Asks for other credentials from now on, unless there were none, or would be none: that takes a restart.
+    pub fn replace_credentials(&self, tokens: Vec<ApiToken>, users: &[(String, String)]) {
+        self.inner.access.replace(tokens, users);
     }
 
     /// The answer to a request for a path under [`BASE`]; elsewhere is the page.

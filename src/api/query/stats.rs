@@ -193,12 +193,7 @@ impl QueryApi {
         let mut count = 0;
         for filter in self.visit(filter, &mut count, SHORTER_RANGE).await? {
             let sql = self.select(&self.dialect().integer("count(*)"), &filter);
-            self.database()
-                .each(sql, &[Kind::Integer], |row| {
-                    count += row[0].integer().unwrap_or_default().cast_unsigned();
-                    Ok(())
-                })
-                .await?;
+            count += self.database().number(sql).await?.cast_unsigned();
         }
         Ok(count)
     }
