@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 /// each turn.
 pub(super) const KEYS: usize = 32_768;
 
-/// Bytes that a key takes, read and remembered.
-pub(super) const KEY_BYTES: usize = 256;
+/// Bytes that a key takes, read and remembered beside those of the turn before, in a map that grows meanwhile.
+pub(super) const KEY_BYTES: usize = 384;
 
 /// Rows that are shown in a turn. A client that has read all of the turn before has room for them.
 pub(super) const AT_ONCE: usize = 4_000;
@@ -61,16 +61,17 @@ impl Following {
     /// Takes the newest keys after [`Following::done`], newest first, and shows those that are new. If there are more keys,
     /// `there` says how many rows there are up to the oldest of these. Returns how many rows are left out.
     pub(super) fn take(&mut self, keys: Vec<Key>, there: Option<usize>) -> usize {
-        let fresh = keys.iter().rev().filter(|key| !self.seen.contains_key(&key.id));
-        self.waiting.extend(fresh.cloned());
+        let mut fresh: Vec<&Key> = (keys.iter()).filter(|key| !self.seen.contains_key(&key.id)).collect();
+        let mut left_out = fresh.len().saturating_sub(AT_ONCE);
+        fresh.truncate(AT_ONCE);
+        self.waiting.extend(fresh.into_iter().rev().cloned());
         let Some((newest, oldest)) = keys.first().zip(keys.last()).map(|(a, b)| (a.place, b.place)) else {
             return 0;
         };
         self.newest = self.newest.max(newest);
         self.seen.extend(keys.into_iter().map(|key| (key.id, key.place)));
-        let mut left_out = 0;
         if let Some(there) = there {
-            left_out = there.saturating_sub(self.seen.values().filter(|place| **place <= oldest).count());
+            left_out += there.saturating_sub(self.seen.values().filter(|place| **place <= oldest).count());
             self.done = oldest;
         }
         self.done = self.done.max(Place(self.newest.0.saturating_sub(self.overlap)));
