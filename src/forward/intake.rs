@@ -23,6 +23,9 @@ use crate::otlp::Encoding;
 /// Records read at once.
 const BATCH: usize = 1024;
 
+/// Bytes read at once at most: little enough to be in the processor's cache still when they are sent.
+const BATCH_BYTES: usize = 1 << 20;
+
 /// How little of what was read is little: so many times as much as what is sent may be held for it.
 pub(super) const LITTLE: usize = 2;
 
@@ -111,16 +114,20 @@ impl Intake {
 
     /// Waits for records and reads some. Dropping the future loses nothing.
     pub(super) async fn read(&mut self) -> Result<(), ReadError> {
-        let records = self.reader.next_batch(self.options.max_request_size, BATCH).await?;
+        let records = self.reader.next_batch(self.most_at_once(), BATCH).await?;
         self.wait(records);
         Ok(())
     }
 
     /// Reads some if there are any.
     pub(super) fn try_read(&mut self) -> Result<(), ReadError> {
-        let records = self.reader.try_next_batch(self.options.max_request_size, BATCH)?;
+        let records = self.reader.try_next_batch(self.most_at_once(), BATCH)?;
         self.wait(records);
         Ok(())
+    }
+
+    fn most_at_once(&self) -> usize {
+        self.options.max_request_size.min(BATCH_BYTES)
     }
 
     /// The receiver's copies of decoded bodies are not this exporter's to hold: more than there is room for among what may be

@@ -41,8 +41,13 @@ pub(super) struct ColdRead {
     pub(super) damaged: u64,
 }
 
-/// How much is read at a time.
+/// How much is read at a time where bodies are small.
 const CHUNK: usize = 1 << 20;
+
+/// From here on a body is read by itself, with the header behind it: at the end of a chunk most of one would be read in
+/// vain, and be read again with the next.
+const LARGE: usize = 64 << 10;
+
 const PAGE: u64 = 4096;
 
 impl State {
@@ -120,6 +125,7 @@ fn read_segment(
         bytes: Bytes::new(),
         start: 0,
         total: 0,
+        ahead: PAGE as usize,
     };
     while expected <= view.last && records.len() < max_records {
         let header = match chunk.get(segment, offset, HEADER, view.end) {
@@ -158,6 +164,10 @@ fn read_segment(
         }
         damaged += header.sequence - expected;
         let sequence = header.sequence;
+        chunk.ahead = match length < LARGE {
+            true => CHUNK.min(max_bytes.saturating_sub(bytes)),
+            false => (at.next() - at.body()) as usize + HEADER,
+        };
         let body = match chunk.get(segment, at.body(), length, view.end) {
             Ok(found) => found.filter(|body| record::body_crc(segment.seed, body) == header.body_crc),
             Err(error) if !insist => return Err(error),
@@ -227,6 +237,8 @@ struct Chunk<'a> {
     start: u64,
     /// Bytes of all pieces so far.
     total: usize,
+    /// How much the next piece is to have.
+    ahead: usize,
 }
 
 impl Chunk<'_> {
@@ -234,7 +246,7 @@ impl Chunk<'_> {
     fn get(&mut self, segment: &Segment, offset: u64, length: usize, end: u64) -> io::Result<Option<Bytes>> {
         let is_inside = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
-            let wanted = CHUNK.min(end.saturating_sub(offset) as usize).max(length);
+            let wanted = self.ahead.min(end.saturating_sub(offset) as usize).max(length);
             let mut buffer = self.buffers.take(wanted);
             let count = match segment.file.read_at(&mut buffer.room()[..wanted], offset) {
                 Ok(count) => count,

@@ -19,21 +19,31 @@ struct Bench {
     disk: SimDisk,
     core: Arc<Core>,
     now: u64,
+    segment: u64,
 }
 
 impl Bench {
     fn new(capacity: u64) -> Self {
+        Self::with_segments(capacity, SEGMENT)
+    }
+
+    fn with_segments(capacity: u64, segment: u64) -> Self {
         let disk = SimDisk::new(1, capacity);
         let now = 1_800_000_000 * SECOND;
-        let core = open(&disk, now, &["meter"]);
-        let mut bench = Self { disk, core, now };
+        let core = open(&disk, now, &["meter"], segment);
+        let mut bench = Self {
+            disk,
+            core,
+            now,
+            segment,
+        };
         bench.settle();
         bench
     }
 
     fn restart(&mut self, readers: &[&str]) {
         self.disk.kill();
-        self.core = open(&self.disk, self.now, readers);
+        self.core = open(&self.disk, self.now, readers, self.segment);
         self.settle();
     }
 
@@ -64,10 +74,10 @@ impl Bench {
     }
 }
 
-fn open(disk: &SimDisk, now: u64, readers: &[&str]) -> Arc<Core> {
+fn open(disk: &SimDisk, now: u64, readers: &[&str], segment: u64) -> Arc<Core> {
     let options = Options {
-        max_size: 16 * SEGMENT,
-        segment_size: Some(SEGMENT),
+        max_size: 16 * segment,
+        segment_size: Some(segment),
         retain: Duration::ZERO,
         readers: readers.iter().map(|name| (*name).to_owned()).collect(),
         free_disk_floor: 0,
@@ -101,6 +111,30 @@ fn few_small_records_that_a_reader_keeps_do_not_keep_the_piece_of_the_file_aroun
     reader.resume(None);
     let all = reader.try_next_batch(usize::MAX, usize::MAX).unwrap();
     assert!(bench.core.buffers.held() > held, "{} records", all.len());
+}
+
+#[test]
+fn a_reader_that_lags_reads_large_bodies_once() {
+    let mut bench = Bench::with_segments(PLENTY, 4 << 20);
+    for _ in 0..60 {
+        bench.append(150_000).unwrap();
+    }
+    bench.restart(&["meter"]);
+    let mut reader = bench.reader(0);
+    reader.resume(None);
+    let (before, mut bodies) = (bench.disk.bytes_read(), 0);
+    while let records = reader.try_next_batch(1 << 20, 1024).unwrap()
+        && !records.is_empty()
+    {
+        assert!(records.iter().all(|record| record.body == vec![7; 150_000]));
+        bodies += records.len() as u64 * 150_000;
+    }
+    let read = bench.disk.bytes_read() - before;
+    assert_eq!(bodies, 60 * 150_000);
+    assert!(
+        read < bodies * 103 / 100,
+        "{read} bytes were read for bodies of {bodies}"
+    );
 }
 
 #[test]

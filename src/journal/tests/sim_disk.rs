@@ -77,6 +77,7 @@ struct Inner {
     random: fastrand::Rng,
     direct: Direct,
     direct_writes: u64,
+    bytes_read: u64,
     /// Where in memory the parts of the last write were.
     written_from: Vec<usize>,
     directory: BTreeMap<String, usize>,
@@ -170,6 +171,7 @@ impl SimDisk {
             random: fastrand::Rng::with_seed(seed),
             direct: Direct::Works,
             direct_writes: 0,
+            bytes_read: 0,
             written_from: Vec::new(),
             directory: BTreeMap::new(),
             synced_directory: BTreeMap::new(),
@@ -203,6 +205,11 @@ impl SimDisk {
     /// Writes past the page cache that succeeded.
     pub(super) fn direct_writes(&self) -> u64 {
         self.inner().direct_writes
+    }
+
+    /// Bytes that reads have returned.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.inner().bytes_read
     }
 
     pub(super) fn set_direct(&self, direct: Direct) {
@@ -400,7 +407,7 @@ impl SimFile {
 
 impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut inner = self.disk.inner();
+        let inner = &mut *self.disk.inner();
         if inner.read_faults > 0 {
             let one_in = inner.read_faults;
             if inner.random.u32(0..one_in) == 0 {
@@ -414,6 +421,7 @@ impl DiskFile for SimFile {
             return Err(io::Error::from_raw_os_error(EIO));
         }
         buffer[..count].copy_from_slice(&content[from..from + count]);
+        inner.bytes_read += count as u64;
         Ok(count)
     }
 
