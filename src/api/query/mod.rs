@@ -30,6 +30,7 @@ mod pipeline;
 #[cfg(test)]
 mod plans;
 mod row;
+mod sql;
 mod stats;
 mod timestamp;
 mod visitors;
