@@ -9,6 +9,7 @@
 //! * With PostgreSQL nothing outlives a transaction on the server, so that a pooler may stand between.
 //! * What a query may cost is bounded: connections, time in the database, time waiting for a connection. Whoever gives up
 //!   waiting for rows ends the query that looks for them, in SQLite too, which would go on until the next row.
+//! * No statement outlives its query: there are as many different ones as there are numbers of values in filters.
 //! * Rows are handed over one by one as they arrive, so that what they become is all that is held.
 //! * Values are always bound, never part of the SQL.
 
@@ -36,9 +37,13 @@ const PAGES_KIBIBYTES: usize = 4 << 10;
 /// Rows that SQLite looks up before they are asked for.
 const ROWS_AHEAD: usize = 16;
 
+/// What the largest statement takes in SQLite, whose text grows with the values of a filter, in bytes.
+const STATEMENT: usize = 512 << 10;
+
 /// The most memory that the connections take, in bytes: pages, up to three things that are sorted or set aside, rows that
-/// were looked up ahead (the largest are parts of packed hours).
-pub(super) const MEMORY: usize = CONNECTIONS as usize * (4 * PAGES_KIBIBYTES * 1024 + ROWS_AHEAD * (192 << 10));
+/// were looked up ahead (the largest are parts of packed hours), the latest statement.
+pub(super) const MEMORY: usize =
+    CONNECTIONS as usize * (4 * PAGES_KIBIBYTES * 1024 + ROWS_AHEAD * (192 << 10) + STATEMENT);
 
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -147,6 +152,7 @@ impl Database {
                 .read_only(true)
                 .create_if_missing(false)
                 .busy_timeout(Duration::from_secs(5))
+                .statement_cache_capacity(0)
                 // What is sorted is in memory up to the size of the cache, and in temporary files beyond.
                 .pragma("temp_store", "FILE")
                 .row_buffer_size(ROWS_AHEAD)
@@ -208,6 +214,28 @@ impl Database {
         Ok(number)
     }
 
+    /// Statements that all the connections together keep for later.
+    #[cfg(test)]
+    pub(super) async fn kept_statements(&self) -> usize {
+        use sqlx::Connection as _;
+        let mut kept = 0;
+        match &self.pool {
+            Pool::Sqlite(pool) => {
+                let all = (0..CONNECTIONS).map(|_| pool.acquire());
+                for connection in futures_util::future::try_join_all(all).await.unwrap_or_default() {
+                    kept += connection.cached_statements_size();
+                }
+            }
+            Pool::Postgres(pool) => {
+                let all = (0..CONNECTIONS).map(|_| pool.acquire());
+                for connection in futures_util::future::try_join_all(all).await.unwrap_or_default() {
+                    kept += connection.cached_statements_size();
+                }
+            }
+        }
+        kept
+    }
+
     async fn read(
         &self,
         sql: Sql,
@@ -216,7 +244,7 @@ impl Database {
     ) -> Result<(), QueryError> {
         match &self.pool {
             Pool::Sqlite(pool) => {
-                let mut query = sqlx::query(AssertSqlSafe(sql.text));
+                let mut query = sqlx::query(AssertSqlSafe(sql.text)).persistent(false);
                 for bind in sql.binds {
                     query = match bind {
                         Bind::Text(text) => query.bind(text),

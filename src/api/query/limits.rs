@@ -285,3 +285,17 @@ async fn in_sqlite_a_query_that_nobody_waits_for_any_more_is_ended() {
     }
     run(&database, Sql::new(Dialect::Sqlite, "SELECT 1")).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_is_kept_however_many_different_ones_there_were() {
+    for dialect in BOTH {
+        let Some((api, _, _directory)) = api(dialect, String::new()).await else {
+            continue;
+        };
+        for values in 1..=50 {
+            let path = format!("/code-exec-logs?{}", "runtime=r&".repeat(values));
+            assert_eq!(ask(&api, path.trim_end_matches('&')).await.0, StatusCode::OK);
+        }
+        assert_eq!(api.database().kept_statements().await, 0, "{dialect:?}");
+    }
+}
