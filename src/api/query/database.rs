@@ -8,7 +8,8 @@
 //! * Nothing is ever written: PostgreSQL transactions are `READ ONLY`, SQLite files are opened read-only.
 //! * With PostgreSQL nothing outlives a transaction on the server, so that a pooler may stand between.
 //! * What a query may cost is bounded: connections, time in the database, time waiting for a connection. Whoever gives up
-//!   waiting for rows ends the query that looks for them, in SQLite too, which would go on until the next row.
+//!   waiting for rows ends the query that looks for them: SQLite would go on until the next row, and PostgreSQL for as long
+//!   as the query may take, with everybody who wants the connection behind it.
 //! * No statement outlives its query: there are as many different ones as there are numbers of values in filters.
 //! * Rows are handed over one by one as they arrive, so that what they become is all that is held.
 //! * Values are always bound, never part of the SQL.
@@ -19,9 +20,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::{AssertSqlSafe, Postgres, Row as _};
 
 use super::QueryError;
 use super::sql::Bind;
@@ -50,6 +52,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one query may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often PostgreSQL looks whether a query is still waited for (from version 14 on, on Linux), in milliseconds.
+const LOOK_FOR_CLIENT: u32 = 500;
 
 /// Instructions of SQLite's virtual machine between two looks at the clock: a fraction of a millisecond.
 const INSTRUCTIONS: i32 = 10_000;
@@ -269,25 +274,64 @@ impl Database {
                         Bind::Integer(number) => query.bind(number),
                     };
                 }
-                let begin = format!(
-                    "BEGIN READ ONLY; SET LOCAL statement_timeout = {}",
-                    self.query_timeout.as_millis()
-                );
-                // Rolls back by itself when it is dropped, by an error or because the request was given up.
-                let mut transaction = pool.begin_with(AssertSqlSafe(begin)).await?;
-                {
-                    let mut rows = query.fetch(&mut *transaction);
-                    while let Some(row) = rows.try_next().await? {
+                let connection = pool.acquire().await?;
+                let mut lent = Lent(Some(connection));
+                let connection = lent.0.as_deref_mut().ok_or(sqlx::Error::PoolClosed)?;
+                let begin = self.begin_postgres();
+                sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
+                let mut is_refused = false;
+                let read = async {
+                    let mut rows = query.fetch(&mut *connection);
+                    let refused = |error: &sqlx::Error| error.as_database_error().is_some();
+                    while let Some(row) = rows.try_next().await.inspect_err(|error| is_refused = refused(error))? {
                         let cells = decode(kinds, |index, kind| postgres_cell(&row, index, kind))?;
                         if take(cells)?.is_break() {
-                            return Ok(());
+                            return Ok(ControlFlow::Break(()));
                         }
                     }
+                    Ok(ControlFlow::Continue(()))
                 }
-                transaction.commit().await?;
+                .await;
+                // Rows that were not taken would have to be read before anything else can be asked.
+                if is_refused || matches!(read, Ok(ControlFlow::Continue(()))) {
+                    let ended = sqlx::raw_sql("COMMIT").execute(&mut *connection).await;
+                    if ended.is_ok() {
+                        lent.give_back();
+                    }
+                }
+                return read.map(|_| ());
             }
         }
         Ok(())
+    }
+
+    /// Begins a transaction that reads, in which the server ends a query that takes too long or whose client is gone.
+    /// A server that cannot look for its client has no such setting or, on some systems, refuses it; a setting of the
+    /// session, or one at the start of a connection, would stay with a pooler or be refused by it.
+    fn begin_postgres(&self) -> String {
+        let within = self.query_timeout.as_millis();
+        format!(
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {within}; \
+             SELECT set_config('client_connection_check_interval', '{LOOK_FOR_CLIENT}', true) \
+             WHERE current_setting('client_connection_check_interval', true) IS NOT NULL AND version() LIKE '%linux%'"
+        )
+    }
+}
+
+/// A connection to PostgreSQL that was taken out of the pool. Unless it is given back its socket is closed when it is dropped,
+/// with whatever is still to come: the pool has its place back at once, and the server notices.
+struct Lent(Option<PoolConnection<Postgres>>);
+
+impl Lent {
+    /// Nothing is under way on it.
+    fn give_back(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        drop(self.0.take().map(PoolConnection::detach));
     }
 }
 

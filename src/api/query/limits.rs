@@ -1,15 +1,18 @@
 //! What answers may take: memory, seats, time in the database.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
+use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER, AT_ONCE};
-use super::database::{Database, Dialect, Kind, Sql};
+use super::database::{CONNECTIONS, Cell, Database, Dialect, Kind, Sql};
 use super::plans::{database, execute, id, numbers, seconds_ago};
 use super::{PipelineReport, QueryApi, QueryError, QueryOptions, RowsShown};
 use crate::listen::Body;
@@ -249,6 +252,10 @@ fn endless(dialect: Dialect) -> Sql {
     }
 }
 
+fn one(dialect: Dialect) -> Sql {
+    Sql::new(dialect, format!("SELECT {}", dialect.integer("1")))
+}
+
 async fn run(database: &Database, sql: Sql) -> Result<(), QueryError> {
     database.each(sql, &[Kind::Integer], |_| Ok(())).await
 }
@@ -276,17 +283,6 @@ async fn a_query_that_takes_too_long_is_ended_by_the_database_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_sqlite_a_query_that_nobody_waits_for_any_more_is_ended() {
-    let (url, _directory) = database(Dialect::Sqlite, String::new()).await.unwrap();
-    let database = Database::open(&url).unwrap();
-    for _ in 0..6 {
-        let given_up = tokio::time::timeout(Duration::from_millis(100), run(&database, endless(Dialect::Sqlite))).await;
-        assert!(given_up.is_err());
-    }
-    run(&database, Sql::new(Dialect::Sqlite, "SELECT 1")).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn no_statement_is_kept_however_many_different_ones_there_were() {
     for dialect in BOTH {
         let Some((api, _, _directory)) = api(dialect, String::new()).await else {
@@ -297,5 +293,107 @@ async fn no_statement_is_kept_however_many_different_ones_there_were() {
             assert_eq!(ask(&api, path.trim_end_matches('&')).await.0, StatusCode::OK);
         }
         assert_eq!(api.database().kept_statements().await, 0, "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_nobody_waits_for_any_more_is_ended_and_keeps_no_connection_from_the_next_one() {
+    for dialect in BOTH {
+        let Some((url, _directory)) = database(dialect, String::new()).await else {
+            continue;
+        };
+        let database = Database::open(&url).unwrap();
+        // More than there are connections.
+        for _ in 0..6 {
+            let given_up = tokio::time::timeout(Duration::from_millis(100), run(&database, endless(dialect))).await;
+            assert!(given_up.is_err());
+        }
+        run(&database, one(dialect)).await.unwrap();
+        if dialect == Dialect::Postgres {
+            let running = Sql::new(
+                dialect,
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND pid <> pg_backend_pid() AND state = 'active' AND query LIKE 'WITH RECURSIVE%'",
+            );
+            let began = Instant::now();
+            // By itself a query would end after twenty seconds.
+            while database.number(running.clone()).await.unwrap() > 0 {
+                assert!(began.elapsed() < Duration::from_secs(10), "they go on in the server");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_lock_is_ended_when_nobody_waits_for_it_any_more() {
+    let sql = failures(Dialect::Postgres, 3, "'wf'", "'e'");
+    let Some((api, url, _directory)) = api(Dialect::Postgres, sql).await else {
+        return;
+    };
+    let mut owner = sqlx::PgConnection::connect(&url).await.unwrap();
+    // Within one transaction they would always look the same.
+    let mut observer = sqlx::PgConnection::connect(&url).await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                   AND application_name = 'spanledger-api' AND wait_event_type = 'Lock'";
+    let count = async |observer: &mut sqlx::PgConnection| -> i64 {
+        sqlx::query_scalar(waiting).fetch_one(observer).await.unwrap()
+    };
+    let lock = "BEGIN; LOCK TABLE code_exec_logs IN ACCESS EXCLUSIVE MODE";
+    sqlx::raw_sql(lock).execute(&mut owner).await.unwrap();
+    let questions: Vec<_> = (0..AT_ONCE)
+        .map(|_| {
+            let api = api.clone();
+            tokio::spawn(async move { respond(&api, "/code-exec-logs").await.status() })
+        })
+        .collect();
+    let began = Instant::now();
+    while count(&mut observer).await < AT_ONCE as i64 {
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+    for question in questions {
+        question.abort();
+        assert!(question.await.unwrap_err().is_cancelled());
+    }
+    // The connections are free at once, although the lock is there still.
+    let began = Instant::now();
+    assert_eq!(api.database().number(one(Dialect::Postgres)).await.unwrap(), 1);
+    while count(&mut observer).await > 0 {
+        assert!(began.elapsed() < Duration::from_secs(10), "they go on in the server");
+    }
+    sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.unwrap();
+    assert_eq!(ask(&api, "/code-exec-logs").await.1["count"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_rows_were_all_taken_or_whose_query_was_refused_serves_the_next_query() {
+    let Some((url, _directory)) = database(Dialect::Postgres, String::new()).await else {
+        return;
+    };
+    let database = Database::open(&url).unwrap();
+    let connection = async || {
+        let process = Sql::new(Dialect::Postgres, "SELECT pg_backend_pid()::bigint");
+        database.number(process).await.unwrap()
+    };
+    // What is given back may not be there yet when the next one is asked for.
+    let mut processes = HashSet::new();
+    for _ in 0..5 * CONNECTIONS {
+        processes.insert(connection().await);
+        let refused = Sql::new(Dialect::Postgres, "SELECT n FROM nowhere");
+        run(&database, refused).await.unwrap_err();
+    }
+    assert!(processes.len() <= CONNECTIONS as usize, "{processes:?}");
+    // One that was left in the middle of its rows is not read to its end.
+    let many = Sql::new(
+        Dialect::Postgres,
+        "SELECT pg_backend_pid()::bigint FROM generate_series(1, 1000000)",
+    );
+    let mut left = 0;
+    let take = |row: Vec<Cell>| {
+        left = row[0].integer().unwrap();
+        Ok(ControlFlow::Break(()))
+    };
+    database.each_until(many, &[Kind::Integer], take).await.unwrap();
+    for _ in 0..5 * CONNECTIONS {
+        assert_ne!(connection().await, left);
     }
 }

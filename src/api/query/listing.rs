@@ -23,6 +23,10 @@ const LARGEST_PAGE: i64 = 1000;
 /// The backend's own paths have no pages, so that one answer may hold more.
 const LARGEST_LIST: i64 = 10_000;
 
+/// Rows that are looked for together at first. How long they are is not known yet, and what is found beyond a [`PART`] is found
+/// for nothing.
+const AT_FIRST: i64 = 500;
+
 /// Text of rows that is made before any of it is sent. More than that is asked for when this was taken, so that no query
 /// waits for whoever reads the answer.
 const PART: usize = ANSWER / 2;
@@ -264,13 +268,30 @@ impl Rest {
             filter,
             after: None,
             left: limit,
-            at_once: limit,
+            at_once: AT_FIRST,
             is_page: false,
         }
     }
 
     /// Adds rows to `answer`, and its end when these were the last. Whether there is another part.
     pub(super) async fn next_part(&mut self, answer: &mut Answer) -> Result<bool, QueryError> {
+        let mut are_more = true;
+        while are_more && self.left > 0 {
+            if answer.len() >= PART {
+                return Ok(true);
+            }
+            are_more = self.look(answer).await?;
+        }
+        answer.end_list();
+        if self.is_page {
+            let next = self.after.as_ref().filter(|_| are_more).map(Cursor::to_string);
+            answer.add("nextCursor", &next.into());
+        }
+        Ok(false)
+    }
+
+    /// Looks for rows once, and adds them to `answer`. Whether there are more.
+    async fn look(&mut self, answer: &mut Answer) -> Result<bool, QueryError> {
         let dialect = self.api.dialect();
         let mut sql = self.api.select(&Execution::columns(dialect), &self.filter);
         if let Some(cursor) = &self.after {
@@ -294,7 +315,12 @@ impl Rest {
                 let Some(row) = Execution::read(cells) else {
                     return Ok(ControlFlow::Continue(()));
                 };
-                if taken == wanted || answer.len() >= PART {
+                if taken == wanted {
+                    // It is the last one that was asked for.
+                    are_more = true;
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if answer.len() >= PART {
                     are_more = true;
                     return Ok(ControlFlow::Break(()));
                 }
@@ -310,15 +336,7 @@ impl Rest {
             .await?;
         self.left -= taken;
         self.at_once = 2 * taken;
-        if are_more && self.left > 0 {
-            return Ok(true);
-        }
-        answer.end_list();
-        if self.is_page {
-            let next = self.after.as_ref().filter(|_| are_more).map(Cursor::to_string);
-            answer.add("nextCursor", &next.into());
-        }
-        Ok(false)
+        Ok(are_more)
     }
 }
 
