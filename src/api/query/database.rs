@@ -24,6 +24,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _};
+use tokio::sync::Semaphore;
 
 use super::QueryError;
 use super::sql::Bind;
@@ -124,6 +125,9 @@ impl Cell {
 #[derive(Debug, Clone)]
 pub(super) struct Database {
     pool: Pool,
+    /// A permit for each connection that no query uses.
+    unused: Arc<Semaphore>,
+    acquire_timeout: Duration,
     pub(super) query_timeout: Duration,
 }
 
@@ -136,6 +140,11 @@ enum Pool {
 impl Database {
     /// Must be called within a runtime.
     pub(super) fn open(url: &str) -> Result<Database, QueryError> {
+        Database::open_with(url, ACQUIRE_TIMEOUT)
+    }
+
+    /// The same, but a query waits so long for a connection.
+    pub(super) fn open_with(url: &str, acquire_timeout: Duration) -> Result<Database, QueryError> {
         let configuration = |error: sqlx::Error| QueryError::Configuration(format!("{error} (database.url)"));
         let pool = if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let options = PgConnectOptions::from_str(url).map_err(configuration)?;
@@ -147,7 +156,7 @@ impl Database {
             let pool = PgPoolOptions::new()
                 .max_connections(CONNECTIONS)
                 .min_connections(0)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .acquire_timeout(acquire_timeout)
                 .idle_timeout(Duration::from_secs(300))
                 .test_before_acquire(true);
             Pool::Postgres(pool.connect_lazy_with(options))
@@ -166,12 +175,14 @@ impl Database {
             let pool = SqlitePoolOptions::new()
                 .max_connections(CONNECTIONS)
                 .min_connections(0)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .acquire_timeout(acquire_timeout)
                 .idle_timeout(Duration::from_secs(300));
             Pool::Sqlite(pool.connect_lazy_with(options))
         };
         Ok(Database {
             pool,
+            unused: Arc::new(Semaphore::new(CONNECTIONS as usize)),
+            acquire_timeout,
             query_timeout: QUERY_TIMEOUT,
         })
     }
@@ -203,7 +214,7 @@ impl Database {
     ) -> Result<(), QueryError> {
         #[cfg(test)]
         super::plans::record(&sql);
-        tokio::time::timeout(self.query_timeout + ACQUIRE_TIMEOUT, self.read(sql, kinds, take))
+        tokio::time::timeout(self.query_timeout + self.acquire_timeout, self.read(sql, kinds, take))
             .await
             .unwrap_or_else(|_| Err(took_too_long()))
     }
@@ -256,7 +267,8 @@ impl Database {
                         Bind::Integer(number) => query.bind(number),
                     };
                 }
-                let mut connection = pool.acquire().await?;
+                let mut connection = pool.acquire().await.map_err(|error| self.not_connected(error))?;
+                let _in_use = self.unused.try_acquire();
                 let _waiting = interrupt_unless_waited_for(&mut connection, self.query_timeout).await?;
                 let mut rows = query.fetch(&mut *connection);
                 while let Some(row) = rows.try_next().await? {
@@ -274,7 +286,8 @@ impl Database {
                         Bind::Integer(number) => query.bind(number),
                     };
                 }
-                let connection = pool.acquire().await?;
+                let connection = pool.acquire().await.map_err(|error| self.not_connected(error))?;
+                let _in_use = self.unused.try_acquire();
                 let mut lent = Lent(Some(connection));
                 let connection = lent.0.as_deref_mut().ok_or(sqlx::Error::PoolClosed)?;
                 let begin = self.begin_postgres();
@@ -315,6 +328,18 @@ impl Database {
              SELECT set_config('client_connection_check_interval', '{LOOK_FOR_CLIENT}', true) \
              WHERE current_setting('client_connection_check_interval', true) IS NOT NULL AND version() LIKE '%linux%'"
         )
+    }
+
+    /// Why there is no connection: others are using all of them, or the database gives none.
+    fn not_connected(&self, error: sqlx::Error) -> QueryError {
+        match error {
+            sqlx::Error::PoolTimedOut if self.unused.available_permits() == 0 => QueryError::Crowded,
+            // The pool tries again where a connection is refused.
+            sqlx::Error::PoolTimedOut => {
+                QueryError::Unavailable(format!("no connection within {:?}", self.acquire_timeout))
+            }
+            error => error.into(),
+        }
     }
 }
 

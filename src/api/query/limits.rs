@@ -397,3 +397,33 @@ async fn a_connection_whose_rows_were_all_taken_or_whose_query_was_refused_serve
         assert_ne!(connection().await, left);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_question_finds_all_connections_in_use_is_told_so_and_not_that_the_database_is_away() {
+    for dialect in BOTH {
+        let Some((url, _directory)) = database(dialect, String::new()).await else {
+            continue;
+        };
+        let database = Database::open_with(&url, Duration::from_secs(1)).unwrap();
+        let others = futures_util::future::join_all((0..AT_ONCE).map(|_| run(&database, endless(dialect))));
+        let refused = async {
+            // The others begin first.
+            tokio::task::yield_now().await;
+            run(&database, one(dialect)).await
+        };
+        tokio::select! {
+            _ = others => panic!("they have no end"),
+            refused = refused => assert!(matches!(refused, Err(QueryError::Crowded)), "{dialect:?}: {refused:?}"),
+        }
+    }
+    // Nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let url = format!("postgres://nobody@127.0.0.1:{port}/nothing");
+    let database = Database::open_with(&url, Duration::from_millis(200)).unwrap();
+    let away = run(&database, one(Dialect::Postgres)).await;
+    assert!(matches!(away, Err(QueryError::Unavailable(_))), "{away:?}");
+}

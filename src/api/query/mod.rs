@@ -113,8 +113,8 @@ pub enum QueryError {
     /// Too many live clients.
     #[error("there are as many live clients as are served; try again later")]
     Busy,
-    /// As many answers are being made as there is memory for.
-    #[error("as many answers are being made as there is memory for; try again later")]
+    /// As many answers are being made as there is memory for, or as many rows looked for as there are connections.
+    #[error("as many answers are being made as there is room for; try again later")]
     Crowded,
     /// The answer would take more memory than one may.
     #[error("the answer would take more than {most} MiB: {narrow}", most = answer::ANSWER >> 20)]
