@@ -327,7 +327,11 @@ impl QueryApi {
             Question::Errors => (self.errors(asked).await, None),
             Question::Trace(trace) => (self.trace(asked, trace).await, None),
         };
-        let mut response = Response::new(answer.map_err(|error| (error, code))?.into_body(seat));
+        let mut response = Response::new(
+            answer
+                .map_err(|error| (error, code))?
+                .into_body(seat, &self.inner.seats),
+        );
         json_headers(&mut response);
         Ok(response)
     }
