@@ -15,9 +15,11 @@ use super::{Answer, Asked, QueryApi, QueryError};
 const MESSAGES: i64 = 20_000;
 
 /// Characters of a message that are read for [`normalise`], from its beginning and, where that is not all of it, from its
-/// end: the last line is what a Python traceback has to say.
+/// end: the last line is what a Python traceback has to say. A last line that is longer is looked for in as many as messages
+/// of this program's rows have.
 const BEGINNING: usize = 2000;
 const ENDING: usize = 1000;
+const LONG_ENDING: usize = 8192;
 
 /// Groups whose samples are read at once: messages of 8 KiB, half a megabyte.
 const SAMPLES: usize = 64;
@@ -52,13 +54,16 @@ impl QueryApi {
         }
         let dialect = self.dialect();
         let at = dialect.time_text("t.created_at");
+        let ending = |characters| dialect.ending("t.error_message", characters);
         // Time and id in one text: its greatest value names the latest row.
         let latest = dialect.bytewise(&format!("{at} || ' ' || t.id"));
         let mut sql = self.select(
             &format!(
-                "substr(t.error_message, 1, {BEGINNING}), CASE WHEN length(t.error_message) > {BEGINNING} \
-                 THEN {} END, t.runtime, {}, min({at}), max({latest})",
-                dialect.ending("t.error_message", ENDING),
+                "substr(t.error_message, 1, {BEGINNING}), CASE WHEN length(t.error_message) <= {BEGINNING} THEN NULL \
+                 WHEN {} THEN {} ELSE {} END, t.runtime, {}, min({at}), max({latest})",
+                dialect.has_lines(&ending(ENDING)),
+                ending(ENDING),
+                ending(LONG_ENDING),
                 dialect.integer("count(*)")
             ),
             &filter,
@@ -146,6 +151,8 @@ impl Groups {
             next().into_text().unwrap_or_default(),
             next().into_text().unwrap_or_default(),
         );
+        // Of a line whose beginning is not there nothing can be said that others of its kind have in common.
+        let ending = ending.filter(|ending| ending.trim_end().contains('\n'));
         let message = message.map(|beginning| match ending {
             Some(ending) => normalise(&format!("{beginning}\n{ending}")),
             None => normalise(&beginning),

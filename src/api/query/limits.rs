@@ -432,3 +432,32 @@ async fn whose_question_finds_all_connections_in_use_is_told_so_and_not_that_the
     let away = run(&database, one(Dialect::Postgres)).await;
     assert!(matches!(away, Err(QueryError::Unavailable(_))), "{away:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_messages_whose_last_line_is_long_too_are_one_group_when_they_have_one_cause() {
+    for dialect in BOTH {
+        let line = match dialect {
+            Dialect::Sqlite => "char(10)",
+            Dialect::Postgres => "chr(10)",
+        };
+        let text = |text: &str, times: &str| match dialect {
+            Dialect::Sqlite => format!("replace(hex(zeroblob({times})), '00', '{text}')"),
+            Dialect::Postgres => format!("repeat('{text}', {times})"),
+        };
+        // Where the last 1,000 characters begin in that line is another place in each.
+        let message = format!(
+            "'Traceback (most recent call last):' || {line} || {} || {line} || 'ValueError: bad input ' || {} || {} || {line}",
+            text("frame ", "400"),
+            text("some words of it ", "100"),
+            text("z", "n"),
+        );
+        let Some((api, _, _directory)) = api(dialect, failures(dialect, 40, "'wf'", &message)).await else {
+            continue;
+        };
+        let (_, answer) = ask(&api, "/code-exec-logs/errors").await;
+        assert_eq!(answer["groups"], 1, "{dialect:?}: {answer}");
+        assert_eq!(answer["data"][0]["count"], 40);
+        let message = answer["data"][0]["message"].as_str().unwrap();
+        assert!(message.starts_with("ValueError: bad input some words"), "{message}");
+    }
+}

@@ -69,6 +69,16 @@ impl Dialect {
         }
     }
 
+    /// Whether a text has more than one line, whatever space is at its end.
+    pub(super) fn has_lines(self, expression: &str) -> String {
+        match self {
+            Dialect::Sqlite => {
+                format!("instr(rtrim({expression}, ' ' || char(9) || char(10) || char(13)), char(10)) > 0")
+            }
+            Dialect::Postgres => format!("strpos(rtrim({expression}, E' \\t\\n\\r'), E'\\n') > 0"),
+        }
+    }
+
     /// A column whose index is not worth using when it has `few` values: SQLite, which does not know how many there are,
     /// would prefer it to the index on the time, and read a third of the table.
     pub(super) fn unindexed(self, few: bool, column: &str) -> String {
