@@ -86,6 +86,11 @@ impl Gathering {
         }
     }
 
+    /// Forgets all rows.
+    pub(super) fn clear(&mut self) {
+        self.aggregate = Aggregate::default();
+    }
+
     /// Bytes that are held beside itself.
     pub(super) fn held(&self) -> usize {
         self.aggregate.durations.capacity() * PLACE

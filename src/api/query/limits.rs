@@ -15,6 +15,7 @@ use super::answer::{ANSWER, AT_ONCE};
 use super::database::{CONNECTIONS, Cell, Database, Dialect, Kind, Sql};
 use super::plans::{database, execute, id, numbers, seconds_ago};
 use super::{PipelineReport, QueryApi, QueryError, QueryOptions, RowsShown};
+use crate::ledger::{Ledger, LedgerOptions};
 use crate::listen::Body;
 
 const BOTH: [Dialect; 2] = [Dialect::Sqlite, Dialect::Postgres];
@@ -42,6 +43,11 @@ fn long_text(dialect: Dialect) -> &'static str {
         }
     }
 }
+
+/// What is beside each row.
+const BESIDE: &str = "INSERT INTO spanledger_executions (id, trace_id, span_id, start_ns, end_ns, received_at_ns, \
+                      created_at, reported_outcome, sources) SELECT id, substr(id, 1, 32), substr(id, 34), 0, 0, 0, \
+                      created_at, 'error', '{}' FROM code_exec_logs;";
 
 async fn api(dialect: Dialect, sql: String) -> Option<(QueryApi, String, Option<tempfile::TempDir>)> {
     let (url, directory) = database(dialect, sql).await?;
@@ -459,5 +465,51 @@ async fn long_messages_whose_last_line_is_long_too_are_one_group_when_they_have_
         assert_eq!(answer["data"][0]["count"], 40);
         let message = answer["data"][0]["message"].as_str().unwrap();
         assert!(message.starts_with("ValueError: bad input some words"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hours_of_which_a_packed_part_is_damaged_are_read_from_the_rows_and_no_row_counts_twice() {
+    for dialect in BOTH {
+        let sql = failures(dialect, 20_000, "'wf'", "'e'") + BESIDE;
+        let Some((api, url, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let options = LedgerOptions {
+            url: url.clone(),
+            ..LedgerOptions::default()
+        };
+        Ledger::new(options).unwrap().pack().await.unwrap();
+        let numbers = async || {
+            let mut answers = Vec::new();
+            for path in [
+                "/code-exec-logs/stats?to=now",
+                "/code-exec-logs/stats?groupBy=runtime&to=now",
+                "/code-exec-logs/timeseries?from=now-1d&step=86400&groupBy=runtime",
+                "/code-exec-logs/facets?field=runtime&field=outcome",
+                "/code-agents/analytics",
+            ] {
+                let (status, answer) = ask(&api, path).await;
+                assert_eq!(status, StatusCode::OK, "{path} {dialect:?}: {answer}");
+                answers.push(answer);
+            }
+            answers
+        };
+        let hours = format!("SELECT {} FROM spanledger_hours", dialect.integer("count(*)"));
+        let hours = Sql::new(dialect, hours);
+        assert!(api.database().number(hours).await.unwrap() > 2, "{dialect:?}");
+        let before = numbers().await;
+        assert_eq!(before[0]["data"]["count"], 20_000);
+        let bytes = match dialect {
+            Dialect::Sqlite => "x'00'",
+            Dialect::Postgres => "'\\x00'::bytea",
+        };
+        // The first part of each can be read.
+        let damage = format!(
+            "INSERT INTO spanledger_hours (hour, part, data, packed_at_ns) SELECT hour, 1, {bytes}, 0 FROM spanledger_hours \
+             WHERE hour <= (SELECT min(hour) + 1 FROM spanledger_hours)"
+        );
+        execute(&url, damage).await;
+        assert_eq!(numbers().await, before, "{dialect:?}");
     }
 }

@@ -1,5 +1,5 @@
 //! Rows of hours that are over, as the ledger packed them ([`crate::columns`]): statistics read these instead of the rows
-//! where they can. What is not packed is left to be asked of the tables.
+//! where they can. What is not packed is left to be asked of the tables, and so are hours of which any part is damaged.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -27,6 +27,8 @@ pub(super) trait Visitor: Send {
     fn texts(&mut self, _: &[&str]) {}
     /// A row that passes the filter.
     fn row(&mut self, row: &PackedRow);
+    /// Forgets everything that was shown.
+    fn clear(&mut self);
     /// Bytes that are held for what was shown so far.
     fn held(&self) -> usize;
 }
@@ -64,21 +66,42 @@ impl QueryApi {
         visitor: &mut dyn Visitor,
         allowance: Allowance,
     ) -> Result<Vec<Filter>, QueryError> {
-        let Some(mut wanted) = Wanted::of(filter) else {
+        let Some(wanted) = Wanted::of(filter) else {
             return Ok(vec![filter.clone()]);
         };
-        let known = match self.packed_hours(&wanted.times, allowance).await {
+        let mut known = match self.packed_hours(&wanted.times, allowance).await {
             Ok(known) => known,
             // A table that is not there yet has no packed hours. Whatever else is wrong would be asked of the rows for
             // nothing, and at great cost.
             Err(QueryError::TableMissing(_)) => return Ok(vec![filter.clone()]),
             Err(error) => return Err(error),
         };
-        let mut runs = Vec::new();
-        for run in longest(runs_of(&known)) {
-            runs.extend(self.visit_run(run, &known, &mut wanted, visitor, allowance).await?);
-        }
-        Ok(left(&wanted.times, &runs)
+        let read = loop {
+            let mut visit = Visit {
+                wanted: &wanted,
+                visitor: &mut *visitor,
+                allowance,
+                read: Vec::new(),
+                damaged: Vec::new(),
+                is_spoilt: false,
+            };
+            for run in longest(runs_of(&known)) {
+                self.visit_run(run, &known, &mut visit).await?;
+            }
+            let Visit {
+                read,
+                damaged,
+                is_spoilt,
+                ..
+            } = visit;
+            if !is_spoilt {
+                break read;
+            }
+            // What was shown of one hour cannot be taken back alone. Each time there are fewer hours.
+            visitor.clear();
+            known.retain(|(hour, _)| !damaged.contains(hour));
+        };
+        Ok(left(&wanted.times, &read)
             .into_iter()
             .map(|times| Filter {
                 from: times.start.map(text_of).or_else(|| filter.from.clone()),
@@ -115,20 +138,11 @@ impl QueryApi {
         Ok(known)
     }
 
-    /// Reads packed hours that follow each other; those that could be read.
-    async fn visit_run(
-        &self,
-        run: Range<i64>,
-        known: &[(i64, i64)],
-        wanted: &mut Wanted<'_>,
-        visitor: &mut dyn Visitor,
-        allowance: Allowance,
-    ) -> Result<Vec<Range<i64>>, QueryError> {
+    /// Reads packed hours that follow each other; adds them to those that were `read`, or to the damaged ones. What is in
+    /// neither was taken away meanwhile.
+    async fn visit_run(&self, run: Range<i64>, known: &[(i64, i64)], visit: &mut Visit<'_>) -> Result<(), QueryError> {
         let parts_of: HashMap<i64, i64> = known.iter().copied().collect();
         let parts_of = |hour: i64| parts_of.get(&hour).copied().unwrap_or_default();
-        let mut read: Vec<Range<i64>> = Vec::new();
-        // One that was taken away meanwhile is asked of the tables; so is one that cannot be read.
-        let mut unreadable = None;
         let mut begin = run.start;
         while begin < run.end {
             let mut end = begin + 1;
@@ -147,37 +161,49 @@ impl QueryApi {
                 .push(" ORDER BY hour, part");
             self.database()
                 .each(sql, &[Kind::Integer, Kind::Bytes], |cells| {
-                    let Some(hour) = cells[0].integer() else { return Ok(()) };
-                    let is_first = read.last().is_none_or(|last: &Range<i64>| last.start != hour);
-                    if unreadable == Some(hour) {
-                        return Ok(());
-                    }
-                    let Some(packed) = cells[1].bytes().and_then(Packed::read) else {
-                        if !is_first {
-                            return Err(broken(hour));
-                        }
-                        tracing::warn!(hour, "a packed hour cannot be read; its rows are read instead");
-                        unreadable = Some(hour);
-                        return Ok(());
-                    };
-                    wanted.show(packed, visitor);
-                    if is_first {
-                        read.push(hour..hour + 1);
-                    }
-                    allowance.check(visitor.held())
+                    cells[0]
+                        .integer()
+                        .map_or(Ok(()), |hour| visit.part(hour, cells[1].bytes().unwrap_or_default()))
                 })
                 .await?;
             begin = end;
         }
-        Ok(read)
+        Ok(())
     }
 }
 
-/// A packed hour of which some was shown already, so that it cannot be asked of the tables.
-fn broken(hour: i64) -> QueryError {
-    QueryError::Unavailable(format!(
-        "packed rows cannot be read; DELETE FROM spanledger_hours WHERE hour = {hour} makes them be read from the table"
-    ))
+/// Packed hours on their way to a visitor.
+struct Visit<'a> {
+    wanted: &'a Wanted<'a>,
+    visitor: &'a mut dyn Visitor,
+    allowance: Allowance,
+    /// Hours that were shown, one after the other.
+    read: Vec<Range<i64>>,
+    /// Hours of which a part cannot be read, so that they are asked of the tables.
+    damaged: Vec<i64>,
+    /// Parts of such an hour were shown before.
+    is_spoilt: bool,
+}
+
+impl Visit<'_> {
+    /// Shows a part of an hour. All parts of an hour follow each other.
+    fn part(&mut self, hour: i64, data: &[u8]) -> Result<(), QueryError> {
+        if self.damaged.last() == Some(&hour) {
+            return Ok(());
+        }
+        let is_first = self.read.last().is_none_or(|last| last.start != hour);
+        let Some(packed) = Packed::read(data) else {
+            tracing::warn!(hour, "a packed hour cannot be read; its rows are read instead");
+            self.damaged.push(hour);
+            self.is_spoilt |= !is_first;
+            return Ok(());
+        };
+        self.wanted.show(packed, self.visitor);
+        if is_first {
+            self.read.push(hour..hour + 1);
+        }
+        self.allowance.check(self.visitor.held())
+    }
 }
 
 /// The filter as packed rows are asked.
@@ -324,6 +350,11 @@ impl Values {
     /// Bytes of the values: each is there twice, in a map that may be half empty.
     pub(super) fn held(&self) -> usize {
         2 * self.length + self.names.len() * 4 * size_of::<(Option<String>, usize)>()
+    }
+
+    /// Forgets all values.
+    pub(super) fn clear(&mut self) {
+        *self = Values::of(self.key);
     }
 
     pub(super) fn texts(&mut self, texts: &[&str]) {

@@ -19,6 +19,10 @@ impl Visitor for Gathering {
         self.add_row(row);
     }
 
+    fn clear(&mut self) {
+        Gathering::clear(self);
+    }
+
     fn held(&self) -> usize {
         Gathering::held(self)
     }
@@ -28,6 +32,10 @@ impl Visitor for Gathering {
 impl Visitor for u64 {
     fn row(&mut self, _: &PackedRow) {
         *self += 1;
+    }
+
+    fn clear(&mut self) {
+        *self = 0;
     }
 
     fn held(&self) -> usize {
@@ -98,6 +106,12 @@ impl Visitor for Groups {
         self.change((number, at), |part| part.add_row(row));
     }
 
+    fn clear(&mut self) {
+        self.values.clear();
+        self.parts = HashMap::new();
+        self.held = 0;
+    }
+
     fn held(&self) -> usize {
         self.held + self.parts.len() * GROUP + self.values.held()
     }
@@ -152,6 +166,11 @@ impl Visitor for Tally {
         self.count(number, 1);
     }
 
+    fn clear(&mut self) {
+        self.values.clear();
+        self.counts.clear();
+    }
+
     fn held(&self) -> usize {
         Tally::held(self)
     }
@@ -185,6 +204,10 @@ impl Visitor for Facets {
 
     fn row(&mut self, row: &PackedRow) {
         self.0.iter_mut().for_each(|tally| tally.row(row));
+    }
+
+    fn clear(&mut self) {
+        self.0.iter_mut().for_each(Tally::clear);
     }
 
     fn held(&self) -> usize {
@@ -286,6 +309,10 @@ impl Visitor for Analysis {
         self.count_day(row.at.div_euclid(86_400_000_000), 1, u64::from(row.success));
         self.validations[0] += u64::from(row.validation.is_some());
         self.validations[1] += u64::from(row.validation == Some(false));
+    }
+
+    fn clear(&mut self) {
+        *self = Analysis::default();
     }
 
     fn held(&self) -> usize {
