@@ -294,20 +294,6 @@ async fn a_query_that_takes_too_long_is_ended_by_the_database_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_statement_is_kept_however_many_different_ones_there_were() {
-    for dialect in BOTH {
-        let Some((api, _, _directory)) = api(dialect, String::new()).await else {
-            continue;
-        };
-        for values in 1..=50 {
-            let path = format!("/code-exec-logs?{}", "runtime=r&".repeat(values));
-            assert_eq!(ask(&api, path.trim_end_matches('&')).await.0, StatusCode::OK);
-        }
-        assert_eq!(api.database().kept_statements().await, 0, "{dialect:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_query_that_nobody_waits_for_any_more_is_ended_and_keeps_no_connection_from_the_next_one() {
     for dialect in BOTH {
         let Some((url, _directory)) = database(dialect, String::new()).await else {
@@ -437,6 +423,44 @@ async fn whose_question_finds_all_connections_in_use_is_told_so_and_not_that_the
     let database = Database::open_with(&url, Duration::from_millis(200)).unwrap();
     let away = run(&database, one(Dialect::Postgres)).await;
     assert!(matches!(away, Err(QueryError::Unavailable(_))), "{away:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_is_kept_however_many_different_ones_there_were() {
+    for dialect in BOTH {
+        let Some((api, _, _directory)) = api(dialect, String::new()).await else {
+            continue;
+        };
+        for values in 1..=50 {
+            let path = format!("/code-exec-logs?{}", "runtime=r&".repeat(values));
+            assert_eq!(ask(&api, path.trim_end_matches('&')).await.0, StatusCode::OK);
+        }
+        assert_eq!(api.database().kept_statements().await, 0, "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_trace_with_more_executions_than_are_shown_is_said_that_there_are_more() {
+    for dialect in BOTH {
+        let ids = |trace: &str| id(dialect, trace, "n");
+        let rows = |trace: &str, rows: usize| {
+            let (numbers, id, at) = (numbers(dialect, 1..=rows), ids(trace), seconds_ago(dialect, 1));
+            format!(
+                "INSERT INTO code_exec_logs (id, runtime, language, duration_ms, success, created_at) {numbers} \
+                 SELECT {id}, 'r', 'l', n, false, {at} FROM n;"
+            )
+        };
+        let sql = format!("{}{}{BESIDE}", rows("1", 1001), rows("2", 1000));
+        let Some((api, _, _directory)) = api(dialect, sql).await else {
+            continue;
+        };
+        let more = ask(&api, &format!("/traces/{:032x}", 1)).await.1["data"].take();
+        assert_eq!(more["executions"].as_array().unwrap().len(), 1000, "{dialect:?}");
+        assert_eq!((&more["failed"], &more["truncated"]), (&1000.into(), &true.into()));
+        let all = ask(&api, &format!("/traces/{:032x}", 2)).await.1["data"].take();
+        assert_eq!(all["executions"].as_array().unwrap().len(), 1000, "{dialect:?}");
+        assert_eq!((&all["failed"], all.get("truncated")), (&1000.into(), None));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

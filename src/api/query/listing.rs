@@ -23,6 +23,9 @@ const LARGEST_PAGE: i64 = 1000;
 /// The backend's own paths have no pages, so that one answer may hold more.
 const LARGEST_LIST: i64 = 10_000;
 
+/// Executions of a trace that are shown, the first ones; what is said of all is said of these.
+const LARGEST_TRACE: i64 = 1000;
+
 /// Rows that are looked for together at first. How long they are is not known yet, and what is found beyond a [`PART`] is found
 /// for nothing.
 const AT_FIRST: i64 = 500;
@@ -138,14 +141,19 @@ impl QueryApi {
         filter = filter.take(&mut wanted, asked.now)?;
         let mut answer = Answer::list_within("executions");
         let (mut workflows, mut organizations) = (BTreeSet::new(), BTreeSet::new());
-        let (mut is_known, mut failed) = (false, 0);
+        let (mut known, mut failed, mut are_more) = (0, 0, false);
         let mut cost: Option<f64> = None;
         self.detailed(
             &filter,
-            |sql| _ = sql.push(" ORDER BY e.start_ns, t.id LIMIT 1000"),
+            // One more than is shown tells whether there are more.
+            |sql| _ = sql.push(" ORDER BY e.start_ns, t.id LIMIT ").integer(LARGEST_TRACE + 1),
             |row| {
+                if known == LARGEST_TRACE {
+                    are_more = true;
+                    return Ok(());
+                }
+                known += 1;
                 let text = |key: &str| row[key].as_str().map(str::to_owned);
-                is_known = true;
                 workflows.extend(text("workflowExecutionId"));
                 organizations.extend(text("organizationId"));
                 failed += usize::from(row["success"] == false);
@@ -156,21 +164,25 @@ impl QueryApi {
             },
         )
         .await?;
-        if !is_known {
+        if known == 0 {
             return Err(QueryError::NotFound("no execution of this trace is known"));
         }
         let trace = trace.to_ascii_lowercase();
         let link = self
             .signoz_url()
             .map(|base| format!("{}/trace/{trace}", base.trim_end_matches('/')));
-        Ok(answer.listed_beside(&[
+        let mut beside = vec![
             ("traceId", trace.into()),
             ("signozUrl", link.into()),
             ("workflowExecutionIds", workflows.into_iter().collect()),
             ("organizationIds", organizations.into_iter().collect()),
             ("failed", failed.into()),
             ("costUsd", cost.into()),
-        ]))
+        ];
+        if are_more {
+            beside.push(("truncated", true.into()));
+        }
+        Ok(answer.listed_beside(&beside))
     }
 
     /// Shows `take` rows with everything that is known of them.
