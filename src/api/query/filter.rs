@@ -306,7 +306,7 @@ pub(super) fn time(parameter: &'static str, text: &str, now: DateTime<Utc>) -> R
         now - chrono::Duration::seconds(seconds)
     } else if let Ok(number) = text.parse::<i64>() {
         // Seconds until the year 5138, milliseconds since 1973: nobody means the others.
-        let moment = if number.abs() < 100_000_000_000 {
+        let moment = if number.unsigned_abs() < 100_000_000_000 {
             DateTime::from_timestamp(number, 0)
         } else {
             DateTime::from_timestamp_millis(number)
@@ -355,6 +355,7 @@ mod tests {
             "now-7y",
             "now-99999999999999999d",
             "9223372036854775807",
+            "-9223372036854775808",
         ] {
             assert!(time("from", wrong, now).is_err(), "{wrong}");
         }

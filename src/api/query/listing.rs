@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chrono::Datelike as _;
 use serde_json::{Value, json};
 
 use super::answer::{ANSWER, Allowance};
@@ -404,7 +405,8 @@ impl Cursor {
             && created_at
                 .bytes()
                 .all(|byte| byte.is_ascii_digit() || b"-: .".contains(&byte))
-            && chrono::NaiveDate::parse_from_str(created_at.get(..10).unwrap_or_default(), "%Y-%m-%d").is_ok()
+            && chrono::NaiveDate::parse_from_str(created_at.get(..10).unwrap_or_default(), "%Y-%m-%d")
+                .is_ok_and(|date| (1..=9999).contains(&date.year()))
             && (created_at.len() == 10 || micros_of(created_at).is_some())
             && !id.contains('\0');
         if !looks_right {
@@ -440,6 +442,9 @@ mod tests {
             "!!",
             &BASE64_URL_SAFE_NO_PAD.encode("2026|a"),
             &BASE64_URL_SAFE_NO_PAD.encode("x; y|a"),
+            // PostgreSQL has no such year.
+            &BASE64_URL_SAFE_NO_PAD.encode("0000-01-31|a"),
+            &BASE64_URL_SAFE_NO_PAD.encode("0000-01-31 12:00:00.123456|a"),
         ] {
             assert!(Cursor::parse(wrong).is_err(), "{wrong}");
         }
