@@ -124,3 +124,52 @@ async fn tables_of_an_earlier_version_are_a_misfit_where_they_may_not_be_changed
         }
     }
 }
+
+/// PostgreSQL: the order of writing was that of receipt.
+const TO_THE_ORDER_OF_RECEIPT: &str = "
+    ALTER TABLE spanledger_executions DROP COLUMN written;
+    CREATE INDEX spanledger_executions_received_at_ns_idx ON spanledger_executions USING brin (received_at_ns);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_an_earlier_version_in_postgresql_come_before_all_that_are_numbered_as_they_are_written() {
+    let Some(mut database) = Database::postgres() else {
+        return;
+    };
+    database
+        .write(&at(&[success(1, 1, 10, 20), success(2, 1, 10, 20)], 0))
+        .await;
+    database.execute(TO_THE_ORDER_OF_RECEIPT).await;
+    database.settings.migrate = false;
+    let Err(StoreError::Misfit(misfit)) = database.connect().await.map(|_| ()) else {
+        panic!("the table is taken as it is");
+    };
+    assert!(
+        misfit.contains("table \"spanledger_executions\" has no column written"),
+        "{misfit}"
+    );
+    database.settings.migrate = true;
+    database.write(&at(&[success(3, 1, 10, 20)], MS)).await;
+    database.write(&at(&[success(4, 1, 10, 20)], MS)).await;
+    let places = "SELECT written::text FROM spanledger_executions ORDER BY trace_id";
+    assert_eq!(database.texts(places).await, ["0", "0", "1", "2"]);
+    let indexes = "SELECT indexname::text FROM pg_indexes WHERE tablename = 'spanledger_executions' ORDER BY 1";
+    let indexes = database.texts(indexes).await;
+    assert!(
+        indexes.contains(&"spanledger_executions_written_idx".to_owned()),
+        "{indexes:?}"
+    );
+    assert!(
+        !indexes.iter().any(|name| name.contains("received_at_ns")),
+        "{indexes:?}"
+    );
+    database
+        .execute("ALTER TABLE spanledger_executions ALTER written DROP IDENTITY")
+        .await;
+    let Err(StoreError::Misfit(misfit)) = database.connect().await.map(|_| ()) else {
+        panic!("rows would have no place");
+    };
+    assert!(
+        misfit.contains("column written of table \"spanledger_executions\" has no default"),
+        "{misfit}"
+    );
+}

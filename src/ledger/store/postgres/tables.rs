@@ -5,9 +5,15 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{PostgresStore, error, query, type_name, within};
 use crate::ledger::store::{ForeignKey, Migration, Store, StoreError, fill_in, migrations, quote, schema};
-use crate::ledger::table::{Destination, Kind, TableName};
+use crate::ledger::table::{Destination, EXECUTIONS, Kind, TableName};
 
 migrations!("../../../../migrations/postgres");
+
+/// Adds [`WRITTEN`] to a table of executions that has it not, in a moment: only its new index reads the table.
+const ADD_WRITTEN: &str = include_str!("../../../../migrations/postgres/0010_written.sql");
+
+/// In which order the rows of executions were written; the database says it. SQLite has the rowids.
+const WRITTEN: schema::Needed = ("written", Kind::BigInt);
 
 impl PostgresStore {
     pub(super) async fn migrate(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
@@ -27,6 +33,13 @@ impl PostgresStore {
                 within(self.patience, made).await?;
             }
         }
+        let executions = EXECUTIONS.beside.name;
+        let columns = self.table_columns(executions).await?;
+        if !columns.iter().any(|((name, ..), _)| name == WRITTEN.0) {
+            let sql = fill_in(ADD_WRITTEN, &self.names, executions);
+            let added = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+            within(self.patience, added).await?;
+        }
         Ok(())
     }
 
@@ -45,9 +58,19 @@ impl PostgresStore {
 
     pub(super) async fn check(&mut self, destinations: &[&'static Destination]) -> Result<(), StoreError> {
         let mut misfits = Vec::new();
-        for (table, needed) in schema::needed(destinations) {
+        for (table, mut needed) in schema::needed(destinations) {
             let name = self.names.of(table);
-            let (there, types): (Vec<_>, Vec<_>) = self.table_columns(table).await?.into_iter().unzip();
+            let (there, types): (Vec<(String, bool, bool)>, Vec<_>) =
+                self.table_columns(table).await?.into_iter().unzip();
+            if table == EXECUTIONS.beside.name {
+                needed.push(WRITTEN);
+                if there
+                    .iter()
+                    .any(|(column, _, has_default)| column == WRITTEN.0 && !has_default)
+                {
+                    misfits.push(format!("column {} of table {name} has no default", WRITTEN.0));
+                }
+            }
             schema::compare_names(&name, &needed, &there, &mut misfits);
             for ((column, _, _), found) in there.iter().zip(&types) {
                 let kind = needed.iter().find(|(name, _)| name == column).map(|(_, kind)| *kind);
