@@ -5,68 +5,68 @@
 //!
 //! # Order
 //!
-//! In SQLite a row's place is its rowid: the order in which rows were written. PostgreSQL has no such order; there it is
-//! the time of receipt, and because several sidecars write side by side, the last few seconds are read again each time
-//! and what was seen is left out. A row that comes later than that (a sidecar that catches up after hours without its
-//! database) does not appear here.
+//! In SQLite a row's place is its rowid: the order in which rows were written. When the last rows are deleted their places
+//! are used again, so each time the newest row is looked for where it was, and the rows behind it are looked through anew
+//! where it is not. In PostgreSQL a place is the number that the row took when it was written (`written`): transactions take
+//! them side by side, and some never commit. Where numbers are missing, what follows them is read again each time until they
+//! come, or until every transaction has ended that may have taken one; of one that takes more than a minute it is said that
+//! rows may be left out. See [`following`].
 //!
-//! What is read again are keys alone, so that it costs little however many rows a few seconds have; rows are read once, by
-//! their keys.
+//! Rows that were shown are remembered by their ids, so that those that are taken away and written again come once.
+//!
+//! What is read again are keys alone, so that it costs little however many rows there are; rows are read once, by their keys.
 //!
 //! # Bounds
 //!
-//! [`CLIENTS`] clients; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`] rows shared by all, of
-//! [`BACKLOG_BYTES`]; [`KEYS`] keys; of the rows [`following::AT_ONCE`] in a turn, [`ROWS`] of [`ROWS_BYTES`] of them at
-//! once. When more were written, the oldest are left out and counted. What a client asks for that comes back is read from a
-//! seat among the answers ([`super::answer::Seats`]).
+//! [`CLIENTS`] clients, each with a filter of [`FILTER`] bytes; per client [`CHUNKS`] texts waiting to be sent; [`BACKLOG`]
+//! rows shared by all, of [`BACKLOG_BYTES`]; [`KEYS`] keys; [`REMEMBERED`] rows that were shown; of the rows
+//! [`following::AT_ONCE`] in a turn, [`ROWS`] of [`ROWS_BYTES`] of them at once. When more were written, the oldest are left
+//! out and counted. What a client asks for that comes back is read from a seat among the answers
+//! ([`super::answer::Seats`]), which it leaves while a text is sent.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
-use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
-use http_body::Frame;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use super::answer::TAKEN_WITHIN;
-use super::database::{Cell, Dialect, Kind, Sql};
-use super::filter::{FILTERS, Filter, RowsShown};
-use super::row::{Execution, KINDS};
+use super::filter::{FILTERS, Filter};
 use super::{Asked, QueryApi, QueryError};
-use crate::listen::{Body, BoxError};
+use crate::listen::Body;
 
+mod backlog;
+mod client;
 mod following;
+mod mark;
+mod reading;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
-use following::{Following, KEY_BYTES, KEYS, Key, Place};
+use backlog::{BACKLOG_BYTES, Backlog, Kept};
+use client::{CATCH_UP, Client, Events};
+use following::{Following, KEY_BYTES, KEYS, KEYS_BEFORE, LeftOut, Next, Order, Place, REMEMBERED, REMEMBERED_BYTES};
+use mark::Mark;
+use reading::{Found, ROWS, ROWS_BYTES};
 
 const CLIENTS: usize = 256;
 const CHUNKS: usize = 2;
 const BACKLOG: usize = 4096;
-const BACKLOG_BYTES: usize = 8 << 20;
-
-/// Rows that are read by one statement, and bytes of them.
-const ROWS: usize = 500;
-const ROWS_BYTES: usize = 4 << 20;
-
-/// The newest rows that a client gets that was away.
-const CATCH_UP: usize = 1_000;
 
 /// Bytes of a text, beside one more row.
 const CHUNK: usize = 16 << 10;
 
+/// Bytes of a filter.
+const FILTER: usize = 16 << 10;
+
 /// The most memory that live streams take, in bytes: of each client also a text in the making, one on its way, and what it
 /// remembers of rows that it was sent before their turn.
-pub(super) const MEMORY: usize =
-    BACKLOG_BYTES + ROWS_BYTES + KEYS * KEY_BYTES + CLIENTS * ((CHUNKS + 2) * CHUNK + CATCH_UP * 32);
+pub(super) const MEMORY: usize = BACKLOG_BYTES
+    + ROWS_BYTES
+    + KEYS * KEY_BYTES
+    + REMEMBERED * REMEMBERED_BYTES
+    + CLIENTS * ((CHUNKS + 2) * CHUNK + CATCH_UP * 32 + FILTER);
 
 /// How often is asked for new rows.
 const POLL: Duration = Duration::from_millis(500);
@@ -77,27 +77,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often a silent stream shows that it is alive.
 const PING: Duration = Duration::from_secs(15);
 
-/// How much of the past is read again in PostgreSQL, in nanoseconds.
-const OVERLAP: i64 = 3_000_000_000;
-
-/// When it is not known how many rows are not shown, or not to be told.
-const SKIPPED: &str = "event: skipped\ndata: {}\n\n";
-
-/// A row with its event, made once for all clients.
-struct LiveRow {
-    row: Execution,
-    event: Bytes,
-}
-
-impl LiveRow {
-    /// Bytes of memory: the event says what the row holds once more.
-    fn held(&self) -> usize {
-        size_of::<LiveRow>() + 2 * self.event.len()
-    }
-}
-
-/// A row until it is given up, because there is too much that some client did not take.
-type Kept = RwLock<Option<LiveRow>>;
+/// How long nothing can be read before the log says so.
+const TROUBLE: Duration = Duration::from_secs(10);
 
 /// What the poller tells the clients.
 #[derive(Clone)]
@@ -105,6 +86,8 @@ enum News {
     Row(Arc<Kept>),
     /// So many rows were written and are not shown.
     Skipped(usize),
+    /// It is not known whether some were.
+    MaybeSkipped,
 }
 
 /// What the clients share.
@@ -112,8 +95,8 @@ pub(super) struct Live {
     news: broadcast::Sender<News>,
     clients: Arc<AtomicUsize>,
     polling: Mutex<bool>,
-    /// Whether the poller knows where it is: from then on it misses nothing.
-    following: watch::Sender<bool>,
+    /// Up to where the poller has looked through the rows, once it knows where it is: from then on it misses nothing.
+    following: watch::Sender<Option<Place>>,
 }
 
 impl Default for Live {
@@ -122,7 +105,7 @@ impl Default for Live {
             news: broadcast::Sender::new(BACKLOG),
             clients: Arc::default(),
             polling: Mutex::default(),
-            following: watch::Sender::new(false),
+            following: watch::Sender::new(None),
         }
     }
 }
@@ -141,12 +124,21 @@ impl QueryApi {
         let mut parameters = asked.parameters;
         let filter = Filter::everything(self.shown(), asked.scope).take(&mut parameters, asked.now)?;
         // Scripts that cannot set the header may say it in the URL.
-        let parameter = parameters.number("lastEventId", 0, i64::MAX)?;
+        let parameter = parameters
+            .one("lastEventId")?
+            .map(|id| Mark::parse(&id).ok_or_else(|| QueryError::invalid("lastEventId", "is not the id of an event")))
+            .transpose()?;
         parameters.finish(&format!("{FILTERS}, lastEventId"))?;
         let header = headers
             .get("last-event-id")
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        let after = header.or(parameter).map(Place);
+            .and_then(|value| Mark::parse(value.to_str().ok()?));
+        let after = header.or(parameter);
+        if held(&filter) > FILTER {
+            return Err(QueryError::Invalid(format!(
+                "a live stream takes filters of {} KiB at most, as they are in memory: ask for fewer values",
+                FILTER >> 10
+            )));
+        }
         let live = &self.inner.live;
         let counted = Counted(Arc::clone(&live.clients));
         if live.clients.fetch_add(1, Ordering::AcqRel) >= CLIENTS || self.inner.shutdown.is_cancelled() {
@@ -187,7 +179,7 @@ impl QueryApi {
         let mut polling = live.polling.lock().unwrap_or_else(PoisonError::into_inner);
         if live.news.receiver_count() == 0 || self.inner.shutdown.is_cancelled() {
             *polling = false;
-            live.following.send_replace(false);
+            live.following.send_replace(None);
             return true;
         }
         false
@@ -196,19 +188,17 @@ impl QueryApi {
     async fn poll(self) {
         let mut following: Option<Following> = None;
         let mut backlog = Backlog::default();
+        let mut trouble = Trouble::default();
         loop {
             let due = Instant::now() + POLL;
             let turn = match &mut following {
                 Some(following) => self.tell_news(following, &mut backlog).await,
                 None => self.begin().await.map(|from_now_on| {
-                    following = Some(from_now_on);
-                    self.inner.live.following.send_replace(true);
+                    let done = following.insert(from_now_on).done;
+                    self.inner.live.following.send_replace(Some(done));
                 }),
             };
-            // The next attempt may do; requests meanwhile say why.
-            if let Err(error) = turn {
-                tracing::debug!(reason = %error, "cannot look for new rows");
-            }
+            trouble.note(Instant::now(), turn.err());
             tokio::select! {
                 () = tokio::time::sleep_until(due.max(Instant::now() + PAUSE)) => {}
                 () = self.inner.shutdown.cancelled() => {}
@@ -219,32 +209,59 @@ impl QueryApi {
         }
     }
 
-    /// From now on: what will be read again was there before.
+    /// From now on: what is there was there before.
     async fn begin(&self) -> Result<Following, QueryError> {
-        let overlap = match self.dialect() {
-            Dialect::Sqlite => 0,
-            Dialect::Postgres => OVERLAP,
+        let first = match self.order() {
+            Order::Committed => Place(i64::MIN),
+            // What was there before rows were numbered has none.
+            Order::Taken => Place(0),
         };
-        let mut following = Following::new(self.last_place().await?, overlap);
-        let keys = self.keys_after(following.done, KEYS).await?;
-        following.has_seen(keys);
-        Ok(following)
+        let keys = self.keys_after(first, KEYS_BEFORE).await?;
+        Ok(Following::new(self.order(), &keys, KEYS_BEFORE, REMEMBERED))
     }
 
     /// Tells the clients which rows are new.
     async fn tell_news(&self, following: &mut Following, backlog: &mut Backlog) -> Result<(), QueryError> {
         let tell = |news| drop(self.inner.live.news.send(news));
-        let keys = self.keys_after(following.done, KEYS).await?;
-        let there = match keys.last() {
-            Some(oldest) if keys.len() == KEYS => Some(self.count_keys(following.done, oldest.place).await?),
-            _ => None,
+        let tell_skipped = |left_out: LeftOut| {
+            if left_out.rows > 0 {
+                tell(News::Skipped(left_out.rows));
+            }
+            if left_out.maybe_more {
+                tell(News::MaybeSkipped);
+            }
         };
-        let left_out = following.take(keys, there);
-        if left_out > 0 {
-            tell(News::Skipped(left_out));
+        if following.has_gaps() {
+            // Before the keys: what has ended now is among them.
+            let running = self.running().await?;
+            following.settle(Instant::now(), running);
         }
+        let mut keys = self.keys_after(following.read_after(), KEYS).await?;
+        let left_out = match following.has_moved(&mut keys) {
+            Some(after) => {
+                let keys = self.keys_after(after, KEYS).await?;
+                let are_more = keys.len() == KEYS;
+                let last = match keys.first() {
+                    Some(newest) => newest.place,
+                    None => self.last_place().await?,
+                };
+                let (unknown, is_lost) = following.go_back(keys, last);
+                let mut left_out = following.take(Instant::now(), unknown, None);
+                left_out.maybe_more |= is_lost || are_more;
+                left_out
+            }
+            None => {
+                let there = match keys.last() {
+                    Some(oldest) if keys.len() == KEYS => Some(self.count_keys(following.done, oldest.place).await?),
+                    _ => None,
+                };
+                following.take(Instant::now(), keys, there)
+            }
+        };
+        tell_skipped(left_out);
+        self.inner.live.following.send_replace(Some(following.done));
         while !following.waiting.is_empty() {
-            let next: Vec<Key> = following.waiting.iter().take(ROWS).cloned().collect();
+            let next: Vec<Next> = following.waiting.iter().take(ROWS).cloned().collect();
             let Found { rows, left_out } = self.rows_of(&next).await?;
             following.waiting.drain(..next.len());
             rows.into_iter().for_each(|row| tell(News::Row(backlog.keep(row))));
@@ -254,305 +271,52 @@ impl QueryApi {
         }
         Ok(())
     }
-
-    async fn last_place(&self) -> Result<Place, QueryError> {
-        let sql = match self.dialect() {
-            Dialect::Sqlite => format!("SELECT coalesce(max(rowid), 0) FROM {}", self.table()),
-            Dialect::Postgres => format!("SELECT coalesce(max(received_at_ns), 0) FROM {}", self.beside()),
-        };
-        self.database().number(Sql::new(self.dialect(), sql)).await.map(Place)
-    }
-
-    /// Where the places of the rows are: the columns of id and place, and the rest of a query up to a condition on them.
-    fn places(&self) -> (&'static str, String) {
-        match self.dialect() {
-            Dialect::Sqlite => ("rowid", format!("FROM {} WHERE", self.table())),
-            // An execution that took over the row of its runtime has none of its own.
-            Dialect::Postgres => (
-                "received_at_ns",
-                format!("FROM {} WHERE (row_id IS NULL OR row_id = id) AND", self.beside()),
-            ),
-        }
-    }
-
-    /// The newest keys after a place, newest first.
-    async fn keys_after(&self, after: Place, limit: usize) -> Result<Vec<Key>, QueryError> {
-        let (place, from) = self.places();
-        let mut sql = Sql::new(self.dialect(), format!("SELECT id, {place} {from} {place} > "));
-        sql.integer(after.0);
-        sql.push(&format!(" ORDER BY {place} DESC, id DESC LIMIT "))
-            .integer(limit as i64);
-        let key = |mut cells: Vec<Cell>| {
-            let place = Place(cells.pop()?.integer()?);
-            let id = cells.pop()?.into_text()?;
-            Some(Key { place, id })
-        };
-        let mut keys = Vec::new();
-        let take = |cells| {
-            keys.extend(key(cells));
-            Ok(())
-        };
-        self.database().each(sql, &[Kind::Text, Kind::Integer], take).await?;
-        Ok(keys)
-    }
-
-    /// How many rows there are after a place, up to and with another.
-    async fn count_keys(&self, after: Place, last: Place) -> Result<usize, QueryError> {
-        let (place, from) = self.places();
-        let mut sql = Sql::new(self.dialect(), format!("SELECT count(*) {from} {place} > "));
-        sql.integer(after.0);
-        sql.push(&format!(" AND {place} <= ")).integer(last.0);
-        let count = self.database().number(sql).await?;
-        Ok(usize::try_from(count).unwrap_or_default())
-    }
-
-    /// The rows that have these keys, in their order; those that are gone are not among them.
-    async fn rows_of(&self, keys: &[Key]) -> Result<Found, QueryError> {
-        let everything = Filter::everything(RowsShown::All, None);
-        let mut sql = self.select(&Execution::columns(self.dialect()), &everything);
-        let ids: Vec<String> = keys.iter().map(|key| key.id.clone()).collect();
-        sql.push(" AND t.id IN ").texts(&ids);
-        let places: HashMap<&str, Place> = keys.iter().map(|key| (&key.id[..], key.place)).collect();
-        let mut rows: HashMap<String, LiveRow> = HashMap::new();
-        let (mut held, signoz_url) = (0, self.signoz_url());
-        let take = |cells| {
-            if let Some(row) = Execution::read(cells)
-                && let Some(place) = places.get(&row.id[..])
-            {
-                let event = event(*place, &row, signoz_url);
-                let row = LiveRow { row, event };
-                held += row.held();
-                rows.insert(row.row.id.clone(), row);
-            }
-            Ok(match held < ROWS_BYTES {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            })
-        };
-        self.database().each_until(sql, &KINDS, take).await?;
-        let left_out = match held < ROWS_BYTES {
-            true => 0,
-            false => keys.len() - rows.len(),
-        };
-        let rows = keys.iter().filter_map(|key| rows.remove(&key.id)).collect();
-        Ok(Found { rows, left_out })
-    }
 }
 
-/// Rows that were looked for by their keys.
-struct Found {
-    rows: Vec<LiveRow>,
-    /// How many were not read, because those that were are large.
-    left_out: usize,
-}
-
-/// Rows that some client has yet to take, oldest first, with what they hold.
+/// How long nothing could be read. The log says it once: requests meanwhile say why, but who follows hears nothing.
 #[derive(Default)]
-struct Backlog {
-    rows: VecDeque<(Weak<Kept>, usize)>,
-    held: usize,
+struct Trouble {
+    since: Option<Instant>,
+    is_told: bool,
 }
 
-impl Backlog {
-    /// Keeps a row, and gives up the oldest ones where these were too much: they are of clients that do not keep up.
-    fn keep(&mut self, row: LiveRow) -> Arc<Kept> {
-        let held = row.held();
-        let row = Arc::new(RwLock::new(Some(row)));
-        self.held += held;
-        self.rows.push_back((Arc::downgrade(&row), held));
-        while let Some((oldest, held)) = self.rows.front()
-            && (self.held > BACKLOG_BYTES || oldest.strong_count() == 0)
-        {
-            if let Some(oldest) = oldest.upgrade() {
-                oldest.write().unwrap_or_else(PoisonError::into_inner).take();
+impl Trouble {
+    /// Takes note of how a turn ended; whether the log said something.
+    fn note(&mut self, now: Instant, error: Option<QueryError>) -> bool {
+        let Some(error) = error else {
+            let was_told = std::mem::take(self).is_told;
+            if was_told {
+                tracing::info!("the live streams go on");
             }
-            self.held -= held;
-            self.rows.pop_front();
-        }
-        row
-    }
-}
-
-fn event(place: Place, row: &Execution, signoz_url: Option<&str>) -> Bytes {
-    Bytes::from(format!(
-        "id: {}\nevent: row\ndata: {}\n\n",
-        place.0,
-        row.to_full_json(signoz_url)
-    ))
-}
-
-struct Client {
-    api: QueryApi,
-    filter: Filter,
-    sender: mpsc::Sender<Bytes>,
-    _counted: Counted,
-}
-
-impl Client {
-    async fn run(self, mut news: broadcast::Receiver<News>, after: Option<Place>) {
-        let shutdown = self.api.inner.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.sender.closed() => {}
-            _ = self.follow(&mut news, after) => {}
-        }
-    }
-
-    /// `None` when the client is gone.
-    async fn follow(&self, news: &mut broadcast::Receiver<News>, after: Option<Place>) -> Option<()> {
-        // What is written after this line is shown. Without a database, the stream begins all the same, and late.
-        let mut following = self.api.inner.live.following.subscribe();
-        drop(tokio::time::timeout(PING, following.wait_for(|following| *following)).await);
-        self.send("retry: 2000\n: rows as they are written\n\n").await?;
-        // What was sent for `Last-Event-ID` may come as news as well.
-        let mut sent = Sent::default();
-        if let Some(after) = after {
-            self.catch_up(after, &mut sent).await?;
-        }
-        loop {
-            let next = tokio::time::timeout(PING, news.recv()).await;
-            let mut chunk = Vec::new();
-            match next {
-                Err(_) => chunk.extend_from_slice(b": still here\n\n"),
-                Ok(next) => {
-                    self.take(next, &mut sent, &mut chunk)?;
-                    // What is there already goes in one piece.
-                    while chunk.len() < CHUNK {
-                        match news.try_recv() {
-                            Ok(next) => self.take(Ok(next), &mut sent, &mut chunk)?,
-                            Err(broadcast::error::TryRecvError::Lagged(lost)) => {
-                                self.take(Err(broadcast::error::RecvError::Lagged(lost)), &mut sent, &mut chunk)?;
-                            }
-                            Err(_) => break,
-                        }
-                    }
-                }
-            }
-            if !chunk.is_empty() {
-                self.send(chunk).await?;
-            }
-        }
-    }
-
-    fn take(
-        &self,
-        next: Result<News, broadcast::error::RecvError>,
-        sent: &mut Sent,
-        chunk: &mut Vec<u8>,
-    ) -> Option<()> {
-        match next {
-            Ok(News::Row(row)) => match &*row.read().unwrap_or_else(PoisonError::into_inner) {
-                Some(row) => {
-                    if !sent.was(&row.row.id) && self.filter.matches(&row.row) {
-                        chunk.extend_from_slice(&row.event);
-                    }
-                }
-                None if chunk.ends_with(SKIPPED.as_bytes()) => {}
-                None => chunk.extend_from_slice(SKIPPED.as_bytes()),
-            },
-            Ok(News::Skipped(rows)) => chunk.extend_from_slice(self.skipped(rows as u64).as_bytes()),
-            Err(broadcast::error::RecvError::Lagged(rows)) => chunk.extend_from_slice(self.skipped(rows).as_bytes()),
-            Err(broadcast::error::RecvError::Closed) => return None,
-        }
-        Some(())
-    }
-
-    /// The event. How many rows others have is not told to who sees one organization only.
-    fn skipped(&self, rows: u64) -> String {
-        match self.filter.scope {
-            Some(_) => SKIPPED.to_owned(),
-            None => format!("event: skipped\ndata: {{\"rows\":{rows}}}\n\n"),
-        }
-    }
-
-    /// Sends what was written since, and notes it in `sent`.
-    async fn catch_up(&self, after: Place, sent: &mut Sent) -> Option<()> {
-        // Held until the rows are taken: they are not among those that all clients share.
-        let _seat = match self.api.inner.seats.take().await {
-            Ok(seat) => seat,
-            Err(error) => return self.cannot_resume(&error).await,
+            return was_told;
         };
-        let mut keys = match self.api.keys_after(after, CATCH_UP + 1).await {
-            Ok(keys) => keys,
-            Err(error) => return self.cannot_resume(&error).await,
-        };
-        if keys.len() > CATCH_UP {
-            keys.truncate(CATCH_UP);
-            // To count the others might mean to read the whole table.
-            self.send_soon(SKIPPED).await?;
+        let since = *self.since.get_or_insert(now);
+        if self.is_told || now.duration_since(since) < TROUBLE {
+            tracing::debug!(reason = %error, "cannot look for new rows");
+            return false;
         }
-        keys.reverse();
-        for keys in keys.chunks(ROWS) {
-            let Found { rows, left_out } = match self.api.rows_of(keys).await {
-                Ok(found) => found,
-                Err(error) => return self.cannot_resume(&error).await,
-            };
-            let mut chunk = Vec::new();
-            for row in rows {
-                if self.filter.matches(&row.row) {
-                    chunk.extend_from_slice(&row.event);
-                }
-                sent.note(&row.row.id);
-                if chunk.len() >= CHUNK {
-                    self.send_soon(std::mem::take(&mut chunk)).await?;
-                }
-            }
-            if left_out > 0 {
-                chunk.extend_from_slice(SKIPPED.as_bytes());
-            }
-            if !chunk.is_empty() {
-                self.send_soon(chunk).await?;
-            }
-        }
-        Some(())
-    }
-
-    async fn cannot_resume(&self, error: &QueryError) -> Option<()> {
-        tracing::debug!(reason = %error, "cannot resume a live stream");
-        self.send_soon(SKIPPED).await
-    }
-
-    /// Sends to a client that holds up others until it has taken it.
-    async fn send_soon(&self, chunk: impl Into<Vec<u8>>) -> Option<()> {
-        self.sender
-            .send_timeout(Bytes::from(chunk.into()), TAKEN_WITHIN)
-            .await
-            .ok()
-    }
-
-    async fn send(&self, chunk: impl Into<Vec<u8>>) -> Option<()> {
-        self.sender.send(Bytes::from(chunk.into())).await.ok()
+        self.is_told = true;
+        tracing::warn!(reason = %error, "the live streams stand still: new rows cannot be read from the database");
+        true
     }
 }
 
-/// Rows that were sent before their turn, by digests of their ids.
-#[derive(Default)]
-struct Sent {
-    rows: HashSet<u64>,
-    digest: RandomState,
-}
-
-impl Sent {
-    fn note(&mut self, id: &str) {
-        self.rows.insert(self.digest.hash_one(id));
-    }
-
-    /// Whether the row was sent; asked once.
-    fn was(&mut self, id: &str) -> bool {
-        !self.rows.is_empty() && self.rows.remove(&self.digest.hash_one(id))
-    }
-}
-
-/// The body of a stream.
-struct Events(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Events {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.0
-            .poll_recv(context)
-            .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-    }
+/// Bytes of memory that a filter holds.
+fn held(filter: &Filter) -> usize {
+    // A text takes 16 bytes at least.
+    let text = |text: &String| size_of::<String>() + text.capacity().max(16);
+    let texts = |texts: &Vec<String>| {
+        let unused = texts.capacity() - texts.len();
+        texts.iter().map(text).sum::<usize>() + unused * size_of::<String>()
+    };
+    let single = [&filter.from, &filter.to, &filter.text, &filter.scope];
+    let of_columns = filter.texts.iter();
+    size_of::<Filter>()
+        + single.into_iter().flatten().map(text).sum::<usize>()
+        + of_columns
+            .map(|(column, values)| size_of_val(column) + size_of::<Vec<String>>() + texts(values))
+            .sum::<usize>()
+        + texts(&filter.traces)
+        + filter.exit_codes.capacity() * size_of::<i64>()
+        + filter.outcomes.capacity()
 }

@@ -6,12 +6,17 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
+use super::backlog::LiveRow;
+use super::client::Sent;
 use super::following::AT_ONCE;
+use super::reading::event;
 use super::*;
+use crate::api::query::database::Dialect;
 use crate::api::query::plans::{database, execute, id, numbers};
-use crate::api::query::row::Outcome;
+use crate::api::query::row::{Execution, Outcome};
 use crate::api::query::{ApiToken, PipelineReport, QueryOptions};
 
 /// A database without rows, and the API over it.
@@ -57,17 +62,32 @@ impl Fixture {
 
     /// Writes these rows in one transaction, received a tenth of a millisecond after each other.
     async fn write(&self, rows: Range<usize>) {
+        execute(&self.url, format!("BEGIN; {} COMMIT;", self.insert(rows, 0, 100_000))).await;
+    }
+
+    /// SQL that inserts these rows, received so many nanoseconds after each other and all so many seconds later.
+    fn insert(&self, rows: Range<usize>, seconds: i64, apart: i64) -> String {
         let dialect = self.api.dialect();
         let numbers = numbers(dialect, rows.start..=rows.end - 1);
         let id = id(dialect, "n + 1", "n + 1");
-        let sql = format!(
-            "BEGIN; INSERT INTO code_exec_logs (id, runtime, language, success, organization_id, created_at) {numbers} \
+        let received_at = 1_769_860_800_000_000_000 + seconds * 1_000_000_000;
+        format!(
+            "INSERT INTO code_exec_logs (id, runtime, language, success, organization_id, created_at) {numbers} \
              SELECT {id}, 'vm2', 'python', true, 'org-' || (n % 2), '2026-01-31 12:00:00' FROM n ORDER BY n; \
              INSERT INTO spanledger_executions (id, trace_id, span_id, start_ns, end_ns, received_at_ns, created_at, \
-             reported_outcome, sources) {numbers} SELECT {id}, 'x', 'x', 0, 0, 1769860800000000000 + CAST(n AS bigint) * 100000, \
-             '2026-01-31 12:00:00', 'success', '{{}}' FROM n; COMMIT;"
-        );
-        execute(&self.url, sql).await;
+             reported_outcome, sources) {numbers} SELECT {id}, 'x', 'x', 0, 0, {received_at} + CAST(n AS bigint) * {apart}, \
+             '2026-01-31 12:00:00', 'success', '{{}}' FROM n ORDER BY n;"
+        )
+    }
+
+    /// SQL that deletes these rows.
+    fn delete(&self, rows: Range<usize>) -> String {
+        let dialect = self.api.dialect();
+        let numbers = numbers(dialect, rows.start..=rows.end - 1);
+        let ids = format!("{numbers} SELECT {} FROM n", id(dialect, "n + 1", "n + 1"));
+        format!(
+            "DELETE FROM code_exec_logs WHERE id IN ({ids}); DELETE FROM spanledger_executions WHERE id IN ({ids});"
+        )
     }
 
     /// The stream for who has this token, from which nothing is missed from now on.
@@ -109,7 +129,7 @@ impl Stream {
             }
         };
         // Longer than any computer takes that is only busy.
-        let patience = Duration::from_secs(60);
+        let patience = Duration::from_secs(if std::env::var_os("B_SHORT").is_some() { 6 } else { 60 });
         if tokio::time::timeout(patience, read).await.is_err() {
             let (rows, skipped) = (self.rows().len(), self.skipped());
             panic!("there are {rows} rows, and {skipped:?} was skipped");
@@ -140,6 +160,16 @@ impl Stream {
 
     fn skipped(&self) -> Vec<Value> {
         self.data("skipped")
+    }
+
+    /// A query that goes on after the row that came as this one.
+    fn after(&self, index: usize) -> String {
+        let id = self
+            .text
+            .lines()
+            .filter_map(|line| line.strip_prefix("id: "))
+            .nth(index);
+        format!("?lastEventId={}", id.unwrap())
     }
 }
 
@@ -205,57 +235,100 @@ async fn a_client_that_was_away_gets_the_newest_rows_it_missed_and_is_told_when_
     }
 }
 
-/// Keys as they are read, newest first.
-fn keys(places: impl DoubleEndedIterator<Item = i64>) -> Vec<Key> {
-    let key = |place: i64| Key {
-        place: Place(place),
-        id: place.to_string(),
-    };
-    places.rev().map(key).collect()
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_taken_away_and_written_again_by_the_same_id_comes_once() {
+    for fixture in Fixture::all().await {
+        let mut stream = fixture.stream("all", "").await;
+        fixture.write(0..3).await;
+        stream.until_rows(3).await;
+        execute(&fixture.url, fixture.insert(3..4, 10, 0)).await;
+        stream.until_rows(4).await;
+        // As an execution does that takes over the row of its runtime, and as rows are that are made anew.
+        let again = format!("{} {}", fixture.delete(1..2), fixture.insert(1..2, 12, 0));
+        execute(
+            &fixture.url,
+            format!("BEGIN; {again} COMMIT; {}", fixture.insert(4..5, 13, 0)),
+        )
+        .await;
+        stream.until(|stream| stream.rows().contains(&4)).await;
+        assert_eq!(stream.rows(), [0, 1, 2, 3, 4], "{}", fixture.url);
+        assert_eq!(stream.skipped(), [] as [Value; 0], "{}", fixture.url);
+    }
 }
 
-fn waiting(following: &Following) -> Vec<i64> {
-    following.waiting.iter().map(|key| key.place.0).collect()
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_break_amid_the_rows_of_one_request_come_the_others() {
+    for fixture in Fixture::all().await {
+        let mut stream = fixture.stream("all", "").await;
+        execute(&fixture.url, format!("BEGIN; {} COMMIT;", fixture.insert(0..60, 0, 0))).await;
+        stream.until_rows(60).await;
+        let mut resumed = fixture.stream("all", &stream.after(9)).await;
+        fixture.write(60..61).await;
+        resumed.until(|stream| stream.rows().contains(&60)).await;
+        assert_eq!(resumed.rows(), (10..61).collect::<Vec<_>>(), "{}", fixture.url);
+        assert_eq!(resumed.skipped(), [] as [Value; 0], "{}", fixture.url);
+    }
 }
 
-#[test]
-fn what_is_read_again_is_shown_once_and_what_comes_late_within_that_time_as_well() {
-    let mut following = Following::new(Place(100), 10);
-    assert_eq!(following.done, Place(90));
-    // 102 came between the two looks.
-    following.has_seen(keys([95, 100, 102].into_iter()));
-    assert_eq!(following.take(keys([95, 98, 100, 102].into_iter()), None), 0);
-    assert_eq!((waiting(&following), following.done), (vec![98, 102], Place(92)));
-    // What could not be read from the database stays.
-    assert_eq!(following.take(keys([95, 98, 100, 102, 110].into_iter()), None), 0);
-    assert_eq!((waiting(&following), following.done), (vec![98, 102, 110], Place(100)));
-    following.waiting.clear();
-    assert_eq!(following.take(keys([102, 110].into_iter()), None), 0);
-    assert_eq!(following.take(Vec::new(), None), 0);
-    assert!(following.waiting.is_empty());
-    assert_eq!(following.seen.len(), 2);
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_was_received_long_before_others_comes_when_it_is_written() {
+    for fixture in Fixture::all().await {
+        let mut stream = fixture.stream("all", "").await;
+        fixture.write(0..1).await;
+        stream.until_rows(1).await;
+        execute(&fixture.url, fixture.insert(1..2, -120, 0)).await;
+        fixture.write(2..3).await;
+        stream.until(|stream| stream.rows().contains(&2)).await;
+        assert_eq!(stream.rows(), [0, 1, 2], "{}", fixture.url);
+    }
 }
 
-#[test]
-fn rows_beyond_the_keys_that_are_read_are_counted_once_and_what_was_shown_of_them_is_not() {
-    let all = KEYS as i64;
-    let mut following = Following::new(Place(0), 10 * all);
-    assert_eq!(following.take(keys(1..11), None), 0);
-    following.waiting.clear();
-    // Up to the oldest that was read there are the ten that were shown, 89 others, and itself.
-    assert_eq!(following.take(keys(100..100 + all), Some(100)), 89 + KEYS - AT_ONCE);
-    assert_eq!(following.done, Place(100));
-    assert_eq!(following.seen.len(), KEYS - 1);
-    assert_eq!(
-        waiting(&following),
-        (100 + all - AT_ONCE as i64..100 + all).collect::<Vec<_>>()
-    );
-    // A start amid many rows.
-    let mut following = Following::new(Place(all), 10 * all);
-    following.has_seen(keys(10..10 + all));
-    assert_eq!(following.done, Place(10));
-    assert_eq!(following.take(keys(11..10 + all), None), 0);
-    assert_eq!(waiting(&following), (all + 1..10 + all).collect::<Vec<_>>());
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_that_are_written_where_others_were_deleted() {
+    for fixture in Fixture::all().await {
+        fixture.write(0..5).await;
+        let mut stream = fixture.stream("all", "").await;
+        fixture.write(5..10).await;
+        stream.until_rows(5).await;
+        // All in one transaction, so that nobody sees the places empty: as many, fewer, more.
+        let mut written = 5..10;
+        for (deleted, count) in [(0..10, 10), (12..20, 5), (17..25, 9)] {
+            let new = written.end..written.end + count;
+            let sql = format!("{} {}", fixture.delete(deleted), fixture.insert(new.clone(), 0, 0));
+            execute(&fixture.url, format!("BEGIN; {sql} COMMIT;")).await;
+            written.end = new.end;
+            stream.until_rows(written.len()).await;
+        }
+        assert_eq!(stream.rows(), written.collect::<Vec<_>>(), "{}", fixture.url);
+        assert_eq!(stream.skipped(), [] as [Value; 0], "{}", fixture.url);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_committed_after_later_ones_come_late_and_after_a_break_none_is_missing() {
+    for fixture in Fixture::all().await {
+        // There is one writer at a time.
+        if fixture.api.dialect() == Dialect::Sqlite {
+            continue;
+        }
+        let mut stream = fixture.stream("all", "").await;
+        fixture.write(0..1).await;
+        stream.until_rows(1).await;
+        let mut slow = sqlx::PgConnection::connect(&fixture.url).await.unwrap();
+        let begun = sqlx::AssertSqlSafe(format!("BEGIN; {}", fixture.insert(1..3, 0, 0)));
+        sqlx::raw_sql(begun).execute(&mut slow).await.unwrap();
+        fixture.write(3..5).await;
+        stream.until_rows(3).await;
+        let mut resumed = fixture.stream("all", &stream.after(2)).await;
+        resumed.until_rows(2).await;
+        sqlx::raw_sql("COMMIT").execute(&mut slow).await.unwrap();
+        fixture.write(5..6).await;
+        stream.until(|stream| stream.rows().contains(&5)).await;
+        assert_eq!(stream.rows(), [0, 3, 4, 1, 2, 5], "{}", fixture.url);
+        resumed.until(|stream| stream.rows().contains(&5)).await;
+        // Some twice, rather than one not at all.
+        assert_eq!(resumed.rows(), [3, 4, 1, 2, 5], "{}", fixture.url);
+    }
 }
 
 fn row(place: i64, message: usize) -> LiveRow {
@@ -280,8 +353,12 @@ fn row(place: i64, message: usize) -> LiveRow {
         outcome: Outcome::Error,
         cost_usd: None,
     };
-    let place = Place(place);
-    let event = event(place, &row, None);
+    let next = Next {
+        id: row.id.clone(),
+        place: Place(place),
+        resume: Place(place),
+    };
+    let event = event(Mark::of(Order::Committed, &next), &row, None);
     LiveRow { row, event }
 }
 
@@ -309,4 +386,125 @@ fn a_row_that_was_sent_before_its_turn_is_known_once() {
     sent.note("a");
     assert!(sent.was("a"));
     assert!(!sent.was("a"));
+}
+
+impl QueryApi {
+    /// Asks everything that is asked for live streams.
+    pub(in crate::api::query) async fn ask_all_of_live(&self) {
+        let keys = self.begin().await.map(|_| ());
+        keys.unwrap();
+        if self.order() == Order::Taken {
+            self.running().await.unwrap();
+        }
+        let last = self.last_place().await.unwrap();
+        assert!(last > Place(1_000));
+        let after = Place(last.0 - 1_000);
+        assert_eq!(self.count_keys(after, last).await.unwrap(), 1_000);
+        assert_eq!(self.keys_after(after, KEYS).await.unwrap().len(), 1_000);
+        let keys = self.keys_between(after, last, ROWS).await.unwrap();
+        let next: Vec<Next> = keys
+            .into_iter()
+            .map(|key| Next {
+                id: key.id,
+                place: key.place,
+                resume: key.place,
+            })
+            .collect();
+        assert_eq!(self.rows_of(&next).await.unwrap().rows.len(), ROWS);
+    }
+}
+
+#[test]
+fn an_id_of_an_event_says_the_place_and_where_it_may_be_used_again_the_row() {
+    let next = Next {
+        id: "a".to_owned(),
+        place: Place(7),
+        resume: Place(5),
+    };
+    let taken = Mark::of(Order::Taken, &next);
+    assert_eq!(taken.to_string(), "5");
+    assert!(taken.is_of("b"));
+    let committed = Mark::of(Order::Committed, &next);
+    assert_eq!(committed.to_string(), "5-e40c292c");
+    assert!(committed.is_of("a") && !committed.is_of("b"));
+    for mark in [taken, committed] {
+        assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
+    }
+    for wrong in ["", "-1", "a", "5-", "5-x", "5-123456789"] {
+        assert_eq!(Mark::parse(wrong), None, "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_to_a_place_that_another_row_took_is_told_that_rows_may_be_missing() {
+    for fixture in Fixture::all().await {
+        let mut stream = fixture.stream("all", "").await;
+        fixture.write(0..3).await;
+        stream.until_rows(3).await;
+        let query = stream.after(2);
+        drop(stream);
+        execute(&fixture.url, fixture.delete(0..3)).await;
+        fixture.write(3..8).await;
+        let mut resumed = fixture.stream("all", &query).await;
+        resumed.until(|stream| stream.rows().contains(&7)).await;
+        match fixture.api.order() {
+            Order::Committed => assert_eq!((resumed.rows(), resumed.skipped()), (vec![6, 7], vec![json!({})])),
+            Order::Taken => assert_eq!((resumed.rows(), resumed.skipped()), ((3..8).collect(), Vec::new())),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_and_takes_rows_slowly_keeps_no_answer_waiting() {
+    for fixture in Fixture::all().await {
+        fixture.write(0..CATCH_UP).await;
+        let mut slow = Vec::new();
+        for _ in 0..2 * crate::api::query::answer::AT_ONCE {
+            // What it has read is the beginning; of the rows it takes none.
+            slow.push(fixture.stream("all", "?lastEventId=0").await);
+        }
+        // Whoever holds one gives it back as soon as a text is made.
+        let mut seats = Vec::new();
+        for _ in 0..crate::api::query::answer::AT_ONCE {
+            seats.push(fixture.api.inner.seats.take().await.unwrap());
+        }
+        drop(seats);
+        for mut stream in slow {
+            stream.until_rows(CATCH_UP).await;
+            assert_eq!(stream.rows(), (0..CATCH_UP).collect::<Vec<_>>(), "{}", fixture.url);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_takes_more_memory_than_a_client_has_for_it_is_refused() {
+    let fixture = &Fixture::all().await[0];
+    let ask = async |values: usize| {
+        let agents: String = (0..values).map(|value| format!("&agentId={value}")).collect();
+        let request = Request::get(format!("/api/v1/code-exec-logs/live?{agents}"))
+            .header("host", "localhost")
+            .header("authorization", "Bearer all")
+            .body(());
+        fixture.api.answer(&request.unwrap()).await.status()
+    };
+    assert_eq!(ask(100).await, StatusCode::OK);
+    assert_eq!(ask(1_000).await, StatusCode::BAD_REQUEST);
+}
+
+#[test]
+fn that_rows_cannot_be_read_is_said_once_after_a_while_and_that_they_can_again() {
+    let error = || Some(QueryError::Unavailable("away".to_owned()));
+    let mut trouble = Trouble::default();
+    let begin = Instant::now();
+    let said = [
+        (0, error()),
+        (9, error()),
+        (10, error()),
+        (11, error()),
+        (12, None),
+        (13, None),
+        (14, error()),
+    ];
+    let said = said.map(|(seconds, error)| trouble.note(begin + Duration::from_secs(seconds), error));
+    assert_eq!(said, [false, false, true, false, true, false, false]);
 }
