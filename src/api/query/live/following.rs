@@ -227,14 +227,18 @@ impl Following {
             self.newest = newest.place;
             self.newest_id = Some(newest.id.clone());
         }
-        let mut fresh = Vec::new();
+        let mut fresh = VecDeque::new();
         for key in keys.into_iter().rev() {
             let is_fresh = match self.order {
                 Order::Committed => true,
                 Order::Taken => self.seen.insert(key.place, key.is_row).is_none(),
             };
             if is_fresh && key.is_row && self.shown.note(&key) {
-                fresh.push(key);
+                fresh.push_back(key);
+                if fresh.len() > AT_ONCE {
+                    fresh.pop_front();
+                    left_out.rows += 1;
+                }
             }
         }
         self.move_on();
@@ -248,7 +252,6 @@ impl Following {
                 taken_before: None,
             });
         }
-        let too_many = fresh.len().saturating_sub(AT_ONCE);
         let next = |key: Key| Next {
             resume: match self.order {
                 Order::Committed => key.place,
@@ -257,10 +260,10 @@ impl Following {
             id: key.id,
             place: key.place,
         };
-        self.waiting.extend(fresh.into_iter().skip(too_many).map(next));
+        self.waiting.extend(fresh.into_iter().map(next));
         let excess = self.waiting.len().saturating_sub(AT_ONCE);
         self.waiting.drain(..excess);
-        left_out.rows += too_many + excess;
+        left_out.rows += excess;
         left_out
     }
 

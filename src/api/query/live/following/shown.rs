@@ -8,8 +8,8 @@ use super::{Key, Place};
 /// So many are remembered.
 pub(in crate::api::query::live) const REMEMBERED: usize = 16_384;
 
-/// Bytes that each of them takes, in a queue and a map.
-pub(in crate::api::query::live) const REMEMBERED_BYTES: usize = 64;
+/// Bytes that each of them takes, in a queue and a map, twice while they are looked for.
+pub(in crate::api::query::live) const REMEMBERED_BYTES: usize = 192;
 
 /// Where a row is no longer. What comes after it are none.
 const NOWHERE: Place = Place(i64::MAX);
@@ -44,8 +44,7 @@ impl Shown {
         let times = self.times.entry(row).or_default();
         *times += 1;
         let is_new = *times == 1;
-        self.order.push_back((row, key.place));
-        if self.order.len() > self.limit
+        if self.order.len() >= self.limit
             && let Some((oldest, _)) = self.order.pop_front()
         {
             self.has_forgotten = true;
@@ -56,6 +55,7 @@ impl Shown {
                 }
             }
         }
+        self.order.push_back((row, key.place));
         is_new
     }
 
@@ -71,17 +71,16 @@ impl Shown {
 
     /// Of the rows after [`Shown::all_after`] as they are now, newest first: those that are none of these, and whether one
     /// is where it was, so that no row before it is new.
-    pub(super) fn find(&mut self, keys: Vec<Key>) -> (Vec<Key>, bool) {
+    pub(super) fn find(&mut self, mut keys: Vec<Key>) -> (Vec<Key>, bool) {
         let mut now: HashMap<u64, Place> = HashMap::new();
-        let mut unknown = Vec::new();
-        for key in keys {
+        keys.retain(|key| {
             let row = self.digest.hash_one(&key.id);
-            if self.times.contains_key(&row) {
+            let is_known = self.times.contains_key(&row);
+            if is_known {
                 now.insert(row, key.place);
-            } else {
-                unknown.push(key);
             }
-        }
+            !is_known
+        });
         let is_anchored = self.order.iter().any(|(row, place)| now.get(row) == Some(place));
         let mut there: Vec<(u64, Place)> = now.iter().map(|(row, place)| (*row, *place)).collect();
         there.sort_unstable_by_key(|(_, place)| *place);
@@ -95,6 +94,6 @@ impl Shown {
         }
         self.order = gone.into_iter().chain(there).collect();
         self.times = self.order.iter().map(|(row, _)| (*row, 1)).collect();
-        (unknown, is_anchored)
+        (keys, is_anchored)
     }
 }
