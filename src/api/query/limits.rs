@@ -149,6 +149,32 @@ async fn lists_longer_than_an_answer_may_be_come_whole_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_shown_is_left_out_of_a_list_and_ends_it_for_no_other() {
+    let mut sql = failures(Dialect::Postgres, 1200, "'wf'", "'m'");
+    // A time that is none, and comes first.
+    sql.push_str(" UPDATE code_exec_logs SET created_at = 'infinity' WHERE duration_ms % 3 = 0;");
+    let Some((api, _, _directory)) = api(Dialect::Postgres, sql).await else {
+        return;
+    };
+    let shown = (1..=1200).filter(|n| n % 3 > 0);
+    let expected: Vec<String> = shown.map(|n| format!("{n:032x}-{n:016x}")).collect();
+    let (_, answer) = ask(&api, "/code-exec-logs/workflow/wf").await;
+    assert_eq!(strings(&answer, "id"), expected);
+    let (_, answer) = ask(&api, "/code-exec-logs?limit=500").await;
+    assert_eq!(strings(&answer, "id"), expected[..500]);
+    let (_, answer) = ask(
+        &api,
+        &format!(
+            "/code-exec-logs?limit=500&cursor={}",
+            answer["nextCursor"].as_str().unwrap()
+        ),
+    )
+    .await;
+    assert_eq!(strings(&answer, "id"), expected[500..]);
+    assert_eq!(answer["nextCursor"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_which_a_part_cannot_be_had_ends_in_an_error_and_not_in_a_shorter_list() {
     for dialect in BOTH {
         let sql = failures(dialect, 2000, "'wf'", long_text(dialect));

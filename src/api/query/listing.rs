@@ -320,19 +320,20 @@ impl Rest {
         // One more than wanted tells whether there are more.
         sql.push(" ORDER BY t.created_at DESC, t.id DESC LIMIT ")
             .integer(wanted + 1);
-        let mut taken = 0;
+        let (mut seen, mut taken) = (0, 0);
         let mut are_more = false;
         let database = self.api.database().clone();
         database
             .each_until(sql, &KINDS, |cells| {
-                let Some(row) = Execution::read(cells) else {
-                    return Ok(ControlFlow::Continue(()));
-                };
-                if taken == wanted {
+                seen += 1;
+                if seen > wanted {
                     // It is the last one that was asked for.
                     are_more = true;
                     return Ok(ControlFlow::Continue(()));
                 }
+                let Some(row) = Execution::read(cells) else {
+                    return Ok(ControlFlow::Continue(()));
+                };
                 if answer.len() >= PART {
                     are_more = true;
                     return Ok(ControlFlow::Break(()));
@@ -347,9 +348,11 @@ impl Rest {
                 Ok(ControlFlow::Continue(()))
             })
             .await?;
+        // Of so many none could be read: they are looked for once more with those behind them, as long as that may be.
+        let are_lost = taken == 0 && wanted == self.left;
+        self.at_once = 2 * if taken > 0 { taken } else { wanted };
         self.left -= taken;
-        self.at_once = 2 * taken;
-        Ok(are_more)
+        Ok(are_more && !are_lost)
     }
 }
 
