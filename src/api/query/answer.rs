@@ -301,6 +301,7 @@ const END: &str = ",\"success\":true}";
 
 /// Sees to it that an answer is taken, and makes the further parts of a list: each when the one before is taken.
 async fn send(mut answer: Answer, mut rest: Option<Box<Rest>>, seats: Seats, outbox: Arc<Outbox>) {
+    let _guard = EndsOnPanic(Arc::clone(&outbox));
     loop {
         if !outbox.is_taken(&seats).await {
             return;
@@ -406,6 +407,17 @@ impl Outbox {
         drop(content);
         if let Some(taker) = taker {
             taker.wake();
+        }
+    }
+}
+
+/// Ends the answer when what makes it panics, lest its client wait for ever.
+struct EndsOnPanic(Arc<Outbox>);
+
+impl Drop for EndsOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.give_up();
         }
     }
 }
