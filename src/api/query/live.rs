@@ -9,8 +9,8 @@
 //! are used again, so each time the newest row is looked for where it was, and the rows behind it are looked through anew
 //! where it is not. In PostgreSQL a place is the number that the row took when it was written (`written`): transactions take
 //! them side by side, and some never commit. Where numbers are missing, what follows them is read again each time until they
-//! come, or until every transaction has ended that may have taken one; of one that takes more than a minute it is said that
-//! rows may be left out. See [`following`].
+//! come, or until every transaction has ended that may have taken one, which their locks on the table tell; of one that takes
+//! more than a minute it is said that rows may be left out. See [`following`].
 //!
 //! Rows that were shown are remembered by their ids, so that those that are taken away and written again come once.
 //!
@@ -233,8 +233,8 @@ impl QueryApi {
         };
         if following.has_gaps() {
             // Before the keys: what has ended now is among them.
-            let running = self.running().await?;
-            following.settle(Instant::now(), running);
+            let writers = self.writers().await?;
+            following.settle(Instant::now(), &writers);
         }
         let mut keys = self.keys_after(following.read_after(), KEYS).await?;
         let left_out = match following.has_moved(&mut keys) {
@@ -243,6 +243,8 @@ impl QueryApi {
                 let are_more = keys.len() == KEYS;
                 let last = match keys.first() {
                     Some(newest) => newest.place,
+                    // None at all: what is written now comes with the next turn.
+                    None if after == Place(i64::MIN) => Place(0),
                     None => self.last_place().await?,
                 };
                 let (unknown, is_lost) = following.go_back(keys, last);

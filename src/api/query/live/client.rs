@@ -49,12 +49,18 @@ impl Client {
     async fn follow(&self, news: &mut broadcast::Receiver<News>, after: Option<Mark>) -> Option<()> {
         // What is written after this line is shown. Without a database, the stream begins all the same, and late.
         let mut following = self.api.inner.live.following.subscribe();
-        drop(tokio::time::timeout(PING, following.wait_for(Option::is_some)).await);
+        let begun = tokio::time::timeout(PING, following.wait_for(Option::is_some)).await;
+        let is_late = !matches!(begun, Ok(Ok(_)));
+        drop(begun);
         self.send("retry: 2000\n: rows as they are written\n\n").await?;
         // What was sent for `Last-Event-ID` may come as news as well.
         let mut sent = Sent::default();
         if let Some(after) = after {
             self.catch_up(after, &mut sent).await?;
+            if is_late {
+                // Between what was caught up with and what is followed there may be others.
+                self.send_soon(SKIPPED).await?;
+            }
         }
         loop {
             let next = tokio::time::timeout(PING, news.recv()).await;
@@ -152,6 +158,8 @@ impl Client {
         }
         let newest = self.api.keys_after(after.place, CATCH_UP + 1).await?;
         behind.last = newest.first().map_or(after.place, |key| key.place);
+        // A place that there is not yet is of another table, or of other places.
+        behind.maybe_more |= newest.is_empty() && after.place > self.api.last_place().await?;
         // To count the others might mean to read the whole table.
         if let Some(others) = newest.get(CATCH_UP) {
             behind.after = others.place;

@@ -6,7 +6,7 @@
 //!   whatever was read again. Up to there nothing more comes, or it was said that something may have been left out.
 //! * Of the rows up to where a client goes on after a row ([`Next::resume`]), none is shown later than this row.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -30,9 +30,6 @@ pub(super) const KEY_BYTES: usize = 256;
 
 /// Rows that are shown in a turn. A client that has read all of the turn before has room for them.
 pub(super) const AT_ONCE: usize = 4_000;
-
-/// Who takes a place begins to write within this time.
-const GRACE: Duration = Duration::from_secs(3);
 
 /// How long a transaction that took a place is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,21 +65,16 @@ pub(super) struct Next {
     pub(super) resume: Place,
 }
 
-/// Transactions by their numbers, at a moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Running {
-    /// The oldest one that goes on; those before it have ended.
-    pub(super) oldest: i64,
-    /// None was begun from here on.
-    pub(super) next: i64,
-}
+/// Transactions that may have taken places and have not ended, at a moment. One is among them before it takes its first
+/// place, and no longer once everybody sees what it wrote.
+pub(super) type Writers = BTreeSet<String>;
 
 /// A turn after which places were missing.
 struct Turn {
     at: Instant,
     newest: Place,
-    /// Whoever may have taken a place up to `newest` is a transaction before this one.
-    taken_before: Option<i64>,
+    /// Those of the next turn who still have not ended: whoever has a place up to `newest` is one of them.
+    writers: Option<Writers>,
 }
 
 /// What is left out in a turn.
@@ -162,18 +154,17 @@ impl Following {
     }
 
     /// Takes note of the transactions that go on, before keys are read.
-    pub(super) fn settle(&mut self, now: Instant, running: Running) {
+    pub(super) fn settle(&mut self, now: Instant, writers: &Writers) {
         for turn in &mut self.turns {
-            if now.duration_since(turn.at) >= GRACE {
-                turn.taken_before.get_or_insert(running.next);
-            }
+            let of_turn = turn.writers.get_or_insert_with(|| writers.clone());
+            of_turn.retain(|writer| writers.contains(writer));
         }
         while let Some(turn) = self.turns.front() {
-            let has_ended = turn.taken_before.is_some_and(|next| running.oldest >= next);
-            if !has_ended && now.duration_since(turn.at) < PATIENCE {
+            let have_ended = turn.writers.as_ref().is_some_and(Writers::is_empty);
+            if !have_ended && now.duration_since(turn.at) < PATIENCE {
                 break;
             }
-            self.gave_up |= !has_ended;
+            self.gave_up |= !have_ended;
             self.settled = turn.newest;
             self.turns.pop_front();
         }
@@ -220,6 +211,8 @@ impl Following {
             let is_new = keys.last().is_some_and(|key| key.is_row) && !self.seen.contains_key(&oldest);
             left_out.rows = there.saturating_sub(known + usize::from(is_new));
             self.settled = self.settled.max(oldest);
+            // What others have yet to commit among them is in no count. There is none where each place has its row.
+            self.gave_up |= self.order == Order::Taken && there as i64 != oldest.0.saturating_sub(self.done.0);
         }
         if let Some(newest) = keys.first()
             && newest.place >= self.newest
@@ -249,7 +242,7 @@ impl Following {
             self.turns.push_back(Turn {
                 at: now,
                 newest: self.newest,
-                taken_before: None,
+                writers: None,
             });
         }
         let next = |key: Key| Next {

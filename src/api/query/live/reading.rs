@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::backlog::LiveRow;
-use super::following::{Key, Next, Order, Place, Running};
+use super::following::{Key, Next, Order, Place, Writers};
 use super::mark::Mark;
 use crate::api::query::database::{Cell, Dialect, Kind, Sql};
 use crate::api::query::filter::{Filter, RowsShown};
@@ -106,21 +106,22 @@ impl QueryApi {
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
-    /// The transactions that go on, in PostgreSQL.
-    pub(super) async fn running(&self) -> Result<Running, QueryError> {
-        // All of one moment, by the names that every version has.
-        let sql = "SELECT txid_snapshot_xmin(now), txid_snapshot_xmax(now) FROM txid_current_snapshot() AS now";
-        let mut running = Running { oldest: 0, next: 0 };
-        let take = |cells: Vec<Cell>| {
-            if let [oldest, next] = &cells[..] {
-                running.oldest = oldest.integer().unwrap_or_default();
-                running.next = next.integer().unwrap_or_default();
-            }
+    /// The transactions that may be writing rows, in PostgreSQL: each has this lock from before it takes its first number, and
+    /// gives it back when what it wrote can be seen.
+    pub(super) async fn writers(&self) -> Result<Writers, QueryError> {
+        let mut sql = Sql::new(
+            self.dialect(),
+            "SELECT DISTINCT virtualtransaction FROM pg_locks WHERE mode = 'RowExclusiveLock' AND granted \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = to_regclass(",
+        );
+        sql.text(self.beside()).push(")");
+        let mut writers = Writers::new();
+        let take = |mut cells: Vec<Cell>| {
+            writers.extend(cells.pop().and_then(Cell::into_text));
             Ok(())
         };
-        let sql = Sql::new(self.dialect(), sql);
-        self.database().each(sql, &[Kind::Integer, Kind::Integer], take).await?;
-        Ok(running)
+        self.database().each(sql, &[Kind::Text], take).await?;
+        Ok(writers)
     }
 
     /// The rows that have these keys, in their order; those that are gone are not among them.

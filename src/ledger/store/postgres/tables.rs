@@ -9,7 +9,7 @@ use crate::ledger::table::{Destination, EXECUTIONS, Kind, TableName};
 
 migrations!("../../../../migrations/postgres");
 
-/// Adds [`WRITTEN`] to a table of executions that has it not, in a moment: only its new index reads the table.
+/// Adds [`WRITTEN`] to a table of executions that has it not. Only its new index reads the table, which is locked meanwhile.
 const ADD_WRITTEN: &str = include_str!("../../../../migrations/postgres/0010_written.sql");
 
 /// In which order the rows of executions were written; the database says it. SQLite has the rowids.
