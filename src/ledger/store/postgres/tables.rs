@@ -28,19 +28,22 @@ impl PostgresStore {
         }
         for Migration { table, sql } in migrations(destinations) {
             if self.table_columns(table).await?.is_empty() {
-                let sql = fill_in(sql, &self.names, table);
-                let made = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
-                within(self.patience, made).await?;
+                self.apply(sql, table).await?;
             }
         }
         let executions = EXECUTIONS.beside.name;
         let columns = self.table_columns(executions).await?;
         if !columns.iter().any(|((name, ..), _)| name == WRITTEN.0) {
-            let sql = fill_in(ADD_WRITTEN, &self.names, executions);
-            let added = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
-            within(self.patience, added).await?;
+            self.apply(ADD_WRITTEN, executions).await?;
         }
         Ok(())
+    }
+
+    /// Carries out a migration of this table.
+    async fn apply(&mut self, sql: &str, table: TableName) -> Result<(), StoreError> {
+        let sql = fill_in(sql, &self.names, table);
+        let applied = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+        within(self.patience, applied).await.map(drop)
     }
 
     /// Each column as [`schema::compare_names`] takes it, with its type; nothing if there is no table.
