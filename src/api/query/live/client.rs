@@ -181,18 +181,8 @@ impl Client {
                 behind.after = behind.last;
                 break;
             };
-            let resume = |place: Place| match self.api.order() {
-                Order::Committed => place,
-                Order::Taken => place.min(done),
-            };
             let rows = keys.into_iter().filter(|key| key.is_row);
-            let next: Vec<Next> = rows
-                .map(|key| Next {
-                    resume: resume(key.place),
-                    id: key.id,
-                    place: key.place,
-                })
-                .collect();
+            let next: Vec<Next> = rows.map(|key| Next::of(self.api.order(), key, done)).collect();
             let Found { rows, left_out } = self.api.rows_of(&next).await?;
             let mut places = next.iter();
             behind.after = last;

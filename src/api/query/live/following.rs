@@ -65,6 +65,20 @@ pub(super) struct Next {
     pub(super) resume: Place,
 }
 
+impl Next {
+    /// `done` is the place up to which nothing more comes.
+    pub(super) fn of(order: Order, key: Key, done: Place) -> Next {
+        Next {
+            resume: match order {
+                Order::Committed => key.place,
+                Order::Taken => key.place.min(done),
+            },
+            id: key.id,
+            place: key.place,
+        }
+    }
+}
+
 /// Transactions that may have taken places and have not ended, at a moment. One is among them before it takes its first
 /// place, and no longer once everybody sees what it wrote.
 pub(super) type Writers = BTreeSet<String>;
@@ -245,15 +259,9 @@ impl Following {
                 writers: None,
             });
         }
-        let next = |key: Key| Next {
-            resume: match self.order {
-                Order::Committed => key.place,
-                Order::Taken => key.place.min(self.done),
-            },
-            id: key.id,
-            place: key.place,
-        };
-        self.waiting.extend(fresh.into_iter().map(next));
+        let (order, done) = (self.order, self.done);
+        self.waiting
+            .extend(fresh.into_iter().map(|key| Next::of(order, key, done)));
         let excess = self.waiting.len().saturating_sub(AT_ONCE);
         self.waiting.drain(..excess);
         left_out.rows += excess;

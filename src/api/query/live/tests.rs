@@ -105,6 +105,14 @@ impl Fixture {
         stream.until(|stream| stream.text.contains("retry:")).await;
         stream
     }
+
+    /// The stream for who sees everything, to which these rows, the first of all, came.
+    async fn stream_with(&self, rows: Range<usize>) -> Stream {
+        let mut stream = self.stream("all", "").await;
+        self.write(rows.clone()).await;
+        stream.until_rows(rows.len()).await;
+        stream
+    }
 }
 
 impl Drop for Fixture {
@@ -215,9 +223,7 @@ async fn of_more_rows_than_are_shown_at_once_the_newest_are_shown_and_the_others
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_was_away_gets_the_newest_rows_it_missed_and_is_told_when_there_were_more() {
     for fixture in Fixture::all().await {
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..1).await;
-        stream.until_rows(1).await;
+        let stream = fixture.stream_with(0..1).await;
         let last = stream.text.lines().find_map(|line| line.strip_prefix("id: ")).unwrap();
         let resume = format!("?lastEventId={last}");
         drop(stream);
@@ -238,9 +244,7 @@ async fn a_client_that_was_away_gets_the_newest_rows_it_missed_and_is_told_when_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_taken_away_and_written_again_by_the_same_id_comes_once() {
     for fixture in Fixture::all().await {
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..3).await;
-        stream.until_rows(3).await;
+        let mut stream = fixture.stream_with(0..3).await;
         execute(&fixture.url, fixture.insert(3..4, 10, 0)).await;
         stream.until_rows(4).await;
         // As an execution does that takes over the row of its runtime, and as rows are that are made anew.
@@ -273,9 +277,7 @@ async fn after_a_break_amid_the_rows_of_one_request_come_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_was_received_long_before_others_comes_when_it_is_written() {
     for fixture in Fixture::all().await {
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..1).await;
-        stream.until_rows(1).await;
+        let mut stream = fixture.stream_with(0..1).await;
         execute(&fixture.url, fixture.insert(1..2, -120, 0)).await;
         fixture.write(2..3).await;
         stream.until(|stream| stream.rows().contains(&2)).await;
@@ -287,9 +289,7 @@ async fn a_row_that_was_received_long_before_others_comes_when_it_is_written() {
 async fn rows_come_that_are_written_where_others_were_deleted() {
     for fixture in Fixture::all().await {
         fixture.write(0..5).await;
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(5..10).await;
-        stream.until_rows(5).await;
+        let mut stream = fixture.stream_with(5..10).await;
         // All in one transaction, so that nobody sees the places empty: as many, fewer, more.
         let mut written = 5..10;
         for (deleted, count) in [(0..10, 10), (12..20, 5), (17..25, 9)] {
@@ -311,9 +311,7 @@ async fn rows_that_are_committed_after_later_ones_come_late_and_after_a_break_no
         if fixture.api.dialect() == Dialect::Sqlite {
             continue;
         }
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..1).await;
-        stream.until_rows(1).await;
+        let mut stream = fixture.stream_with(0..1).await;
         let mut slow = sqlx::PgConnection::connect(&fixture.url).await.unwrap();
         let begun = sqlx::AssertSqlSafe(format!("BEGIN; {}", fixture.insert(1..3, 0, 0)));
         sqlx::raw_sql(begun).execute(&mut slow).await.unwrap();
@@ -321,7 +319,7 @@ async fn rows_that_are_committed_after_later_ones_come_late_and_after_a_break_no
         stream.until_rows(3).await;
         let mut resumed = fixture.stream("all", &stream.after(2)).await;
         resumed.until_rows(2).await;
-        // So many more looks, at none of which the transactions that have ended are all there are.
+        // Several looks, at each of which it still goes on.
         for row in 6..10 {
             fixture.write(row..row + 1).await;
             stream.until(|stream| stream.rows().contains(&row)).await;
@@ -407,14 +405,7 @@ impl QueryApi {
         assert_eq!(self.count_keys(after, last).await.unwrap(), 1_000);
         assert_eq!(self.keys_after(after, KEYS).await.unwrap().len(), 1_000);
         let keys = self.keys_between(after, last, ROWS).await.unwrap();
-        let next: Vec<Next> = keys
-            .into_iter()
-            .map(|key| Next {
-                id: key.id,
-                place: key.place,
-                resume: key.place,
-            })
-            .collect();
+        let next: Vec<Next> = keys.into_iter().map(|key| Next::of(self.order(), key, last)).collect();
         assert_eq!(self.rows_of(&next).await.unwrap().rows.len(), ROWS);
     }
 }
@@ -443,9 +434,7 @@ fn an_id_of_an_event_says_the_place_and_where_it_may_be_used_again_the_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_on_when_the_table_is_emptied_and_its_numbers_begin_anew() {
     for fixture in Fixture::all().await {
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..5).await;
-        stream.until_rows(5).await;
+        let mut stream = fixture.stream_with(0..5).await;
         execute(
             &fixture.url,
             match fixture.api.dialect() {
@@ -484,9 +473,7 @@ async fn who_comes_back_to_a_place_that_there_is_not_is_told_that_rows_may_be_mi
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_back_to_a_place_that_another_row_took_is_told_that_rows_may_be_missing() {
     for fixture in Fixture::all().await {
-        let mut stream = fixture.stream("all", "").await;
-        fixture.write(0..3).await;
-        stream.until_rows(3).await;
+        let stream = fixture.stream_with(0..3).await;
         let query = stream.after(2);
         drop(stream);
         execute(&fixture.url, fixture.delete(0..3)).await;
